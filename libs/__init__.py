@@ -1,0 +1,1 @@
+"""The shared floors of the house: contracts, bus, kit, log; hardware; inference."""

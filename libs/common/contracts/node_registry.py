@@ -1,0 +1,278 @@
+"""What is said about machines: what they have, whether they are alive, what runs on them."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from libs.common.contracts.base import Call, Identifier, Message, Moment, Topic
+
+Mib = Annotated[int, Field(ge=0)]
+Ratio = Annotated[float, Field(ge=0)]
+
+
+class Tier(StrEnum):
+    """What class of machine this is, from its best GPU. The order is from best to least."""
+
+    AI_FACTORY = "AI_FACTORY"
+    GPU_PEER = "GPU_PEER"
+    GPU_INFRA = "GPU_INFRA"
+    CPU_ONLY = "CPU_ONLY"
+
+
+class Platform(StrEnum):
+    CUDA = "CUDA"
+    ROCM = "ROCM"
+    METAL = "METAL"
+    CPU_ONLY = "CPU_ONLY"
+
+
+class NodeState(StrEnum):
+    ONLINE = "ONLINE"
+    SUSPECT = "SUSPECT"
+    OFFLINE = "OFFLINE"
+
+
+class Cpu(Message):
+    model: str | None = None
+    architecture: str | None = None
+    cores: int | None = Field(None, ge=0, description="physical cores")
+    threads: int | None = Field(None, ge=0, description="logical processors this machine, or its container, may use")
+    frequency_mhz: float | None = Field(None, ge=0)
+    flags: tuple[str, ...] = ()
+
+
+class Memory(Message):
+    total_mb: Mib | None = None
+    available_mb: Mib | None = None
+    swap_total_mb: Mib | None = None
+    swap_free_mb: Mib | None = None
+    limit_mb: Mib | None = Field(None, description="the cgroup's limit, where there is one")
+
+
+class Gpu(Message):
+    """One GPU. Known by `uuid`; `index` is only a display name. What cannot be known is null, never a guess."""
+
+    uuid: Identifier
+    index: int = Field(ge=0)
+    name: str
+    vendor: str
+    vram_total_mb: Mib | None = None
+    vram_used_mb: Mib | None = None
+    vram_free_mb: Mib | None = None
+    vram_reserved_mb: Mib | None = Field(None, description="kept by the driver, for nobody's use")
+    compute_capability: str | None = Field(None, examples=["9.0"])
+    pci_address: str | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    utilization_ratio: Ratio | None = None
+    unified_memory: bool = False
+    healthy: bool = True
+    problem: str | None = None
+
+
+class Disk(Message):
+    path: str
+    total_mb: Mib
+    free_mb: Mib
+
+
+class NetworkAddress(Message):
+    interface: str
+    address: str
+    speed_mbps: int | None = None
+
+
+class Problem(Message):
+    """Something that could not be read, and why. It cost one field, not the answer."""
+
+    source: str
+    message: str
+
+
+class Inventory(Message):
+    """What a machine has, measured."""
+
+    hostname: str
+    platform: Platform
+    operating_system: str
+    container: bool = False
+    cpu: Cpu = Cpu()
+    memory: Memory = Memory()
+    gpus: tuple[Gpu, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    network: tuple[NetworkAddress, ...] = ()
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+class TierVerdict(Message):
+    tier: Tier
+    reasons: tuple[str, ...]
+
+
+class NodeAnnounced(Message):
+    """Full capabilities of a node."""
+
+    node_id: Identifier
+    boot_id: Identifier
+    at: Moment
+    tier: Tier
+    tier_reasons: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    inventory: Inventory
+    heartbeat_seconds: float = Field(5.0, gt=0, le=3600)
+
+
+class GpuBeat(Message):
+    uuid: Identifier
+    vram_free_mb: Mib | None = None
+    utilization_ratio: Ratio | None = None
+    temperature_celsius: float | None = None
+    healthy: bool = True
+
+
+class NodeHeartbeat(Message):
+    """Alive, with what changes all the time. `sequence` starts at 1 with each boot id."""
+
+    node_id: Identifier
+    boot_id: Identifier
+    sequence: int = Field(ge=1)
+    at: Moment
+    load_ratio: Ratio | None = Field(None, description="one-minute load average over logical processors")
+    memory_available_mb: Mib | None = None
+    gpus: tuple[GpuBeat, ...] = ()
+
+
+class Discover(Message):
+    """Announce yourselves now."""
+
+    asked_by: str
+
+
+class EngineState(StrEnum):
+    STARTING = "STARTING"
+    READY = "READY"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+
+class Engine(Message):
+    """An inference engine on a machine, and what it serves."""
+
+    engine_id: Identifier
+    kind: str = Field(examples=["llama.cpp"])
+    model_name: str
+    test_model: bool = Field(False, description="random weights made on the spot: it answers nonsense")
+    state: EngineState
+    device: str = Field(examples=["cpu", "cuda"])
+    device_reason: str = Field("", description="why this device, and on a machine with a GPU why not the GPU")
+    url: str | None = None
+    slots: int = Field(0, ge=0, description="requests it serves at once")
+    context_tokens: int | None = Field(None, ge=0)
+    problem: str | None = None
+
+
+class NodeWorkload(Message):
+    """What runs on a node and how much more it would take."""
+
+    node_id: Identifier
+    boot_id: Identifier
+    at: Moment
+    slots: int = Field(ge=0)
+    free_slots: int = Field(ge=0)
+    work_types: tuple[str, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    running: tuple[str, ...] = Field((), description="attempt tokens")
+    draining: bool = False
+
+
+class NodeView(Message):
+    """A node as the registry believes it to be, and since when."""
+
+    node_id: Identifier
+    state: NodeState
+    state_reason: str = ""
+    tier: Tier
+    tier_reasons: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    inventory: Inventory
+    boot_id: Identifier
+    announced_at: Moment
+    last_heartbeat_seconds_ago: float | None = None
+    load_ratio: float | None = None
+    memory_available_mb: Mib | None = None
+    gpus: tuple[GpuBeat, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    slots: int = 0
+    free_slots: int = 0
+
+
+class NodeQuery(Message):
+    """Which nodes match. Every field that is given must hold."""
+
+    requires_gpu: bool | None = None
+    tier: Annotated[str, Field(max_length=32)] | None = Field(None, description="exactly this tier")
+    min_tier: Annotated[str, Field(max_length=32)] | None = Field(None, description="this tier or better")
+    online_only: bool = False
+    node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000)
+    model_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="loaded there, ready")
+    min_ram_mb: Mib | None = None
+    min_vram_mb_per_gpu: Mib | None = None
+    limit: int = Field(100, ge=1, le=1000)
+
+
+class NodesFound(Message):
+    nodes: tuple[NodeView, ...]
+    total: int = Field(description="how many match, also beyond the limit")
+
+
+class NodeStatus(Message):
+    """A node's state changed, and why."""
+
+    node_id: Identifier
+    state: NodeState
+    previous: NodeState | None
+    reason: str
+    at: Moment
+
+
+ANNOUNCE = Topic(
+    subject="compute.nodes.announce.v1",
+    message=NodeAnnounced,
+    owner="resource_detector",
+    summary="Full capabilities of a node: at start, on change, every minute and when asked.",
+)
+HEARTBEAT = Topic(
+    subject="compute.nodes.heartbeat.v1",
+    message=NodeHeartbeat,
+    owner="resource_detector",
+    summary="A node is alive: load, free memory, sequence number.",
+)
+WORKLOAD = Topic(
+    subject="compute.nodes.workload.v1",
+    message=NodeWorkload,
+    owner="node_agent",
+    summary="Engines, loaded models, free slots and running attempts of a node.",
+)
+DISCOVER = Topic(
+    subject="compute.nodes.discover.v1",
+    message=Discover,
+    owner="node_registry",
+    summary="Asks detectors and agents to announce themselves now.",
+)
+STATUS = Topic(
+    subject="compute.nodes.status.v1",
+    message=NodeStatus,
+    owner="node_registry",
+    summary="A node's state changed, and why.",
+)
+QUERY = Call(
+    subject="compute.nodes.query.v1",
+    request=NodeQuery,
+    reply=NodesFound,
+    owner="node_registry",
+    summary="Which nodes match.",
+)

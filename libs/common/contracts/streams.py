@@ -1,0 +1,64 @@
+"""The JetStream streams and buckets of the mesh, as data. Whoever starts first creates them.
+
+Subjects are listed exactly, never with `compute.>`: a stream that covers a request subject would answer the request
+with its own receipt before the service does.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """A stream: what it keeps, how much of it, and what happens when it is full.
+
+    `discard="new"` refuses what would not fit, so that nothing that was accepted is ever pushed out.
+    `duplicate_window_seconds` is how long the server remembers a message id.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    max_bytes: int
+    summary: str
+    discard: Literal["new", "old"] = "new"
+    duplicate_window_seconds: int = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """A set of keys with one value each (a JetStream KV bucket). One writer per key; `ttl` lets a key expire."""
+
+    name: str
+    summary: str
+    max_bytes: int = 64 * MIB
+
+
+WORK_IN = Stream(
+    name="WORK_IN",
+    subjects=("compute.work.submit.v1", "compute.work.submitted.v1"),
+    max_bytes=1024 * MIB,
+    summary="Work as it was submitted, by strangers and by our own REST door.",
+)
+WORK_OUT = Stream(
+    name="WORK_OUT",
+    subjects=("compute.work.completed.v1", "compute.work.failed.v1"),
+    max_bytes=1024 * MIB,
+    summary="How attempts ended, as their workers tell it.",
+)
+WORK_LOG = Stream(
+    name="WORK_LOG",
+    subjects=("compute.work.log.v1", "compute.work.epoch.v1"),
+    max_bytes=1024 * MIB,
+    summary="What work marshaling decided. Written by its leader only; replay rebuilds its memory.",
+)
+DEAD_LETTERS = Stream(
+    name="DEAD_LETTERS",
+    subjects=("compute.dead_letters.v1",),
+    max_bytes=256 * MIB,
+    discard="old",
+    summary="Durable messages that could not be used, with the reason.",
+)
+
+STREAMS = (WORK_IN, WORK_OUT, WORK_LOG, DEAD_LETTERS)

@@ -1,0 +1,290 @@
+"""What is said about work: submitted, decided, assigned, ended.
+
+How these messages together never lose and never double an item: `docs/work-protocol.md`.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from libs.common.contracts.base import Call, Identifier, Json, JsonObject, Message, Moment, Topic
+from libs.common.contracts.node_registry import Mib
+
+RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
+SERVER_PREFIX = "srv-"
+EXTERNAL = "external"
+
+WorkType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+WorkId = Annotated[
+    str, StringConstraints(pattern=r"^(?!srv-)(?!(dead|by-sequence|submit|submit-batch)$)[A-Za-z0-9_.:-]{1,128}$")
+]
+"""A submitter's own id: letters, digits, `_.:-`; not a reserved word, not starting with `srv-`."""
+
+
+class WorkStatus(StrEnum):
+    PENDING = "pending"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+
+class Requirements(Message):
+    """What a node must have to run an item. The words are those of the node query."""
+
+    node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000, description="only these nodes")
+    prefer_node_ids: tuple[Identifier, ...] = Field((), max_length=1000)
+    avoid_node_ids: tuple[Identifier, ...] = Field((), max_length=1000)
+    requires_gpu: bool | None = None
+    min_vram_mb_per_gpu: Mib | None = None
+    ram_mb: Mib | None = None
+    labels: dict[str, str] = {}
+
+
+class WorkItem(Message):
+    """Work to be done, as its submitter wrote it.
+
+    `work_id` is the idempotency key: the same id with the same content is the same item. Without one the server
+    makes it. `timeout_seconds` is per attempt, `deadline` for the whole item.
+    """
+
+    work_id: WorkId | None = None
+    work_type: WorkType
+    model_name: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    priority: int = Field(5, ge=0, le=9, description="0 is the highest")
+    payload: JsonObject = {}
+    requirements: Requirements = Requirements()
+    timeout_seconds: float = Field(300.0, gt=0, le=7 * 86400)
+    deadline: Moment | None = None
+    max_attempts: int | None = Field(None, ge=1, le=100)
+    retry_delay_seconds: float | None = Field(None, ge=0, le=86400)
+    not_before: Moment | None = None
+    labels: dict[str, str] = Field({}, max_length=64)
+    submitter: Annotated[str, StringConstraints(max_length=128)] | None = None
+
+
+class WorkBatch(Message):
+    """Items that our REST door accepted together, with the ids it gave the caller."""
+
+    items: tuple[WorkItem, ...] = Field(max_length=10_000)
+
+
+class WorkError(Message):
+    """Why an attempt failed. Whether another attempt may succeed is the worker's to say."""
+
+    code: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    message: Annotated[str, StringConstraints(max_length=4096)]
+    retryable: bool = True
+
+
+class Assignment(Message):
+    """One attempt at one item, given to one node."""
+
+    work_id: str
+    attempt: int = Field(ge=1)
+    attempt_token: str | None
+    node_id: Identifier
+    work_type: WorkType
+    model_name: str | None = None
+    priority: int = 5
+    timeout_seconds: float
+    lease_seconds: float
+    deadline: Moment | None = None
+    labels: dict[str, str] = {}
+    payload: JsonObject | None = Field(None, description="absent in the copy for observers")
+    payload_bytes: int = 0
+
+
+class Assignments(Message):
+    """Attempts for this node. It journals them, then answers."""
+
+    epoch: int
+    assignments: tuple[Assignment, ...] = Field(max_length=1000)
+
+
+class AssignmentAnswer(Message):
+    attempt_token: str
+    accepted: bool
+    reason: str = ""
+
+
+class AssignmentAnswers(Message):
+    boot_id: Identifier
+    answers: tuple[AssignmentAnswer, ...]
+
+
+class WorkCompleted(Message):
+    """An attempt succeeded. Outside workers that were given an item through `external` may leave the token out."""
+
+    work_id: str = Field(min_length=1, max_length=128)
+    attempt_token: str | None = None
+    node_id: Identifier | None = None
+    result: Json = None
+    started_at: Moment | None = None
+    ended_at: Moment | None = None
+
+
+class WorkFailed(Message):
+    """An attempt failed."""
+
+    work_id: str = Field(min_length=1, max_length=128)
+    attempt_token: str | None = None
+    node_id: Identifier | None = None
+    error: WorkError
+    started_at: Moment | None = None
+    ended_at: Moment | None = None
+
+
+class AttemptProgress(Message):
+    attempt_token: str
+    work_id: str
+    fraction: float | None = Field(None, ge=0, le=1)
+    text: str | None = Field(None, description="partial output since the last message")
+
+
+class WorkProgress(Message):
+    """The attempts a node is working on. Each one named here has its lease renewed."""
+
+    node_id: Identifier
+    boot_id: Identifier
+    at: Moment
+    attempts: tuple[AttemptProgress, ...]
+
+
+class StopAttempts(Message):
+    attempt_tokens: tuple[str, ...]
+    reason: str
+
+
+class AttemptsStopped(Message):
+    stopped: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+class AttemptView(Message):
+    attempt: int
+    attempt_token: str
+    node_id: str
+    assigned_at: Moment
+    started_at: Moment | None = None
+    ended_at: Moment | None = None
+    outcome: Literal["completed", "failed", "expired", "cancelled"] | None = None
+    error: WorkError | None = None
+
+
+class WorkView(Message):
+    """An item as work marshaling knows it."""
+
+    work_id: str
+    status: WorkStatus
+    work_type: str
+    model_name: str | None = None
+    priority: int
+    submitter: str | None = None
+    labels: dict[str, str] = {}
+    submitted_at: Moment
+    ended_at: Moment | None = None
+    sequence: int = Field(description="where the item stands in the stream WORK_IN")
+    attempts: tuple[AttemptView, ...] = ()
+    max_attempts: int
+    retry_at: Moment | None = None
+    error: WorkError | None = None
+    result: Json = None
+
+
+class WorkAccepted(Message):
+    """The receipt: from here on the item is not lost and counts once."""
+
+    work_id: str
+    sequence: int
+    status: WorkStatus = WorkStatus.PENDING
+    duplicate: bool = False
+
+
+class WorkLookup(Message):
+    """Which item: by its id, or by the sequence that the durable receipt told. One of the two."""
+
+    work_id: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    sequence: int | None = Field(None, ge=1)
+
+
+class CancelWork(Message):
+    work_id: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    reason: Annotated[str, StringConstraints(max_length=512)] = ""
+
+
+SUBMIT = Topic(
+    subject="compute.work.submit.v1",
+    message=WorkItem,
+    owner="anyone",
+    summary="A work item. A request on it is answered by the stream's receipt, whose sequence leads to the item.",
+    stream="WORK_IN",
+)
+SUBMITTED = Topic(
+    subject="compute.work.submitted.v1",
+    message=WorkBatch,
+    owner="work_marshaling",
+    summary="Items accepted by the REST door, several to a message.",
+    stream="WORK_IN",
+)
+ASSIGN = Call(
+    subject="compute.work.assigned.v1",
+    request=Assignments,
+    reply=AssignmentAnswers,
+    owner="node_agent",
+    summary="Attempts for one node, which journals them before it answers.",
+    per_node=True,
+)
+ASSIGNED = Topic(
+    subject="compute.work.assigned.v1",
+    message=Assignment,
+    owner="work_marshaling",
+    summary="One copy of every assignment, for observers; with its payload and for outside workers when `node_id` is "
+    "`external`.",
+)
+STOP = Call(
+    subject="compute.work.stop.v1",
+    request=StopAttempts,
+    reply=AttemptsStopped,
+    owner="node_agent",
+    summary="Stop attempts: cancelled, fenced or timed out.",
+    per_node=True,
+)
+COMPLETED = Topic(
+    subject="compute.work.completed.v1",
+    message=WorkCompleted,
+    owner="node_agent and outside workers",
+    summary="An attempt succeeded; carries the result.",
+    stream="WORK_OUT",
+)
+FAILED = Topic(
+    subject="compute.work.failed.v1",
+    message=WorkFailed,
+    owner="node_agent and outside workers",
+    summary="An attempt failed; says whether another may succeed.",
+    stream="WORK_OUT",
+)
+PROGRESS = Topic(
+    subject="compute.work.progress.v1",
+    message=WorkProgress,
+    owner="node_agent",
+    summary="Renews the leases of the attempts it names; progress and partial output.",
+)
+CANCEL = Call(
+    subject="compute.work.cancel.v1",
+    request=CancelWork,
+    reply=WorkView,
+    owner="work_marshaling",
+    summary="Cancel an item in any state; an ended one is answered with `conflict`.",
+)
+WORK_STATUS = Call(
+    subject="compute.work.status.v1",
+    request=WorkLookup,
+    reply=WorkView,
+    owner="work_marshaling",
+    summary="An item by its id or its sequence.",
+)

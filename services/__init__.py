@@ -1,0 +1,1 @@
+"""The seven services. They never import one another: they speak over NATS."""
