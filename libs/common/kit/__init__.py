@@ -1,0 +1,1 @@
+"""What brings a service to life: settings, logs, metrics, HTTP, loops, orderly shutdown."""

@@ -1,0 +1,55 @@
+"""A service is a value: two doors, some loops, some checks. `runner.py` brings it to life."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+
+from libs.common.bus.bus import Bus
+from libs.common.clock import Clock
+from libs.common.contracts.streams import Bucket, Stream
+
+Loop = Callable[[], Coroutine[None, None, None]]
+"""Runs until cancelled. If it returns or raises, the process ends: there are no half-dead services."""
+
+Check = Callable[[], Awaitable[str | None]]
+"""None when all is well, else the reason why the service is not ready."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Platform:
+    """What the kit hands a service to stand on.
+
+    `node_id` names this machine; everything kept on it is under `data_dir`. `metrics` is the service's own registry.
+    """
+
+    bus: Bus
+    clock: Clock
+    metrics: CollectorRegistry
+    node_id: str
+    boot_id: str
+    data_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """What a service consists of.
+
+    Brought up in the order of the fields below and taken down in the reverse: streams are declared, `lifespan` is
+    entered, `subscriptions` opens the NATS door, `loops` start, the HTTP door opens on `port`.
+    """
+
+    port: int
+    streams: Sequence[Stream] = ()
+    buckets: Sequence[Bucket] = ()
+    lifespan: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    subscriptions: Callable[[], Awaitable[None]]
+    loops: Sequence[Loop] = ()
+    router: APIRouter
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+
+Build = Callable[[Platform], Service]
