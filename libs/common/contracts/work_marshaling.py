@@ -6,7 +6,7 @@ How these messages together never lose and never double an item: `docs/work-prot
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from libs.common.contracts.base import Call, Identifier, Json, JsonObject, Message, Moment, Topic
 from libs.common.contracts.node_registry import Mib
@@ -16,9 +16,17 @@ SERVER_PREFIX = "srv-"
 EXTERNAL = "external"
 
 WorkType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-WorkId = Annotated[
-    str, StringConstraints(pattern=r"^(?!srv-)(?!(dead|by-sequence|submit|submit-batch)$)[A-Za-z0-9_.:-]{1,128}$")
-]
+
+
+def _own_id(work_id: str) -> str:
+    if work_id.startswith(SERVER_PREFIX):
+        raise ValueError(f"starts with {SERVER_PREFIX}, which is kept for ids made by the server")
+    if work_id in RESERVED_WORK_IDS:
+        raise ValueError("is a word of our own routes")
+    return work_id
+
+
+WorkId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,128}$"), AfterValidator(_own_id)]
 """A submitter's own id: letters, digits, `_.:-`; not a reserved word, not starting with `srv-`."""
 
 
