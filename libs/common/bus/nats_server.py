@@ -11,11 +11,13 @@ import json
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from string import Template
+from typing import IO
 
 import psutil
 import structlog
@@ -81,6 +83,23 @@ class _Answer:
     jetstream: bool
 
 
+class _Children:
+    """The servers we started ourselves: whoever starts a process must also take leave of it."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, command: Sequence[str], out: IO[bytes]) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C must reach us, not the server, or it would be gone before we have drained.
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        self._started.append(process)
+        return process
+
+    def bury(self) -> None:
+        """Take leave of those that have ended."""
+        self._started = [process for process in self._started if process.poll() is None]
+
+
 @contextlib.asynccontextmanager
 async def nats_server(options: ServerOptions) -> AsyncIterator[RunningServer]:
     """A working nats-server for as long as the context lasts.
@@ -88,17 +107,18 @@ async def nats_server(options: ServerOptions) -> AsyncIterator[RunningServer]:
     Raises `WrongSetting` when the port is taken by something else, or by a server that is too old or has no JetStream.
     """
     options.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    server = await _adopt(options) or await _start(options)
+    children = _Children()
+    server = await _adopt(options) or await _start(options, children)
     if server.adopted:
         log.info("nats_server_adopted", url=server.url, ours=server.ours, version=server.version)
-    guard = asyncio.create_task(_keep_alive(server, options), name="nats-server") if server.ours else None
+    guard = asyncio.create_task(_keep_alive(server, options, children), name="nats-server") if server.ours else None
     try:
         yield server
     finally:
         if guard is not None:
             guard.cancel()
             await asyncio.gather(guard, return_exceptions=True)
-            await _stop(options)
+            await _stop(options, children)
 
 
 async def _adopt(options: ServerOptions) -> RunningServer | None:
@@ -151,7 +171,7 @@ async def _ask(port: int) -> _Answer | None:
         writer.close()
 
 
-async def _start(options: ServerOptions) -> RunningServer:
+async def _start(options: ServerOptions, children: _Children) -> RunningServer:
     configuration = options.directory / "nats.conf"
     configuration.write_text(
         _CONFIGURATION.substitute(
@@ -163,28 +183,24 @@ async def _start(options: ServerOptions) -> RunningServer:
         )
     )
     with (options.directory / "nats.out").open("wb") as out:
-        # A session of its own: Ctrl-C must reach us, not the server, or it would be gone before we have drained.
-        process = await asyncio.create_subprocess_exec(
-            server_binary(), "-c", str(configuration), stdout=out, stderr=out, start_new_session=True
-        )
+        process = children.start([server_binary(), "-c", str(configuration)], out)
     try:
         port, answer = await _until_ready(process, options)
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        process.kill()
+        process.wait()
         raise
     _write_state(options, process.pid)
     log.info("nats_server_started", port=port, pid=process.pid, version=answer.version)
     return RunningServer(url=f"nats://{HOST}:{port}", pid=process.pid, version=answer.version, adopted=False, ours=True)
 
 
-async def _until_ready(process: asyncio.subprocess.Process, options: ServerOptions) -> tuple[int, _Answer]:
+async def _until_ready(process: subprocess.Popen[bytes], options: ServerOptions) -> tuple[int, _Answer]:
     ports_file = options.directory / f"nats-server_{process.pid}.ports"
     try:
         async with asyncio.timeout(START_SECONDS):
             while True:
-                if process.returncode is not None:
+                if process.poll() is not None:
                     raise Unavailable(f"nats-server ended at once: {_last_words(options)}")
                 with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
                     port = int(json.loads(ports_file.read_text())["nats"][0].rsplit(":", 1)[1])
@@ -198,36 +214,38 @@ async def _until_ready(process: asyncio.subprocess.Process, options: ServerOptio
         ports_file.unlink(missing_ok=True)
 
 
-async def _keep_alive(server: RunningServer, options: ServerOptions) -> None:
+async def _keep_alive(server: RunningServer, options: ServerOptions, children: _Children) -> None:
     """Start the server again, on the same port, whenever it has ended without being asked to."""
     fixed = ServerOptions(
         directory=options.directory, port=int(server.url.rsplit(":", 1)[1]), sync_interval=options.sync_interval
     )
     while True:
         await asyncio.sleep(0.2)
+        children.bury()
         if _running_pid(options) is None:
             log.error("nats_server_ended", reason=_last_words(options))
             try:
-                await _start(fixed)
+                await _start(fixed, children)
             except Unavailable as error:
                 log.error("nats_server_start_failed", reason=error.message)
                 await asyncio.sleep(1)
 
 
-async def _stop(options: ServerOptions) -> None:
+async def _stop(options: ServerOptions, children: _Children) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         pid = _running_pid(options)
         if pid is None:
             break
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(pid).send_signal(number)
-        if not await _gone(options):
+        if not await _gone(options, children):
             log.error("nats_server_does_not_stop", pid=pid, signal=number.name)
     _state_file(options).unlink(missing_ok=True)
 
 
-async def _gone(options: ServerOptions) -> bool:
+async def _gone(options: ServerOptions, children: _Children) -> bool:
     for _ in range(int(STOP_SECONDS / 0.02)):
+        children.bury()
         if _running_pid(options) is None:
             return True
         await asyncio.sleep(0.02)
