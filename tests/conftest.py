@@ -1,5 +1,6 @@
-"""What every test may ask for."""
+"""What every test may ask for, and the rule about skipping."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +20,20 @@ def shared_nats() -> Iterator[NatsProcess]:
     """One nats-server for tests that neither stop it nor mind what others left in it."""
     with nats_process() as server:
         yield server
+
+
+_skipped: list[str] = []
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    if outcome.get_result().skipped and item.get_closest_marker("gpu") is None:
+        _skipped.append(item.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a test that does not run is a failure, unless it needs a GPU."""
+    if os.environ.get("CI") and _skipped and session.exitstatus == pytest.ExitCode.OK:
+        print("\nSkipped in CI without being marked `gpu`:", *_skipped, sep="\n  ")  # noqa: T201
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

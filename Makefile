@@ -1,0 +1,51 @@
+# The verbs of this repository. `make up` and `make test` need nothing but: git make python3-venv libgomp1
+.DEFAULT_GOAL := help
+.PHONY: help up demo down reset test check lint types docs docs-check benchmarks
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: .venv/ready ## start NATS and all services, run the main job, stay until Ctrl-C (BACKGROUND=1: return; MODEL=file.gguf)
+	@exec $(BIN)/python -m services.up $(if $(BACKGROUND),--background)
+
+demo: .venv/ready ## the same, but stop after the main job; exits 0 when every item ended as it should
+	@exec $(BIN)/python -m services.up --demo
+
+down: .venv/ready ## stop the mesh that runs in the background
+	@exec $(BIN)/python -m services.up --down
+
+reset: .venv/ready ## stop it and forget everything it has kept
+	@$(BIN)/python -m services.up --down --reset
+
+test: .venv/ready-dev ## unit, contract, integration and end-to-end tests, against a real nats-server
+	$(BIN)/python -m pytest
+
+check: lint types docs-check ## ruff, mypy --strict, generated documents up to date (import rules are tests)
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready-dev
+	$(BIN)/mypy
+
+docs: .venv/ready-dev ## write the generated documents anew
+	$(BIN)/python -m docs.generate
+
+docs-check: .venv/ready-dev
+	$(BIN)/python -m docs.generate --check
+
+benchmarks: .venv/ready-dev ## measure: bus, start, idle (each also runs alone: python -m benchmarks.NAME)
+	$(BIN)/python -m benchmarks.bus
+	$(BIN)/python -m benchmarks.idle
+
+.venv/ready: pyproject.toml constraints.txt tools/environment.sh
+	@PYTHON="$(PYTHON)" sh tools/environment.sh engine
+	@touch $@
+
+.venv/ready-dev: pyproject.toml constraints.txt tools/environment.sh
+	@PYTHON="$(PYTHON)" sh tools/environment.sh engine,tracing,dev
+	@touch .venv/ready $@
