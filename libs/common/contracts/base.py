@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, JsonValue, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63 - 1
@@ -70,13 +70,15 @@ def node_token(node_id: str) -> str:
 class Topic(Generic[M]):
     """A fact told to whoever listens.
 
-    `owner` is the service that tells or defines it. A topic with a `stream` is kept: it is published durably.
+    `owner` is the service that tells or defines it, `heard_by` says who listens. A topic with a `stream` is kept: it
+    is published durably.
     """
 
     subject: str
     message: type[M]
     owner: str
     summary: str
+    heard_by: str = "anyone"
     stream: str | None = None
 
 
@@ -89,6 +91,7 @@ class Call(Generic[Q, A]):
     reply: type[A]
     owner: str
     summary: str
+    asked_by: str = "anyone"
     per_node: bool = False
 
     def at(self, node_id: str | None) -> str:
@@ -116,7 +119,7 @@ class ErrorReply(Message):
 
 
 class DeadLetter(Message):
-    """A durable message that could not be used, with its reason. The payload is base64."""
+    """A durable message that could not be used, with its reason. The payload is base64, of a long one its beginning."""
 
     subject: str
     reason_code: str
@@ -127,6 +130,7 @@ class DeadLetter(Message):
     sequence: int | None = None
     headers: dict[str, str] = {}
     payload: str
+    payload_bytes: int | None = Field(None, description="of the whole payload")
 
 
 DEAD_LETTER = Topic(

@@ -243,24 +243,28 @@ ANNOUNCE = Topic(
     subject="compute.nodes.announce.v1",
     message=NodeAnnounced,
     owner="resource_detector",
+    heard_by="node_registry",
     summary="Full capabilities of a node: at start, on change, every minute and when asked.",
 )
 HEARTBEAT = Topic(
     subject="compute.nodes.heartbeat.v1",
     message=NodeHeartbeat,
     owner="resource_detector",
+    heard_by="node_registry",
     summary="A node is alive: load, free memory, sequence number.",
 )
 WORKLOAD = Topic(
     subject="compute.nodes.workload.v1",
     message=NodeWorkload,
     owner="node_agent",
+    heard_by="node_registry, work_marshaling, vllm_orchestrator",
     summary="Engines, loaded models, free slots and running attempts of a node.",
 )
 DISCOVER = Topic(
     subject="compute.nodes.discover.v1",
     message=Discover,
     owner="node_registry",
+    heard_by="resource_detector, node_agent",
     summary="Asks detectors and agents to announce themselves now.",
 )
 STATUS = Topic(

@@ -229,6 +229,7 @@ SUBMIT = Topic(
     subject="compute.work.submit.v1",
     message=WorkItem,
     owner="anyone",
+    heard_by="work_marshaling",
     summary="A work item. A request on it is answered by the stream's receipt, whose sequence leads to the item.",
     stream="WORK_IN",
 )
@@ -236,6 +237,7 @@ SUBMITTED = Topic(
     subject="compute.work.submitted.v1",
     message=WorkBatch,
     owner="work_marshaling",
+    heard_by="work_marshaling",
     summary="Items accepted by the REST door, several to a message.",
     stream="WORK_IN",
 )
@@ -244,6 +246,7 @@ ASSIGN = Call(
     request=Assignments,
     reply=AssignmentAnswers,
     owner="node_agent",
+    asked_by="work_marshaling",
     summary="Attempts for one node, which journals them before it answers.",
     per_node=True,
 )
@@ -251,6 +254,7 @@ ASSIGNED = Topic(
     subject="compute.work.assigned.v1",
     message=Assignment,
     owner="work_marshaling",
+    heard_by="observers and outside workers",
     summary="One copy of every assignment, for observers; with its payload and for outside workers when `node_id` is "
     "`external`.",
 )
@@ -259,6 +263,7 @@ STOP = Call(
     request=StopAttempts,
     reply=AttemptsStopped,
     owner="node_agent",
+    asked_by="work_marshaling",
     summary="Stop attempts: cancelled, fenced or timed out.",
     per_node=True,
 )
@@ -266,6 +271,7 @@ COMPLETED = Topic(
     subject="compute.work.completed.v1",
     message=WorkCompleted,
     owner="node_agent and outside workers",
+    heard_by="work_marshaling",
     summary="An attempt succeeded; carries the result.",
     stream="WORK_OUT",
 )
@@ -273,6 +279,7 @@ FAILED = Topic(
     subject="compute.work.failed.v1",
     message=WorkFailed,
     owner="node_agent and outside workers",
+    heard_by="work_marshaling",
     summary="An attempt failed; says whether another may succeed.",
     stream="WORK_OUT",
 )
@@ -280,6 +287,7 @@ PROGRESS = Topic(
     subject="compute.work.progress.v1",
     message=WorkProgress,
     owner="node_agent",
+    heard_by="work_marshaling",
     summary="Renews the leases of the attempts it names; progress and partial output.",
 )
 CANCEL = Call(
