@@ -1,14 +1,22 @@
-"""The seven services and how each is built: the one list of them."""
+"""The seven services: how each is built, and where its HTTP door is. The one list of them."""
 
 from collections.abc import Mapping
 
 from libs.common.kit.service import Build
+from libs.common.kit.settings import load
+from services.benchmark_runner import settings as benchmark_runner_settings
 from services.benchmark_runner import wiring as benchmark_runner
+from services.gpu_orchestrator import settings as gpu_orchestrator_settings
 from services.gpu_orchestrator import wiring as gpu_orchestrator
+from services.node_agent import settings as node_agent_settings
 from services.node_agent import wiring as node_agent
+from services.node_registry import settings as node_registry_settings
 from services.node_registry import wiring as node_registry
+from services.resource_detector import settings as resource_detector_settings
 from services.resource_detector import wiring as resource_detector
+from services.vllm_orchestrator import settings as vllm_orchestrator_settings
 from services.vllm_orchestrator import wiring as vllm_orchestrator
+from services.work_marshaling import settings as work_marshaling_settings
 from services.work_marshaling import wiring as work_marshaling
 
 SUITE: Mapping[str, Build] = {
@@ -20,3 +28,18 @@ SUITE: Mapping[str, Build] = {
     "benchmark_runner": benchmark_runner.build,
     "node_agent": node_agent.build,
 }
+
+_SETTINGS = {
+    "node_registry": node_registry_settings.Settings,
+    "resource_detector": resource_detector_settings.Settings,
+    "vllm_orchestrator": vllm_orchestrator_settings.Settings,
+    "work_marshaling": work_marshaling_settings.Settings,
+    "gpu_orchestrator": gpu_orchestrator_settings.Settings,
+    "benchmark_runner": benchmark_runner_settings.Settings,
+    "node_agent": node_agent_settings.Settings,
+}
+
+
+def addresses(host: str) -> Mapping[str, str]:
+    """Where each service's HTTP door is, by its settings. Raises `WrongSetting`."""
+    return {name: f"http://{host}:{load(settings).port}" for name, settings in _SETTINGS.items()}

@@ -1,0 +1,192 @@
+"""`make up`: NATS, all seven services and the main job, in one process, until Ctrl-C.
+
+`--demo` ends after the main job, with exit code 0 when everything came out right. `--background` returns when the mesh
+is up; `--down` ends that mesh; `--reset` forgets all it kept.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from libs.common.bus.bus import Bus
+from libs.common.bus.observer import SilentObserver
+from libs.common.bus.transport_nats import connect
+from libs.common.clock import SystemClock
+from libs.common.errors import MeshError, WrongSetting
+from libs.common.kit import identity, logs, runner
+from libs.common.kit.settings import PlatformSettings, load
+from services.main_job import Mesh, main_job
+from services.suite import SUITE, addresses
+
+UP = "The mesh is up."
+STOP_SECONDS = 40.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0 all well, 1 something failed, 2 a setting is wrong."""
+    options = _parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        settings = load(PlatformSettings)
+        settings.mesh_data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if options.down:
+            return _down(settings.mesh_data_dir, console, reset=options.reset)
+        if options.background:
+            return _background(settings.mesh_data_dir, console)
+        with _only_one(settings.mesh_data_dir):
+            return asyncio.run(_up(settings, console, demo=options.demo))
+    except WrongSetting as error:
+        console.print(error.message, style="red", markup=False, highlight=False)
+        return 2
+    except MeshError as error:
+        console.print(error.message, style="red", markup=False, highlight=False)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m services.up", description=__doc__)
+    parser.add_argument("--demo", action="store_true", help="stop after the main job; the exit code says how it went")
+    parser.add_argument("--background", action="store_true", help="return when the mesh is up and leave it running")
+    parser.add_argument("--down", action="store_true", help="stop the mesh that runs in the background")
+    parser.add_argument("--reset", action="store_true", help="with --down: delete everything the mesh has kept")
+    return parser
+
+
+async def _up(settings: PlatformSettings, console: Console, *, demo: bool) -> int:
+    started = time.monotonic()
+    stop, ready, good = asyncio.Event(), asyncio.Event(), False
+    logs.configure(settings.log_format, settings.log_level, file=settings.mesh_data_dir / "mesh.log")
+    console.print(f"Starting NATS and {len(SUITE)} services; their log is {settings.mesh_data_dir / 'mesh.log'} …")
+
+    async def show(nats_url: str) -> None:
+        nonlocal good
+        await ready.wait()
+        console.print(f"{len(SUITE)} services are ready after {time.monotonic() - started:.1f} s.", highlight=False)
+        good = await _self_check(settings, nats_url, console)
+        if demo:
+            stop.set()
+            return
+        console.print(_where(settings), highlight=False)
+        console.print(f"{UP} Ctrl-C stops it.", highlight=False)
+
+    with runner.stopping_on_signals(stop):
+        await runner.run(SUITE, settings, stop=stop, ready=ready, alongside=show)
+    console.print("Stopped.")
+    return 0 if good or not demo else 1
+
+
+async def _self_check(settings: PlatformSettings, nats_url: str, console: Console) -> bool:
+    clock = SystemClock()
+    token = settings.api_token.get_secret_value() if settings.api_token else None
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with (
+        connect(nats_url, name="main_job", credentials=settings.nats_credentials) as transport,
+        httpx.AsyncClient(headers=headers, timeout=30) as http,
+    ):
+        mesh = Mesh(
+            http=http,
+            bus=Bus(transport, name="main_job", observer=SilentObserver(), clock=clock),
+            clock=clock,
+            node_id=identity.node_id(settings),
+            urls=addresses(settings.http_host),
+        )
+        return (await main_job(mesh, console)).good
+
+
+def _where(settings: PlatformSettings) -> str:
+    lines = [f"  {name:<18} {url}/docs" for name, url in addresses(settings.http_host).items()]
+    return "\n".join(["", "Each service has its API at /docs, and /readyz and /metrics beside it:", *lines, ""])
+
+
+def _background(data_dir: Path, console: Console) -> int:
+    """Start ourselves again in a session of our own, and repeat what that one says until it is up."""
+    _refuse_second(data_dir)
+    said = data_dir / "up.out"
+    with said.open("wb") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "services.up"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    with said.open() as lines:
+        while True:
+            line = lines.readline()
+            if line.startswith(UP):
+                console.print(f"{UP} It runs in the background as process {child.pid}; `make down` stops it.")
+                return 0
+            if line:
+                console.print(line.rstrip("\n"), markup=False, highlight=False)
+            elif child.poll() is not None:
+                return child.returncode or 1
+            else:
+                time.sleep(0.05)
+
+
+def _down(data_dir: Path, console: Console, *, reset: bool) -> int:
+    pid = _running(data_dir)
+    if pid is None:
+        console.print("No mesh is running here.")
+    else:
+        os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + STOP_SECONDS
+        while _running(data_dir) is not None:
+            if time.monotonic() > until:
+                console.print(f"Process {pid} did not stop in {STOP_SECONDS:.0f} s; its log says why.", style="red")
+                return 1
+            time.sleep(0.05)
+        console.print("Stopped.")
+    if reset:
+        shutil.rmtree(data_dir)
+        console.print(f"Everything under {data_dir} is forgotten.")
+    return 0
+
+
+def _refuse_second(data_dir: Path) -> None:
+    pid = _running(data_dir)
+    if pid is not None:
+        raise WrongSetting(
+            f"A mesh already runs here, as process {pid}; `make down` stops it. "
+            "For a second one set MESH_DATA_DIR and the ports."
+        )
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Hold the directory's lock for as long as we live; the kernel lets go of it however we end."""
+    _refuse_second(data_dir)
+    with (data_dir / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _running(data_dir: Path) -> int | None:
+    """The process that holds the directory's lock."""
+    try:
+        with (data_dir / "up.lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read() or 0)
+            return None
+    except FileNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
