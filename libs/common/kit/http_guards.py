@@ -1,0 +1,188 @@
+"""What every HTTP request passes on its way in: correlation, counting, the token, the size limit, the last net."""
+
+import asyncio
+import hmac
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from libs.common.bus.observer import CORRELATION_HEADER, correlated
+from libs.common.clock import Clock
+from libs.common.errors import Internal, MeshError, TooLarge, Unauthorized
+from libs.common.kit.metrics import Metrics
+from libs.common.kit.problems import problem_response
+from libs.common.kit.tracing import Tracing
+
+log = structlog.get_logger()
+
+MIB = 1024 * 1024
+UNMATCHED = "unmatched"
+_CORRELATION = CORRELATION_HEADER.lower().encode()
+
+
+class Observed:
+    """Joins a request to what follows from it, counts it, and traces it. Outermost."""
+
+    def __init__(self, app: ASGIApp, *, service: str, metrics: Metrics, clock: Clock, tracing: Tracing) -> None:
+        self._app = app
+        self._service = service
+        self._metrics = metrics
+        self._clock = clock
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = _headers(scope)
+        started, status = self._clock.monotonic(), 500
+        with correlated(headers.get(_CORRELATION)) as correlation:
+
+            async def sending(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                    message["headers"] = [*message.get("headers", ()), (_CORRELATION, correlation.encode())]
+                await send(message)
+
+            with (
+                structlog.contextvars.bound_contextvars(service=self._service),
+                self._tracing.span("http", scope["method"], {name.decode(): text for name, text in headers.items()}),
+            ):
+                try:
+                    await self._app(scope, receive, sending)
+                finally:
+                    self._tell(scope, status, self._clock.monotonic() - started)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        self._metrics.http(scope["method"], route, status, seconds)
+        log.debug("http_request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))
+
+
+class LastNet:
+    """A bug is logged once, with its trace, and answered without detail."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception:
+            log.exception("http_request_failed", method=scope["method"], path=scope["path"])
+            if not started:
+                await _answer(Internal("internal error"), scope, receive, send)
+
+
+class TokenRequired:
+    """Lets in who carries the token; `/healthz` is open, so that whoever supervises the process can ask it."""
+
+    def __init__(self, app: ASGIApp, *, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/healthz" or self._fits(_headers(scope).get(b"authorization", "")):
+            return await self._app(scope, receive, send)
+        return await _answer(Unauthorized("This needs `Authorization: Bearer` with the token."), scope, receive, send)
+
+    def _fits(self, authorization: str) -> bool:
+        scheme, _, token = authorization.partition(" ")
+        fits = hmac.compare_digest(token.strip().encode("latin-1"), self._token)
+        return fits and scheme.lower() == "bearer"
+
+
+class BodyLimit:
+    """Refuses a body that is announced too large, and one that turns out to be, while it still streams in."""
+
+    def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
+        self._app = app
+        self._limit = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        announced = _headers(scope).get(b"content-length", "0")
+        if announced.isascii() and announced.isdigit() and int(announced[:20]) > self._limit:
+            return await _answer(self._refusal(), scope, receive, send)
+        taken = 0
+
+        async def receiving() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limit:
+                raise HTTPException(413, self._refusal().message)
+            return message
+
+        return await self._app(scope, receiving, send)
+
+    def _refusal(self) -> TooLarge:
+        return TooLarge(f"The body is larger than {self._limit / MIB:g} MiB.")
+
+
+class OpenStreams:
+    """Event streams that have no end of their own; ended when the door closes."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ending = False
+
+    def end(self) -> None:
+        """End every open stream, and those still to come as soon as they begin."""
+        self._ending = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def pass_through(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+
+        async def sending(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.start" and _is_event_stream(message):
+                self._tasks.add(task)
+                if self._ending:
+                    task.cancel()
+
+        try:
+            await app(scope, receive, sending)
+        except asyncio.CancelledError:
+            if not (self._ending and task in self._tasks):
+                raise
+            task.uncancel()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._tasks.discard(task)
+
+
+class StreamsEnd:
+    """Puts every request under `OpenStreams`."""
+
+    def __init__(self, app: ASGIApp, *, streams: OpenStreams) -> None:
+        self._app = app
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._streams.pass_through(self._app, scope, receive, send)
+
+
+def _headers(scope: Scope) -> dict[bytes, str]:
+    return {name: value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _is_event_stream(message: MutableMapping[str, Any]) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in message.get("headers", ())
+    )
+
+
+async def _answer(error: MeshError, scope: Scope, receive: Receive, send: Send) -> None:
+    await problem_response(error, instance=scope["path"])(scope, receive, send)
