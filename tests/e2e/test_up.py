@@ -1,0 +1,129 @@
+"""What `make up`, `make demo` and `make down` do, as a user sees it."""
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.mesh_process import MeshProcess, mesh_process
+
+UP = ("-m", "services.up")
+
+
+def wait_for(mesh: MeshProcess, words: str, *, timeout: float = 90) -> None:
+    until = time.monotonic() + timeout
+    while words not in mesh.output:
+        assert time.monotonic() < until, f"never said {words!r}; it said:\n{mesh.output}"
+        assert mesh.process is not None
+        assert mesh.process.poll() is None, f"ended before it said {words!r}; it said:\n{mesh.output}"
+        time.sleep(0.05)
+
+
+def test_the_demo_completes_forty_items_and_leaves_no_process_behind(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh:
+        code = mesh.run((*UP, "--demo"), timeout=120)
+
+        assert code == 0, mesh.output
+        assert "40 of 40 items completed" in mesh.output
+        counted = re.search(r"(\d+) tokens, as the engine counted (\d+)", mesh.output)
+        assert counted is not None
+        assert counted[1] == counted[2] != "0"
+        assert "test model" in mesh.output
+        assert "device: cpu" in mesh.output
+        assert mesh.left_behind() == []
+
+
+def test_up_stays_until_ctrl_c_and_then_leaves_no_process_behind(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh:
+        mesh.start(UP)
+        wait_for(mesh, "The mesh is up.")
+        assert httpx.get(f"{mesh.url('node_registry')}/readyz").status_code == httpx.codes.OK
+
+        assert mesh.stop() == 0, mesh.output
+        assert mesh.left_behind() == []
+
+
+def test_a_mesh_in_the_background_is_ended_by_down(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh:
+        assert mesh.run((*UP, "--background"), timeout=120) == 0, mesh.output
+        pid = int((mesh.directory / "up.lock").read_text())
+        os.kill(pid, 0)
+        assert f"process {pid}" in mesh.output
+
+        assert mesh.run((*UP, "--down"), timeout=60) == 0, mesh.output
+        assert mesh.left_behind() == []
+
+
+def test_a_second_mesh_in_the_same_place_is_refused_with_what_to_do(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh:
+        assert mesh.run((*UP, "--background"), timeout=120) == 0, mesh.output
+        assert mesh.run(UP, timeout=30) == 2
+        assert "already runs here" in mesh.output
+        assert mesh.run((*UP, "--down"), timeout=60) == 0, mesh.output
+
+
+def test_down_without_a_mesh_says_so(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh:
+        assert mesh.run((*UP, "--down"), timeout=30) == 0
+        assert "No mesh is running here." in mesh.output
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("WORK_RETRY_MAX", "many", r"WORK_RETRY_MAX is 'many'; it must be"),
+        ("HTTP_HOST", "0.0.0.0", r"HTTP_HOST is '0\.0\.0\.0'.*set API_TOKEN"),
+        ("MODEL", "/nowhere/model.gguf", r"MODEL is '/nowhere/model\.gguf'.*GGUF"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_one_sentence(tmp_path, variable, value, sentence):
+    with mesh_process(tmp_path / "data", **{variable: value}) as mesh:
+        assert mesh.run((*UP, "--demo"), timeout=60) == 2, mesh.output
+        said = " ".join(mesh.output.split())
+        assert re.search(sentence, said), said
+        assert "Traceback" not in said
+        assert mesh.left_behind() == []
+
+
+def test_a_taken_port_is_named_with_what_to_do(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh, socket.socket() as other:
+        other.bind(("127.0.0.1", mesh.ports["work_marshaling"]))
+        other.listen()
+        assert mesh.run((*UP, "--demo"), timeout=60) == 2, mesh.output
+        said = " ".join(mesh.output.split())
+        assert re.search(rf"Port {mesh.ports['work_marshaling']} .*WORK_MARSHALING_PORT", said), said
+        assert mesh.left_behind() == []
+
+
+def test_after_a_kill_the_next_start_finishes_what_was_open_and_then_its_own_job(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh:
+        mesh.start(UP)
+        wait_for(mesh, "Engine ")
+        until_something_was_accepted(mesh)
+        mesh.kill()
+
+        assert mesh.run((*UP, "--demo"), timeout=180) == 0, mesh.output
+        assert "40 of 40 items completed" in mesh.output
+        assert mesh.left_behind() == []
+
+
+def until_something_was_accepted(mesh: MeshProcess) -> None:
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if httpx.get(f"{mesh.url('work_marshaling')}/api/v1/work", params={"limit": 1}).json()["items"]:
+            return
+    raise AssertionError(mesh.output)
+
+
+def test_sigterm_ends_it_like_ctrl_c(tmp_path: Path):
+    with mesh_process(tmp_path / "data") as mesh:
+        mesh.start(UP)
+        wait_for(mesh, "The mesh is up.")
+        mesh.signal(signal.SIGTERM)
+        assert mesh.wait(30) == 0, mesh.output
+        assert mesh.left_behind() == []
