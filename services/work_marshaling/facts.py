@@ -1,0 +1,223 @@
+"""Applying facts to items, and telling an item as the facts that would make it again (for checkpoints)."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+
+from libs.common.contracts.work_log import (
+    Admitted,
+    Assigned,
+    AttemptFailed,
+    Cancelled,
+    Ended,
+    Expired,
+    ExpiryReason,
+    PayloadKept,
+    Requeued,
+    RetryAt,
+    Started,
+)
+from libs.common.contracts.work_marshaling import SERVER_PREFIX, WorkError, WorkStatus
+from services.work_marshaling.model import Attempt, ItemFact, Outcome, Spec, Submission, WorkItem
+
+REFUSALS_KEPT = 32
+
+AttemptFact = Assigned | Started | Expired | AttemptFailed
+
+
+def apply(item: WorkItem | None, fact: ItemFact) -> WorkItem:
+    """The item after the fact. Raises `ValueError` where the log contradicts itself."""
+    if isinstance(fact, Admitted):
+        return _admitted(fact)
+    if item is None:
+        raise ValueError(f"the log says {fact.fact} of {fact.work_id}, which was never admitted")
+    return _attempt_fact(item, fact) if isinstance(fact, AttemptFact) else _item_fact(item, fact)
+
+
+def _attempt_fact(item: WorkItem, fact: AttemptFact) -> WorkItem:
+    match fact:
+        case Assigned():
+            given = Attempt(number=fact.attempt, token=fact.token, node_id=fact.node_id, assigned_at=fact.at)
+            return replace(item, status=WorkStatus.ASSIGNED, attempts=(*item.attempts, given))
+        case Started():
+            return replace(_with_attempt(item, fact.attempt, started_at=fact.at), status=WorkStatus.RUNNING)
+        case Expired():
+            return _expired(item, fact)
+        case AttemptFailed():
+            return _attempt_failed(item, fact)
+
+
+def _item_fact(item: WorkItem, fact: RetryAt | Requeued | PayloadKept | Cancelled | Ended) -> WorkItem:
+    match fact:
+        case RetryAt():
+            return replace(item, status=WorkStatus.RETRYING, retry_at=fact.at)
+        case Requeued():
+            return replace(item, status=WorkStatus.PENDING, retry_at=None)
+        case PayloadKept():
+            return replace(item, spec=replace(item.spec, payload=fact.payload.encode()))
+        case Cancelled():
+            return _cancelled(item, fact)
+        case Ended():
+            return _ended(item, fact)
+
+
+def _admitted(fact: Admitted) -> WorkItem:
+    asked = fact.item
+    spec = Spec(
+        work_type=asked.work_type,
+        model_name=asked.model_name,
+        priority=asked.priority,
+        requirements=asked.requirements,
+        timeout_seconds=asked.timeout_seconds,
+        deadline=asked.deadline,
+        not_before=asked.not_before,
+        max_attempts=fact.max_attempts,
+        retry_delay_seconds=fact.retry_delay_seconds,
+        labels=tuple(asked.labels.items()),
+        submitter=asked.submitter,
+        payload=None if fact.payload is None else fact.payload.encode(),
+        payload_bytes=fact.payload_bytes,
+    )
+    return WorkItem(
+        work_id=fact.work_id,
+        sequence=fact.sequence,
+        index=fact.index,
+        submitted_at=fact.at,
+        digest=fact.digest,
+        spec=spec,
+    )
+
+
+def _with_attempt(item: WorkItem, number: int, **changes: object) -> WorkItem:
+    attempts = tuple(
+        replace(attempt, **changes) if attempt.number == number else attempt  # type: ignore[arg-type]
+        for attempt in item.attempts
+    )
+    return replace(item, attempts=attempts)
+
+
+def _expired(item: WorkItem, fact: Expired) -> WorkItem:
+    error = WorkError(code=fact.reason.value, message=fact.detail)
+    after = _with_attempt(
+        item, fact.attempt, ended_at=fact.at, outcome=Outcome.EXPIRED, error=error, counted=fact.counted
+    )
+    return replace(after, status=WorkStatus.PENDING, attempts=_without_old_refusals(after.attempts))
+
+
+def _without_old_refusals(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+    """An item that every node refuses must not grow without end."""
+    too_many = sum(not attempt.counted for attempt in attempts) - REFUSALS_KEPT
+    if too_many <= 0:
+        return attempts
+    dropped = [attempt.number for attempt in attempts if not attempt.counted][:too_many]
+    return tuple(attempt for attempt in attempts if attempt.number not in dropped)
+
+
+def _attempt_failed(item: WorkItem, fact: AttemptFailed) -> WorkItem:
+    changes = {"ended_at": fact.at, "outcome": Outcome.FAILED, "error": fact.error, "out_seq": fact.out_seq}
+    return replace(_with_attempt(item, fact.attempt, **changes), status=WorkStatus.PENDING)
+
+
+def _ended(item: WorkItem, fact: Ended) -> WorkItem:
+    if fact.status == "completed" and fact.attempt is not None:
+        done = {"ended_at": fact.at, "outcome": Outcome.COMPLETED, "error": None, "out_seq": fact.out_seq}
+        item = _with_attempt(item, fact.attempt, **done)
+    return replace(
+        _without_live(item, fact.at),
+        status=WorkStatus(fact.status),
+        error=fact.error,
+        out_seq=fact.out_seq,
+        result_bytes=fact.result_bytes,
+    )
+
+
+def _cancelled(item: WorkItem, fact: Cancelled) -> WorkItem:
+    error = WorkError(code="cancelled", message=fact.reason, retryable=False)
+    return replace(_without_live(item, fact.at), status=WorkStatus.CANCELLED, error=error)
+
+
+def _without_live(item: WorkItem, at: datetime) -> WorkItem:
+    """An ended item: nobody holds a lease any more, nothing is waited for, and its payload is not needed."""
+    attempts = tuple(
+        replace(attempt, outcome=Outcome.CANCELLED, ended_at=at) if attempt.outcome is None else attempt
+        for attempt in item.attempts
+    )
+    return replace(item, attempts=attempts, ended_at=at, retry_at=None, spec=replace(item.spec, payload=None))
+
+
+def facts_of(item: WorkItem) -> Iterator[ItemFact]:
+    """The shortest story that ends in this item."""
+    yield _told_admission(item)
+    for attempt in item.attempts:
+        yield from _told_attempt(item.work_id, attempt)
+    if item.retry_at is not None:
+        yield RetryAt(work_id=item.work_id, at=item.retry_at)
+    if item.ended_at is not None:
+        yield _told_end(item, item.ended_at)
+
+
+def _told_admission(item: WorkItem) -> Admitted:
+    spec = item.spec
+    asked = Submission(
+        work_id=None if item.work_id.startswith(SERVER_PREFIX) else item.work_id,
+        work_type=spec.work_type,
+        model_name=spec.model_name,
+        priority=spec.priority,
+        requirements=spec.requirements,
+        timeout_seconds=spec.timeout_seconds,
+        deadline=spec.deadline,
+        not_before=spec.not_before,
+        labels=dict(spec.labels),
+        submitter=spec.submitter,
+    )
+    return Admitted(
+        work_id=item.work_id,
+        sequence=item.sequence,
+        index=item.index,
+        at=item.submitted_at,
+        item=asked,
+        payload=None if spec.payload is None else spec.payload.decode(),
+        payload_bytes=spec.payload_bytes,
+        digest=item.digest,
+        max_attempts=spec.max_attempts,
+        retry_delay_seconds=spec.retry_delay_seconds,
+    )
+
+
+def _told_attempt(work_id: str, attempt: Attempt) -> Iterator[ItemFact]:
+    number, error, ended_at = attempt.number, attempt.error, attempt.ended_at
+    yield Assigned(
+        work_id=work_id, attempt=number, node_id=attempt.node_id, token=attempt.token, at=attempt.assigned_at
+    )
+    if attempt.started_at is not None:
+        yield Started(work_id=work_id, attempt=number, at=attempt.started_at)
+    if ended_at is None or error is None:
+        return
+    if attempt.outcome is Outcome.EXPIRED:
+        yield Expired(
+            work_id=work_id,
+            attempt=number,
+            at=ended_at,
+            reason=ExpiryReason(error.code),
+            detail=error.message,
+            counted=attempt.counted,
+        )
+    elif attempt.outcome is Outcome.FAILED:
+        yield AttemptFailed(work_id=work_id, attempt=number, at=ended_at, error=error, out_seq=attempt.out_seq or 0)
+
+
+def _told_end(item: WorkItem, at: datetime) -> ItemFact:
+    if item.status is WorkStatus.CANCELLED:
+        return Cancelled(work_id=item.work_id, at=at, reason=item.error.message if item.error else "")
+    done = next((attempt for attempt in item.attempts if attempt.outcome is Outcome.COMPLETED), None)
+    return Ended.model_validate(
+        {
+            "work_id": item.work_id,
+            "at": at,
+            "status": item.status.value,
+            "attempt": done.number if done else None,
+            "out_seq": item.out_seq,
+            "result_bytes": item.result_bytes,
+            "error": item.error,
+        }
+    )

@@ -1,0 +1,319 @@
+"""The nouns of the queue: items, attempts, and what can happen to them. Nothing here changes; it is replaced."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import JsonValue
+
+from libs.common.contracts.work_log import Fact, IgnoredReason, ItemFact
+from libs.common.contracts.work_marshaling import (
+    EXTERNAL,
+    AttemptView,
+    Requirements,
+    WorkError,
+    WorkStatus,
+    WorkView,
+)
+from libs.common.contracts.work_marshaling import (
+    WorkItem as Submission,
+)
+
+ENDED = frozenset({WorkStatus.COMPLETED, WorkStatus.FAILED, WorkStatus.CANCELLED, WorkStatus.DEAD})
+LEASED = frozenset({WorkStatus.ASSIGNED, WorkStatus.RUNNING})
+
+
+class Outcome(StrEnum):
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try of one node. An attempt that is not `counted` was refused before it ran."""
+
+    number: int
+    token: str
+    node_id: str
+    assigned_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+    error: WorkError | None = None
+    counted: bool = True
+    out_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What was asked for, with the defaults filled in. `payload` is JSON; None while it stays in WORK_IN."""
+
+    work_type: str
+    model_name: str | None
+    priority: int
+    requirements: Requirements
+    timeout_seconds: float
+    deadline: datetime | None
+    not_before: datetime | None
+    max_attempts: int
+    retry_delay_seconds: float
+    labels: tuple[tuple[str, str], ...]
+    submitter: str | None
+    payload: bytes | None
+    payload_bytes: int
+
+    @property
+    def external(self) -> bool:
+        """Asked to be done by an outside worker."""
+        return self.requirements.node_ids == (EXTERNAL,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """An item on its way. `order` is its place among all submissions; `live` its attempt that holds the lease."""
+
+    work_id: str
+    sequence: int
+    index: int
+    submitted_at: datetime
+    digest: str
+    spec: Spec
+    status: WorkStatus = WorkStatus.PENDING
+    attempts: tuple[Attempt, ...] = ()
+    retry_at: datetime | None = None
+    ended_at: datetime | None = None
+    error: WorkError | None = None
+    out_seq: int | None = None
+    result_bytes: int = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.sequence, self.index
+
+    @property
+    def open(self) -> bool:
+        return self.status not in ENDED
+
+    @property
+    def live(self) -> Attempt | None:
+        return self.attempts[-1] if self.status in LEASED else None
+
+    @property
+    def counted_attempts(self) -> int:
+        return sum(attempt.counted for attempt in self.attempts)
+
+    def attempt_with(self, token: str) -> Attempt | None:
+        return next((attempt for attempt in self.attempts if attempt.token == token), None)
+
+
+# What can happen to an item. Each names the one it happens to only where the item itself is not at hand.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """`forgotten_digest` is the content of an ended item of this id that is no longer at hand."""
+
+    work_id: str
+    sequence: int
+    index: int
+    at: datetime
+    item: Submission
+    payload: str | None
+    payload_bytes: int
+    digest: str
+    forgotten_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """The scheduler chose a node."""
+
+    node_id: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed:
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    work_id: str
+    token: str | None
+    out_seq: int
+    result_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    work_id: str
+    token: str | None
+    out_seq: int
+    error: WorkError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseExpired:
+    """Nobody renewed the lease, or (`timeout`) the attempt took longer than an attempt may."""
+
+    token: str
+    timeout: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRefused:
+    """The node did not take the attempt, so it did not run."""
+
+    token: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryDue:
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlinePassed:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadLost:
+    """The payload was to be read from WORK_IN and is no longer there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    reason: str = ""
+
+
+Event = (
+    Submitted
+    | Given
+    | Progressed
+    | Completed
+    | Failed
+    | LeaseExpired
+    | NodeRefused
+    | RetryDue
+    | DeadlinePassed
+    | PayloadLost
+    | Cancel
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How often and how soon a failed item is tried again."""
+
+    retry_max: int
+    retry_delay_seconds: float
+    retry_delay_most_seconds: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Effect: give the attempt to its node."""
+
+    work_id: str
+    node_id: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Effect: tell the node that this attempt is no longer wanted."""
+
+    node_id: str
+    token: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TellEnd:
+    """Effect: whoever waits for this item may have it."""
+
+    work_id: str
+
+
+Effect = Offer | Stop | TellEnd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a submission did not become an item."""
+
+    code: str
+    reason: str
+    work_id: str | None = None
+
+
+def view(item: WorkItem, result: JsonValue = None) -> WorkView:
+    """An item as it is shown to people."""
+    return WorkView(
+        work_id=item.work_id,
+        status=item.status,
+        work_type=item.spec.work_type,
+        model_name=item.spec.model_name,
+        priority=item.spec.priority,
+        submitter=item.spec.submitter,
+        labels=dict(item.spec.labels),
+        submitted_at=item.submitted_at,
+        ended_at=item.ended_at,
+        sequence=item.sequence,
+        attempts=tuple(_attempt_view(attempt) for attempt in item.attempts),
+        max_attempts=item.spec.max_attempts,
+        retry_at=item.retry_at,
+        error=item.error,
+        result=result,
+    )
+
+
+def _attempt_view(attempt: Attempt) -> AttemptView:
+    return AttemptView(
+        attempt=attempt.number,
+        attempt_token=attempt.token,
+        node_id=attempt.node_id,
+        assigned_at=attempt.assigned_at,
+        started_at=attempt.started_at,
+        ended_at=attempt.ended_at,
+        outcome=None if attempt.outcome is None else attempt.outcome.value,
+        error=attempt.error,
+    )
+
+
+__all__ = [
+    "ENDED",
+    "LEASED",
+    "Attempt",
+    "Cancel",
+    "Completed",
+    "DeadlinePassed",
+    "Effect",
+    "Event",
+    "Fact",
+    "Failed",
+    "Given",
+    "IgnoredReason",
+    "ItemFact",
+    "LeaseExpired",
+    "NodeRefused",
+    "Offer",
+    "Outcome",
+    "PayloadLost",
+    "Policy",
+    "Progressed",
+    "Refusal",
+    "RetryDue",
+    "Spec",
+    "Stop",
+    "Submission",
+    "Submitted",
+    "TellEnd",
+    "WorkItem",
+    "view",
+]
