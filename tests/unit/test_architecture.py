@@ -64,7 +64,7 @@ GOOD_FILES = {
     "libs/hardware/inventory.py": "from libs.common.contracts.node_registry import Inventory\n",
     "libs/hardware/inventory_nvml.py": "def read() -> None:\n    import pynvml\n",
     "libs/inference/planner.py": "import math\n",
-    "services/up.py": "from services.sample.wiring import build\nfrom services.other.wiring import build as another\nimport httpx\n",
+    "services/up.py": "import httpx\nimport services.sample.wiring\nimport services.other.wiring\n",
     "services/other/model.py": "",
     "services/other/wiring.py": "",
     "services/sample/__init__.py": '"""Shows every kind of file."""\n',
