@@ -4,31 +4,66 @@ What is the same on every transport is written once, here: encoding, decoding, e
 handlers at once, correlation ids.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
-from libs.common.bus.transport import Delivery, Entry, Expect, Receipt, Stored, StreamState
-from libs.common.contracts.base import Call, Message, Topic
+import structlog
+
+from libs.common.bus.codec import decode, encode, error_reply, read_reply
+from libs.common.bus.consuming import Consuming
+from libs.common.bus.dead_letters import letter_about, letter_id
+from libs.common.bus.handlers import Handlers
+from libs.common.bus.observer import CORRELATION_HEADER, Kind, Observer, correlated, correlation_id, outcome_of
+from libs.common.bus.transport import (
+    Delivery,
+    Endpoint,
+    Entry,
+    Expect,
+    Headers,
+    Incoming,
+    Receipt,
+    Stored,
+    StreamState,
+    Transport,
+)
+from libs.common.clock import Clock
+from libs.common.contracts.base import DEAD_LETTER, Call, Message, Topic
 from libs.common.contracts.streams import Bucket, Stream
-from libs.common.errors import MeshError
+from libs.common.errors import Internal, Malformed, MeshError
 
 M = TypeVar("M", bound=Message)
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
 
 AT_ONCE = 64
+_SHOWN_BYTES = 200
+
+_log = structlog.get_logger()
 
 
-class Bus(Protocol):
+class Bus:
     """`group` names the instances that share the work: each message goes to one of them; without it to all."""
+
+    def __init__(self, transport: Transport, *, name: str, observer: Observer, clock: Clock) -> None:
+        self._transport = transport
+        self._name = name
+        self._observer = observer
+        self._clock = clock
+        self._handlers = Handlers()
 
     async def publish(self, topic: Topic[M], message: M) -> None:
         """Tell whoever listens now; nobody is a normal answer. Raises `Disconnected`, `TooLarge`."""
-        ...
+        with self._sending("publish", topic.subject):
+            await self._transport.publish(topic.subject, encode(message), self._headers())
 
     async def request(self, call: Call[Q, A], request: Q, *, node_id: str | None = None, timeout: float = 2.0) -> A:
         """Ask. Raises what the other side answered as an error, `NobodyAnswers`, `TimedOut`, `Disconnected`."""
-        ...
+        subject = call.at(node_id)
+        with self._sending("request", call.subject):
+            answer = await self._transport.request(subject, encode(request), self._headers(), timeout=timeout)
+            return read_reply(call.reply, answer.payload, answer.headers)
 
     async def subscribe(
         self,
@@ -42,7 +77,12 @@ class Bus(Protocol):
 
         A message that cannot be read is counted and logged; the next one is not kept waiting.
         """
-        ...
+
+        async def handle(incoming: Incoming) -> None:
+            with suppress(Exception), self._handling("subscribe", topic.subject, incoming.headers, incoming.payload):
+                await handler(self._read(topic.message, topic.subject, incoming.payload))
+
+        await self._transport.subscribe(topic.subject, self._handlers.gate(topic.subject, handle, at_once), group=group)
 
     async def serve(
         self,
@@ -56,7 +96,23 @@ class Bus(Protocol):
 
         Instances of the owner share the requests, also those of one node's subject.
         """
-        ...
+        subject = call.at(node_id)
+
+        async def handle(incoming: Incoming) -> None:
+            headers = incoming.headers
+            try:
+                with self._handling("serve", call.subject, headers, incoming.payload):
+                    answer = await handler(self._read(call.request, call.subject, incoming.payload))
+                    await self._answer(incoming, encode(answer), {})
+            except MeshError as error:
+                await self._decline(incoming, error)
+            except Exception:  # noqa: BLE001  # a bug, logged with its trace where it passed; no stranger is told more
+                await self._decline(incoming, Internal("internal error"))
+
+        endpoint = Endpoint(
+            name=subject.replace(".", "_"), subject=subject, group=call.owner, metadata={"summary": call.summary}
+        )
+        await self._transport.serve(endpoint, self._handlers.gate(call.subject, handle, at_once))
 
     async def append(
         self,
@@ -68,47 +124,157 @@ class Bus(Protocol):
         timeout: float = 10.0,
     ) -> Receipt:
         """Publish durably; see `Transport.append` for what is raised."""
-        ...
+        with self._sending("append", topic.subject):
+            return await self._transport.append(
+                topic.subject,
+                encode(message),
+                self._headers(),
+                message_id=message_id,
+                expect=expect,
+                timeout=timeout,
+            )
 
     def read(self, stream: Stream, *, after: int) -> AsyncIterator[Sequence[Stored]]:
         """The stream in order from `after` + 1, without end."""
-        ...
+        return self._transport.read(stream.name, after=after)
 
     async def consume(
         self, stream: Stream, *, durable: str, handler: Callable[[Stored], Awaitable[None]], at_once: int = AT_ONCE
     ) -> None:
         """Runs until cancelled: every message of a durable consumer, acknowledged when its handler returned.
 
-        A handler that raises `Malformed` makes a dead letter; any other `MeshError` means: deliver again.
+        A handler that raises `Malformed` makes a dead letter; any other `MeshError` means: deliver again. Anything
+        else is a bug and is raised, in an exception group.
         """
-        ...
+        consuming = Consuming(
+            handler,
+            handling=lambda stored: self._handling("consume", stored.subject, stored.headers, stored.payload),
+            dead_letter=self.dead_letter,
+            clock=self._clock,
+            at_once=at_once,
+        )
+        await consuming.run(self._transport.pull(stream.name, durable=durable, batch=at_once))
 
     def decode(self, topic: Topic[M], stored: Stored) -> M:
         """Raises `Malformed`, with the field and what was expected of it."""
-        ...
+        return self._read(topic.message, topic.subject, stored.payload)
 
     async def dead_letter(self, stored: Stored, error: MeshError) -> None:
-        """Keep a durable message that cannot be used, with its reason; count it."""
-        ...
+        """Keep a durable message that cannot be used, with its reason; count it.
 
-    async def message(self, stream: Stream, sequence: int) -> Stored | None: ...
-    async def last(self, stream: Stream, topic: Topic[M]) -> Stored | None: ...
-    async def stream_state(self, stream: Stream) -> StreamState: ...
-    async def purge(self, stream: Stream, *, below: int) -> None: ...
+        Raises what `append` raises: then it is not kept.
+        """
+        letter = letter_about(
+            stored, error, found_by=self._name, at=self._clock.now(), max_payload=self._transport.max_payload
+        )
+        receipt = await self.append(DEAD_LETTER, letter, message_id=letter_id(stored))
+        self._observer.dead_lettered(stored.subject, error.code)
+        _log.warning(
+            "dead letter kept",
+            subject=stored.subject,
+            stream=stored.stream,
+            sequence=stored.sequence,
+            letter=receipt.sequence,
+            code=error.code,
+            reason=error.message,
+        )
 
-    async def get(self, bucket: Bucket, key: str) -> Entry | None: ...
+    async def message(self, stream: Stream, sequence: int) -> Stored | None:
+        return await self._transport.message(stream.name, sequence)
+
+    async def last(self, stream: Stream, topic: Topic[M]) -> Stored | None:
+        return await self._transport.last(stream.name, topic.subject)
+
+    async def stream_state(self, stream: Stream) -> StreamState:
+        return await self._transport.stream_state(stream.name)
+
+    async def purge(self, stream: Stream, *, below: int) -> None:
+        await self._transport.purge(stream.name, below=below)
+
+    async def get(self, bucket: Bucket, key: str) -> Entry | None:
+        return await self._transport.get(bucket.name, key)
+
     async def put(
         self, bucket: Bucket, key: str, value: Message, *, revision: int, ttl_seconds: int | None = None
-    ) -> int: ...
-    async def delete(self, bucket: Bucket, key: str, *, revision: int) -> None: ...
-    def watch(self, bucket: Bucket) -> AsyncIterator[Entry]: ...
+    ) -> int:
+        return await self._transport.put(bucket.name, key, encode(value), revision=revision, ttl_seconds=ttl_seconds)
+
+    async def delete(self, bucket: Bucket, key: str, *, revision: int) -> None:
+        await self._transport.delete(bucket.name, key, revision=revision)
+
+    def watch(self, bucket: Bucket) -> AsyncIterator[Entry]:
+        return self._transport.watch(bucket.name)
 
     @property
     def connections(self) -> int:
         """How many times a connection was made: who must know of an outage compares it."""
-        ...
+        return self._transport.connections
 
-    def problem(self) -> str | None: ...
+    def problem(self) -> str | None:
+        """Why this is not working now; None when it is."""
+        return self._transport.problem()
+
+    async def drain(self, deadline_seconds: float) -> None:
+        """Hear nothing more, finish what is in hand; what is not finished by the deadline is cancelled and named."""
+        started = self._clock.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_seconds):
+                await self._transport.stop_listening()
+        left = max(0.0, deadline_seconds - (self._clock.monotonic() - started))
+        for subject in await self._handlers.finish(left):
+            _log.warning("handler cut short", subject=subject, deadline_seconds=deadline_seconds)
+
+    def _headers(self) -> Headers:
+        own = correlation_id()
+        return self._observer.outgoing() if own is None else {**self._observer.outgoing(), CORRELATION_HEADER: own}
+
+    def _read(self, kind: type[M], subject: str, payload: bytes) -> M:
+        try:
+            return decode(kind, payload)
+        except Malformed:
+            self._observer.malformed(subject)
+            raise
+
+    @contextmanager
+    def _sending(self, kind: Kind, subject: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._observer.sent(kind, subject, outcome_of(error))
+            raise
+        self._observer.sent(kind, subject, "ok")
+
+    @contextmanager
+    def _handling(self, kind: Kind, subject: str, headers: Headers, payload: bytes) -> Iterator[None]:
+        """Around a handler: its correlation id, its observation, and one line in the log if it did not succeed."""
+        with correlated(headers.get(CORRELATION_HEADER)):
+            try:
+                with self._observer.handling(kind, subject, headers):
+                    yield
+            except MeshError as error:
+                _log.warning(
+                    "message declined",
+                    kind=kind,
+                    subject=subject,
+                    code=error.code,
+                    reason=error.message,
+                    payload=repr(payload[:_SHOWN_BYTES]),
+                )
+                raise
+            except Exception:
+                _log.exception("handler failed", kind=kind, subject=subject)
+                raise
+
+    async def _answer(self, incoming: Incoming, payload: bytes, headers: Headers) -> None:
+        if incoming.reply is not None:
+            await self._transport.publish(incoming.reply, payload, {**self._headers(), **headers})
+
+    async def _decline(self, incoming: Incoming, error: MeshError) -> None:
+        payload, headers = error_reply(error)
+        try:
+            await self._answer(incoming, payload, headers)
+        except MeshError as unsent:
+            _log.warning("error could not be answered", subject=incoming.subject, code=unsent.code)
 
 
 __all__ = ["AT_ONCE", "Bus", "Delivery", "Entry", "Expect", "Receipt", "Stored", "StreamState"]
