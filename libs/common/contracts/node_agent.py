@@ -1,0 +1,46 @@
+"""What a node's agent shows of its engines and jobs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from libs.common.contracts.base import Message, Moment
+from libs.common.contracts.node_registry import Engine, Mib
+from libs.common.contracts.work_marshaling import WorkError
+
+
+class EngineView(Engine):
+    """An engine with what is measured of its process."""
+
+    pid: int | None = None
+    memory_mb: Mib | None = Field(None, description="resident memory of its process, measured")
+    started_at: Moment | None = None
+    adopted: bool = Field(False, description="started by an earlier run of the agent, and found again")
+    restarts: int = Field(0, ge=0, description="how often it was started anew because it died or hung")
+
+
+class Engines(Message):
+    engines: tuple[EngineView, ...]
+
+
+class JobView(Message):
+    """An attempt on this node."""
+
+    attempt_token: str
+    work_id: str
+    attempt: int
+    work_type: str
+    model_name: str | None = None
+    state: Literal["running", "ended", "delivered", "stopped"] = Field(
+        description="`ended`: its outcome is known here and not yet delivered; `stopped`: cancelled or fenced"
+    )
+    accepted_at: Moment
+    ended_at: Moment | None = None
+    succeeded: bool | None = None
+    error: WorkError | None = None
+
+
+class Jobs(Message):
+    jobs: tuple[JobView, ...]
+    running: int
+    undelivered: int = Field(description="outcomes that NATS does not have yet")

@@ -1,0 +1,330 @@
+"""llama.cpp kept running: found again or started, watched, started anew when it dies, ended with us."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+import httpx
+import structlog
+
+from libs.common.clock import Clock
+from libs.common.contracts.node_agent import EngineView
+from libs.common.contracts.node_registry import Engine, EngineState
+from libs.common.errors import MeshError, Unavailable
+from services.node_agent.engine_facts import EngineReport, EngineSpec
+from services.node_agent.machine import failures_in_a_row, pause_before_restart, seems_hung
+from services.node_agent.model import EMBEDDING_TYPE, INFERENCE_TYPES
+from services.node_agent.process import Hold, Launcher, Process
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.2
+HEALTH_SECONDS = 2.0
+FIRST_HEALTH_SECONDS = 0.05
+PATIENCE_SECONDS = 30.0
+CONSPICUOUS_SECONDS = 6.0
+FIND_SECONDS = 15.0
+GRACE_SECONDS = 5.0
+LOG_BYTES = 8 * 1024 * 1024
+
+
+class EngineLost(Unavailable):
+    """The engine's process ended, hung, or never came up."""
+
+    code = "engine_lost"
+
+
+class LlamaEngine:
+    """One engine. `run` keeps it running until it is cancelled; `stop` ends it.
+
+    Its process holds a lock for as long as it lives, and a report file tells who it is: so an agent that comes back
+    after a `kill -9` finds its engine again, and never starts a second one beside it.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        *,
+        folder: Path,
+        launcher: Launcher,
+        client: httpx.AsyncClient,
+        clock: Clock,
+        start_seconds: float,
+        changed: Callable[[], None],
+        prepare: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._lock = folder / "engine.lock"
+        self._report = folder / "engine.json"
+        self._log = folder / "engine.log"
+        self._launcher = launcher
+        self._client = client
+        self._clock = clock
+        self._start_seconds = start_seconds
+        self._changed = changed
+        self._prepare = prepare
+        self._process: Process | None = None
+        self._told: EngineReport | None = None
+        self._suspected = asyncio.Event()
+        self._adopted = False
+        self._restarts = 0
+        self._state = EngineState.STARTING
+        self._problem: str | None = None
+
+    def now(self) -> Engine:
+        told = self._told
+        return Engine(
+            engine_id=self._spec.engine_id,
+            kind="llama.cpp",
+            model_name=self._spec.model_name,
+            test_model=self._spec.test_model,
+            state=self._state,
+            device=told.device if told and told.device else "cpu",
+            device_reason=told.device_reason if told else "",
+            url=told.url if told and self._state == EngineState.READY else None,
+            slots=self._spec.slots,
+            context_tokens=self._spec.context_tokens,
+            problem=self._problem,
+        )
+
+    def view(self) -> EngineView:
+        process, told = self._process, self._told
+        return EngineView(
+            **self.now().model_dump(),
+            pid=process.pid if process else None,
+            memory_mb=process.memory_mb() if process else None,
+            started_at=datetime.fromisoformat(told.started_at) if told else None,
+            adopted=self._adopted,
+            restarts=self._restarts,
+        )
+
+    def work_types(self) -> tuple[str, ...]:
+        return (*INFERENCE_TYPES, EMBEDDING_TYPE) if self._spec.embeddings else INFERENCE_TYPES
+
+    def suspect(self) -> None:
+        self._suspected.set()
+
+    async def run(self) -> NoReturn:
+        failures = 0
+        while True:
+            up_since = self._clock.monotonic()
+            try:
+                await self._live()
+            except MeshError as lost:
+                failures = failures_in_a_row(failures, self._clock.monotonic() - up_since)
+                pause = pause_before_restart(failures)
+                log.warning("engine_lost", engine=self._spec.engine_id, reason=lost.message, again_in_seconds=pause)
+                self._become(EngineState.FAILED, lost.message)
+            self._restarts += 1
+            await self._end_process()
+            await self._clock.sleep(pause)
+
+    async def stop(self) -> None:
+        """End the engine's process. `run` must have been cancelled before."""
+        await self._end_process()
+        self._become(EngineState.STOPPED, None)
+
+    async def _live(self) -> NoReturn:
+        self._become(EngineState.STARTING, self._problem)
+        if self._prepare is not None:
+            await self._prepare()
+        process = await self._adopt() or await self._start()
+        url = await self._listening(process)
+        await self._ready(process, url)
+        self._become(EngineState.READY, None)
+        told = self.now()
+        log.info(
+            "engine_ready",
+            engine=told.engine_id,
+            model=told.model_name,
+            device=told.device,
+            why=told.device_reason,
+            url=url,
+            pid=process.pid,
+            adopted=self._adopted,
+        )
+        if self._spec.test_model:
+            log.warning("test_model", model=told.model_name, note="random weights: it answers nonsense; set MODEL")
+        await self._watch(process, url)
+
+    async def _adopt(self) -> Process | None:
+        """The engine that an earlier agent left running, if it is the one we want; any other is ended."""
+        hold = self._launcher.hold(self._lock)
+        if hold is not None:
+            hold.release()
+            return None
+        process, told = await self._find()
+        self._process, self._told = process, told
+        if told.fingerprint == self._spec.fingerprint() and await self._answers_soon(told):
+            self._adopted = True
+            return process
+        log.info("engine_replaced", engine=self._spec.engine_id, pid=process.pid)
+        await self._end_process()
+        return None
+
+    async def _find(self) -> tuple[Process, EngineReport]:
+        """Who holds the lock. One that was started a moment ago has not reported yet."""
+        deadline = self._clock.monotonic() + FIND_SECONDS
+        while self._clock.monotonic() < deadline:
+            told = self._read_report()
+            process = self._launcher.find(told.pid) if told else None
+            if told and process and process.alive():
+                return process, told
+            await self._clock.sleep(POLL_SECONDS)
+        raise EngineLost(f"another process holds {self._lock} and does not say who it is")
+
+    async def _answers_soon(self, told: EngineReport) -> bool:
+        """A report without an address is of an engine that still loads; that one is waited for later."""
+        return told.url is None or await self._healthy(told.url)
+
+    async def _start(self) -> Process:
+        hold = self._launcher.hold(self._lock)
+        if hold is None:
+            raise EngineLost(f"another process took {self._lock} first")
+        try:
+            self._report.unlink(missing_ok=True)
+            self._log.unlink(missing_ok=True)
+            self._told, self._adopted = None, False
+            starting = asyncio.ensure_future(self._launcher.start(self._command(), log=self._log, hold=hold))
+            return await self._kept(starting)
+        finally:
+            hold.release()
+
+    async def _kept(self, starting: "asyncio.Future[Process]") -> Process:
+        """A cancellation must not lose sight of a process that is just being started."""
+        try:
+            self._process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._process = await starting
+            raise
+        return self._process
+
+    def _command(self) -> Sequence[str]:
+        spec = self._spec
+        command = [
+            *(sys.executable, "-m", "services.node_agent.llama_server"),
+            *("--report", str(self._report.resolve()), "--fingerprint", spec.fingerprint()),
+            *("--model", spec.model_path, "--name", spec.model_name),
+            *("--slots", str(spec.slots), "--context", str(spec.context_tokens)),
+            *("--threads", str(spec.threads), "--device", spec.device),
+        ]
+        return [*command, "--embeddings"] if spec.embeddings else command
+
+    async def _listening(self, process: Process) -> str:
+        deadline = self._clock.monotonic() + self._start_seconds
+        while self._clock.monotonic() < deadline:
+            told = self._read_report()
+            if told is not None and told.pid == process.pid:
+                self._told = told
+                if told.url is not None:
+                    return told.url
+            if not process.alive():
+                raise EngineLost(f"the engine ended {process.ended_how()} before it listened: {self._last_words()}")
+            await self._clock.sleep(FIRST_HEALTH_SECONDS)
+        raise EngineLost(f"the engine did not listen within {self._start_seconds:g} s")
+
+    async def _ready(self, process: Process, url: str) -> None:
+        deadline = self._clock.monotonic() + self._start_seconds
+        while not await self._healthy(url):
+            if not process.alive():
+                raise EngineLost(f"the engine ended {process.ended_how()} while it started: {self._last_words()}")
+            if self._clock.monotonic() > deadline:
+                raise EngineLost(f"the engine did not become healthy within {self._start_seconds:g} s")
+            await self._clock.sleep(FIRST_HEALTH_SECONDS)
+
+    async def _watch(self, process: Process, url: str) -> NoReturn:
+        last_answer = look_again = self._clock.monotonic()
+        cpu_then = process.cpu_seconds()
+        while True:
+            await self._a_moment()
+            if not process.alive():
+                raise EngineLost(f"the engine ended {process.ended_how()}")
+            if self._clock.monotonic() < look_again:
+                continue
+            self._bound_log()
+            if await self._healthy(url):
+                last_answer, cpu_then = self._clock.monotonic(), process.cpu_seconds()
+                self._become(EngineState.READY, None)
+            elif process.alive():
+                self._judge_silence(process, self._clock.monotonic() - last_answer, cpu_then)
+            look_again = self._clock.monotonic() + HEALTH_SECONDS
+
+    def _judge_silence(self, process: Process, silent: float, cpu_then: float | None) -> None:
+        cpu_now = process.cpu_seconds()
+        used = cpu_now - cpu_then if cpu_now is not None and cpu_then is not None else None
+        if seems_hung(silent, used, patience_seconds=PATIENCE_SECONDS):
+            raise EngineLost(f"the engine has neither answered nor computed for {silent:.0f} s")
+        if silent > CONSPICUOUS_SECONDS:
+            self._become(EngineState.FAILED, f"the engine does not answer on /health since {silent:.0f} s")
+
+    async def _a_moment(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._suspected.wait()
+                self._suspected.clear()
+
+    async def _healthy(self, url: str) -> bool:
+        try:
+            answer = await self._client.get(f"{url}/health", timeout=HEALTH_SECONDS)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == httpx.codes.OK
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        pid = process.pid
+        await process.end(GRACE_SECONDS)
+        log.info("engine_ended", engine=self._spec.engine_id, pid=pid)
+
+    def _become(self, state: EngineState, problem: str | None) -> None:
+        if (state, problem) != (self._state, self._problem):
+            self._state, self._problem = state, problem
+            self._changed()
+
+    def _read_report(self) -> EngineReport | None:
+        try:
+            return EngineReport.from_json(json.loads(self._report.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            return "it left no output"
+        return " | ".join(line.strip() for line in lines[-3:])[-600:] or "it left no output"
+
+    def _bound_log(self) -> None:
+        """The process appends, so cutting the file under it is safe."""
+        with contextlib.suppress(OSError):
+            if self._log.stat().st_size > LOG_BYTES:
+                with self._log.open("r+b") as file:
+                    file.truncate(0)
+
+
+class TinyModel:
+    """Makes the test model where there is none yet."""
+
+    def __init__(self, launcher: Launcher, *, path: Path) -> None:
+        self._launcher = launcher
+        self.path = path
+
+    async def ensure(self) -> None:
+        """Raises `Unavailable` when it cannot be made."""
+        if self.path.is_file():
+            return
+        command = [sys.executable, "-m", "services.node_agent.tiny_model", str(self.path)]
+        status, output = await self._launcher.run(command, timeout=120)
+        if status != 0:
+            raise Unavailable(f"the test model could not be made: {output.strip().splitlines()[-1:]}")
+        log.info("test_model_made", path=str(self.path))
+
+
+__all__ = ["EngineLost", "Hold", "LlamaEngine", "TinyModel"]

@@ -1,0 +1,157 @@
+"""Child processes on Linux and macOS: sessions of their own, and locks that live as long as they do."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from libs.common.errors import TimedOut, Unavailable
+from services.node_agent.process import Hold, Process
+
+POLL_SECONDS = 0.05
+MIB = 1024 * 1024
+LAST_CHARACTERS = 2000
+
+
+class FileHold:
+    """A lock on an open file. It belongs to the open file, so every process that has inherited it holds it too."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+
+class PosixProcess:
+    """Ours through `child`, or one that an earlier agent started."""
+
+    def __init__(self, process: psutil.Process, child: subprocess.Popen[bytes] | None = None) -> None:
+        self._process = process
+        self._child = child
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def alive(self) -> bool:
+        if self._child is not None:
+            return self._child.poll() is None
+        try:
+            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def ended_how(self) -> str:
+        if self._child is None or self._child.poll() is None:
+            return "in a way we cannot know"
+        status = self._child.returncode
+        return f"with {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+
+    def memory_mb(self) -> int | None:
+        try:
+            return int(self._process.memory_info().rss // MIB)
+        except psutil.Error:
+            return None
+
+    def cpu_seconds(self) -> float | None:
+        try:
+            times = self._process.cpu_times()
+        except psutil.Error:
+            return None
+        return float(times.user + times.system)
+
+    async def end(self, grace_seconds: float) -> None:
+        self._signal(signal.SIGTERM, group=False)
+        # A stopped process would take the signal only when somebody lets it go on.
+        self._signal(signal.SIGCONT, group=False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await self._gone()
+        self._signal(signal.SIGKILL, group=True)
+        await self._gone()
+
+    async def _gone(self) -> None:
+        while self.alive():  # noqa: ASYNC110  # a process that is not our child tells nobody that it ended
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _signal(self, number: signal.Signals, *, group: bool) -> None:
+        """A process we started leads a group of its own, which may outlive it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if group:
+                os.killpg(self.pid, number)
+            elif self.alive():
+                os.kill(self.pid, number)
+
+
+class PosixLauncher:
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="launch")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False)
+
+    def hold(self, lock: Path) -> FileHold | None:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return FileHold(descriptor)
+
+    async def start(self, command: Sequence[str], *, log: Path, hold: Hold) -> Process:
+        if not isinstance(hold, FileHold):
+            raise TypeError("the lock is not one of this launcher's")
+        try:
+            return await self._off_loop(command, log, hold.descriptor)
+        except OSError as error:
+            raise Unavailable(f"cannot start {command[0]}: {error}") from error
+
+    async def _off_loop(self, command: Sequence[str], log: Path, descriptor: int) -> Process:
+        def start() -> Process:
+            with log.open("ab") as output:
+                child = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    pass_fds=(descriptor,),
+                )
+            return PosixProcess(psutil.Process(child.pid), child)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, start)
+
+    def find(self, pid: int) -> Process | None:
+        try:
+            return PosixProcess(psutil.Process(pid))
+        except psutil.Error:
+            return None
+
+    async def run(self, command: Sequence[str], *, timeout: float) -> tuple[int, str]:
+        child = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                output, _ = await child.communicate()
+        except TimeoutError:
+            raise TimedOut(f"{command[0]} did not end within {timeout:g} s") from None
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+        return child.returncode or 0, output.decode(errors="replace")[-LAST_CHARACTERS:]

@@ -1,0 +1,107 @@
+"""A real engine with the test model, and what else tests of the agent need."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from libs.common.clock import SystemClock
+from libs.common.contracts.node_registry import EngineState
+from services.node_agent.engine_facts import EngineSpec
+from services.node_agent.engine_llama import LlamaEngine, TinyModel
+from services.node_agent.process_posix import PosixLauncher
+
+
+async def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+    """Wait until the condition holds; fails after `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def spec_in(folder: Path) -> EngineSpec:
+    return EngineSpec(
+        engine_id="engine-1",
+        model_path=str(folder / "tiny-random-llama.gguf"),
+        model_version="1",
+        model_name="tiny-random-llama",
+        test_model=True,
+        threads=1,
+        slots=4,
+        context_tokens=1024,
+        embeddings=False,
+        device="auto",
+        build="1",
+    )
+
+
+class EngineAtWork:
+    """An engine and its supervising task, as an agent would hold them."""
+
+    def __init__(self, folder: Path, **changes: object) -> None:
+        self.changes = 0
+        self.spec = replace(spec_in(folder), **changes)  # type: ignore[arg-type]
+        self.launcher = PosixLauncher()
+        self.client = httpx.AsyncClient(trust_env=False)
+        self.engine = LlamaEngine(
+            self.spec,
+            folder=folder,
+            launcher=self.launcher,
+            client=self.client,
+            clock=SystemClock(),
+            start_seconds=20,
+            changed=self._changed,
+            prepare=TinyModel(self.launcher, path=Path(self.spec.model_path)).ensure,
+        )
+        self.task = asyncio.ensure_future(self.engine.run())
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def ready(self) -> str:
+        await until(lambda: self.engine.now().state == EngineState.READY)
+        url = self.engine.now().url
+        assert url is not None
+        return url
+
+    async def forget(self) -> None:
+        """End the supervision, and leave the process running: what a `kill -9` of the agent does."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.client.aclose()
+        self.launcher.close()
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.engine.stop()
+        await self.client.aclose()
+        self.launcher.close()
+
+
+EngineMaker = Callable[..., EngineAtWork]
+
+
+@asynccontextmanager
+async def engines(folder: Path) -> AsyncIterator[EngineMaker]:
+    made: list[EngineAtWork] = []
+
+    def make(**changes: object) -> EngineAtWork:
+        made.append(EngineAtWork(folder, **changes))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            await each.stop()
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[EngineMaker]:
+    async with engines(tmp_path) as make:
+        yield make
