@@ -217,9 +217,13 @@ class Bus:
     async def drain(self, deadline_seconds: float) -> None:
         """Hear nothing more, finish what is in hand; what is not finished by the deadline is cancelled and named."""
         started = self._clock.monotonic()
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(deadline_seconds):
                 await self._transport.stop_listening()
+        except TimeoutError:
+            _log.warning("not everything delivered was taken up", deadline_seconds=deadline_seconds)
+        except MeshError as error:
+            _log.warning("subscriptions could not be ended", code=error.code, reason=error.message)
         left = max(0.0, deadline_seconds - (self._clock.monotonic() - started))
         for subject in await self._handlers.finish(left):
             _log.warning("handler cut short", subject=subject, deadline_seconds=deadline_seconds)
@@ -258,7 +262,7 @@ class Bus:
                     subject=subject,
                     code=error.code,
                     reason=error.message,
-                    payload=repr(payload[:_SHOWN_BYTES]),
+                    **({"payload": repr(payload[:_SHOWN_BYTES])} if isinstance(error, Malformed) else {}),
                 )
                 raise
             except Exception:

@@ -25,26 +25,37 @@ Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
 
 
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _plain(value: Any) -> Any:
-    """Refuse JSON that other readers could choke on: NaN, infinities, huge integers, deep nesting."""
+    """Refuse JSON that other readers could choke on: NaN, infinities, huge integers, deep nesting, broken text."""
     floor: list[tuple[Any, int]] = [(value, 1)]
     while floor:
         item, depth = floor.pop()
         if depth > MAX_DEPTH:
             raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(item, dict):
-            floor.extend((inner, depth + 1) for inner in item.values())
+            floor.extend((inner, depth + 1) for pair in item.items() for inner in pair)
         elif isinstance(item, list):
             floor.extend((inner, depth + 1) for inner in item)
         elif isinstance(item, float) and not math.isfinite(item):
             raise ValueError("holds NaN or an infinity, which is not JSON")
         elif isinstance(item, int) and not -MAX_INTEGER <= item <= MAX_INTEGER:
             raise ValueError("holds an integer beyond 64 bits")
+        elif isinstance(item, str) and not _is_text(item):
+            raise ValueError("holds half of a surrogate pair, which is not text")
     return value
 
 
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_plain)]
-"""A JSON object of anybody's making: finite numbers, integers of at most 64 bits, at most 32 levels."""
+"""A JSON object of anybody's making: finite numbers, integers of at most 64 bits, text without lone surrogates, at most
+32 levels."""
 
 Json = Annotated[JsonValue, AfterValidator(_plain)]
 
