@@ -13,8 +13,13 @@ from services.node_agent.process_posix import PosixLauncher
 from tests.integration.node_agent.conftest import EngineMaker, until
 
 
-def counters(url: str) -> dict[str, float]:
-    lines = httpx.get(f"{url}/metrics", trust_env=False).text.splitlines()
+async def asked(method: str, url: str, **more: object) -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return await client.request(method, url, **more)  # type: ignore[arg-type]
+
+
+async def counters(url: str) -> dict[str, float]:
+    lines = (await asked("GET", f"{url}/metrics")).text.splitlines()
     pairs = [re.split(r"\s+", line) for line in lines if line and not line.startswith("#")]
     return {name.removeprefix("llamacpp:"): float(value) for name, value in pairs}
 
@@ -31,21 +36,21 @@ async def test_the_engine_comes_up_and_says_what_it_is(engine: EngineMaker):
     assert now.memory_mb is not None
     assert now.memory_mb > 5
     assert url.startswith("http://127.0.0.1:")
-    assert httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"] == "tiny-random-llama"
+    assert (await asked("GET", f"{url}/v1/models")).json()["data"][0]["id"] == "tiny-random-llama"
 
 
 async def test_tokens_in_usage_equal_the_difference_in_the_engines_counters(engine: EngineMaker):
     url = await engine().ready()
-    before = counters(url)
+    before = await counters(url)
 
     usages = [
-        httpx.post(
-            f"{url}/v1/completions", json={"prompt": f"{n} and the work", "max_tokens": 7}, trust_env=False
-        ).json()["usage"]
+        (await asked("POST", f"{url}/v1/completions", json={"prompt": f"{n} and the work", "max_tokens": 7})).json()[
+            "usage"
+        ]
         for n in range(5)
     ]
 
-    after = counters(url)
+    after = await counters(url)
     cached = after["prompt_tokens_cached_total"] - before["prompt_tokens_cached_total"]
     read = after["prompt_tokens_total"] - before["prompt_tokens_total"] + cached
     assert sum(usage["prompt_tokens"] for usage in usages) == read
@@ -104,7 +109,7 @@ async def test_an_engine_left_running_with_other_settings_is_replaced(engine: En
 
     assert second.engine.view().pid != first.engine.view().pid
     assert not second.engine.view().adopted
-    assert len(httpx.get(f"{second.engine.now().url}/slots", trust_env=False).json()) == 2
+    assert len((await asked("GET", f"{second.engine.now().url}/slots")).json()) == 2
 
 
 async def test_a_frozen_engine_left_behind_is_ended_and_replaced(engine: EngineMaker):
@@ -149,6 +154,6 @@ async def test_an_engine_that_cannot_load_its_model_says_so(engine: EngineMaker,
 async def test_the_page_of_a_browser_may_not_read_the_engines_answers(engine: EngineMaker):
     url = await engine().ready()
 
-    answer = httpx.get(f"{url}/v1/models", headers={"Origin": "https://example.com"}, trust_env=False)
+    answer = await asked("GET", f"{url}/v1/models", headers={"Origin": "https://example.com"})
 
     assert answer.headers.get("access-control-allow-origin") in (None, "http://127.0.0.1")
