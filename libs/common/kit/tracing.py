@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+from libs.common.errors import WrongSetting
+
 
 class Tracing(Protocol):
     def outgoing(self) -> Mapping[str, str]:
@@ -12,6 +14,10 @@ class Tracing(Protocol):
 
     def span(self, kind: str, name: str, headers: Mapping[str, str]) -> AbstractContextManager[None]:
         """A span that continues the trace in `headers`. The exception that passes through is recorded."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left. Blocks for some seconds at most."""
         ...
 
 
@@ -23,3 +29,22 @@ class NoTracing:
 
     def span(self, kind: str, name: str, headers: Mapping[str, str]) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def close(self) -> None:
+        return None
+
+
+def make_tracing(service: str, *, on: bool, endpoint: str | None) -> Tracing:
+    """Tracing as the settings want it. Raises `WrongSetting` when a package that it needs is not installed."""
+    if not on:
+        return NoTracing()
+    try:
+        from libs.common.kit.tracing_opentelemetry import OpenTelemetry
+
+        return OpenTelemetry(service, endpoint)
+    except ModuleNotFoundError as missing:
+        what = "OTEL_EXPORTER_OTLP_ENDPOINT is set" if "exporter" in str(missing.name) else "TRACING is true"
+        raise WrongSetting(
+            f"{what}, but the package {str(missing.name).split('.sdk')[0].replace('.', '-')} is not installed; "
+            "install it (`pip install 'compute-mesh[tracing]'` brings what traces need), or unset it."
+        ) from None
