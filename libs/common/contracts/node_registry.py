@@ -175,6 +175,14 @@ class Engine(Message):
     problem: str | None = None
 
 
+class SlotPool(Message):
+    """Slots that some kinds of work share: those of an engine, or those for functions."""
+
+    work_types: tuple[str, ...]
+    slots: int = Field(ge=0)
+    free_slots: int = Field(ge=0)
+
+
 class NodeWorkload(Message):
     """What runs on a node and how much more it would take."""
 
@@ -187,6 +195,7 @@ class NodeWorkload(Message):
     engines: tuple[Engine, ...] = ()
     running: tuple[str, ...] = Field((), description="attempt tokens")
     draining: bool = False
+    pools: tuple[SlotPool, ...] = Field((), description="the same slots by the kinds of work that share them")
 
 
 class NodeView(Message):
