@@ -1,0 +1,221 @@
+"""One nats-py client, used for one connection only.
+
+Whatever nats-py does not survive ends it, and somebody else opens the next: there is one path for every failure. All
+that we know of nats-py's inside is in this file; the reasons stand beside each use.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from nats import errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from libs.common.bus.nats_address import Address, sign_in
+from libs.common.bus.transport import Headers
+from libs.common.errors import Disconnected, Malformed, MeshError, Unauthorized, WrongSetting
+
+OLDEST_SERVER = (2, 15)
+WRITE_AHEAD_BYTES = 2 * 1024 * 1024
+CONNECT_TIMEOUT_SECONDS = 2
+PING_SECONDS = 10
+PINGS_UNANSWERED = 2
+
+Hear = Callable[[Msg], Awaitable[None]]
+Denied = Callable[[str, str], None]
+"""Called with `publish` or `subscription`, and the subject; that of a publish comes in lower case."""
+
+_DENIED = re.compile(r'permissions violation for (publish|subscription).*? (?:to|of) "([^"]+)"')
+_log = structlog.get_logger()
+
+
+class Connection:
+    """`ended` is resolved with the reason once it no longer works; `number` counts connections from 1."""
+
+    def __init__(self, number: int, on_denied: Denied) -> None:
+        self.number = number
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._client = Client()
+        self._on_denied = on_denied
+        self._last_error = ""
+
+    @classmethod
+    async def open(cls, address: Address, number: int, *, servers: list[str], on_denied: Denied) -> "Connection":
+        """Raises `Unauthorized`, `WrongSetting` (the server cannot serve us), `Disconnected`."""
+        connection = cls(number, on_denied)
+        try:
+            await connection._connect(address, servers)
+        except BaseException:
+            await connection.discard()
+            raise
+        return connection
+
+    async def _connect(self, address: Address, servers: list[str]) -> None:
+        proof = sign_in(address)
+        try:
+            await self._client.connect(
+                servers=servers,
+                name=address.name,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                dont_randomize=True,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                ping_interval=PING_SECONDS,
+                max_outstanding_pings=PINGS_UNANSWERED,
+                # Without bound, because waiting for room here could not be interrupted; `publish` bounds it.
+                flusher_queue_size=0,
+                pending_size=0,
+                inbox_prefix=address.inbox_prefix,
+                error_cb=self._hear_error,
+                closed_cb=self._hear_closed,
+                **proof,
+            )
+        except (errors.Error, OSError, TimeoutError) as error:
+            raise self._refusal(address, error) from error
+        # nats-py returns as if connected when the server hung up instead of answering.
+        if not self._client.is_connected:
+            raise self._refusal(address, errors.UnexpectedEOF())
+        self._check_server(address)
+        for task in (self._client._reading_task, self._client._flusher_task, self._client._ping_interval_task):
+            # Each of them can die of an exception while `is_connected` stays true.
+            if task is not None:
+                task.add_done_callback(lambda _: self.end("nats-py stopped reading or writing"))
+
+    def _refusal(self, address: Address, error: Exception) -> MeshError:
+        told = f"{error} {self._last_error}".lower()
+        if "authorization violation" in told or "authentication" in told:
+            return Unauthorized(f"The nats-server at {address} refuses {address.who}: wrong or expired credentials")
+        if "expecting info" in told:
+            return Disconnected(f"The server at {address} takes no more connections, or is no nats-server")
+        reason = self._last_error or str(error) or type(error).__name__
+        return Disconnected(f"There is no connection to the nats-server at {address}: {reason}")
+
+    def _check_server(self, address: Address) -> None:
+        info = self._client._server_info
+        version = str(info.get("version", "0"))
+        if _numbers(version) < OLDEST_SERVER:
+            wanted = ".".join(str(number) for number in OLDEST_SERVER)
+            raise WrongSetting(f"The nats-server at {address} is {version}; {wanted} or newer is needed")
+        if not info.get("jetstream"):
+            raise WrongSetting(f"The nats-server at {address} runs without JetStream; start it with -js")
+
+    @property
+    def client(self) -> Client:
+        """For `nats.micro`, which wants one."""
+        return self._client
+
+    @property
+    def max_payload(self) -> int:
+        return int(self._client.max_payload)
+
+    @property
+    def usable(self) -> bool:
+        return not self.ended.done() and self._client.is_connected
+
+    @property
+    def servers(self) -> list[str]:
+        """The servers of the cluster, as this one knows them."""
+        return [server.uri.geturl() for server in self._client._server_pool]
+
+    def end(self, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(self._last_error or reason)
+
+    async def publish(self, subject: str, payload: bytes, headers: Headers | None, reply: str = "") -> None:
+        """Raises `Disconnected` when it was not sent, `Malformed`."""
+        try:
+            await self._client.publish(subject, payload, reply, dict(headers) if headers else None)
+        except (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError) as error:
+            self.end("closed")
+            raise Disconnected("The connection to NATS was lost") from error
+        except (errors.BadSubjectError, errors.BadHeaderError) as error:
+            raise Malformed(f"Cannot be published on {subject!r}: {error}", subject=subject) from error
+        if self._client.pending_data_size > WRITE_AHEAD_BYTES:
+            await self._written(None)
+
+    async def subscribe(self, subject: str, hear: Hear, *, group: str | None = None) -> Subscription:
+        """The server knows of it after the next `flush`."""
+        try:
+            return await self._client.subscribe(subject, queue=group or "", cb=hear)
+        except errors.ConnectionClosedError as error:
+            raise Disconnected("The connection to NATS was lost") from error
+        except errors.BadSubjectError as error:
+            raise Malformed(f"{subject!r} is no subject", subject=subject) from error
+
+    async def unsubscribe(self, subscription: Subscription, *, handle_pending_within: float = 0) -> None:
+        """End it. With `handle_pending_within`, what has arrived is still handled."""
+        if not self.usable:
+            return
+        await self._client._send_unsubscribe(subscription._id)
+        if handle_pending_within and subscription._id in self._client._subs:
+            await self.flush(handle_pending_within)
+            handled = asyncio.ensure_future(subscription._pending_queue.join())
+            either: set[asyncio.Future[Any]] = {handled, self.ended}
+            await asyncio.wait(either, timeout=handle_pending_within, return_when=asyncio.FIRST_COMPLETED)
+            handled.cancel()
+        subscription._stop_processing()
+        self._client._remove_sub(subscription._id)
+
+    async def flush(self, timeout: float) -> None:
+        """Return when the server has had everything sent before. Raises `Disconnected`.
+
+        nats-py's `flush` is no barrier (its PING overtakes what is not written yet), and when it times out or is
+        cancelled the late PONG kills the reader. So: wait for the writing first, and never cancel the PONG's future.
+        """
+        await self._written(timeout)
+        pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        await self._client._send_ping(pong)
+        await self._wait(pong, timeout)
+
+    async def _written(self, timeout: float | None) -> None:
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._client._flush_queue is not None:
+            self._client._flush_queue.put_nowait(written)
+            await self._wait(written, timeout)
+
+    async def _wait(self, done: "asyncio.Future[Any]", timeout: float | None) -> None:
+        await asyncio.wait({done, self.ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise Disconnected("The connection to NATS was lost" if self.ended.done() else "The nats-server is silent")
+
+    async def discard(self) -> None:
+        """Leave nothing behind: no task, no socket. nats-py's `close` waits for peers that do not read."""
+        self.end("closed by us")
+        client = self._client
+        client._status = Client.CLOSED
+        tasks = [client._reading_task, client._flusher_task, client._ping_interval_task]
+        tasks += [subscription._wait_for_msgs_task for subscription in client._subs.values()]
+        writer = getattr(client._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        running = [task for task in tasks if task is not None and not task.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _hear_error(self, error: Exception) -> None:
+        told = str(error)
+        if (found := _DENIED.search(told)) is not None:
+            self._on_denied(found[1], self._as_written(found[2]))
+        elif isinstance(error, errors.SlowConsumerError):
+            _log.warning("nats_messages_dropped", subject=error.subject, reason="the receiver is too slow")
+        else:
+            self._last_error = told or type(error).__name__
+
+    def _as_written(self, lowered: str) -> str:
+        """nats-py lowers the server's refusals; this finds how a subscription wrote its subject."""
+        subjects = (subscription.subject for subscription in self._client._subs.values())
+        return next((subject for subject in subjects if subject.lower() == lowered), lowered)
+
+    async def _hear_closed(self) -> None:
+        self.end(str(self._client.last_error or "") or "the server closed it")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split("-")[0].split(".")[:2]
+    return tuple(int(part) if part.isdigit() else 0 for part in parts)

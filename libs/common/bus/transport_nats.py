@@ -1,0 +1,264 @@
+"""The real message system: NATS with JetStream. Port: `transport.py`, twin: `transport_memory.py`.
+
+There is one path for every failure. A client of nats-py lives for one connection (`nats_connection.py`); when that
+ends, for whatever reason, the link (`nats_link.py`) opens the next and everything that lived on it is made anew.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from uuid import uuid4
+
+from libs.common.bus.nats_address import Address, address
+from libs.common.bus.nats_append import Appender
+from libs.common.bus.nats_consuming import DurableConsumer
+from libs.common.bus.nats_inbox import Inbox, incoming
+from libs.common.bus.nats_jetstream import CALL_SECONDS, JetStream
+from libs.common.bus.nats_keys import Keys, Watch
+from libs.common.bus.nats_link import Link, Timing
+from libs.common.bus.nats_listening import Listening, Micro
+from libs.common.bus.nats_reading import OrderedReader
+from libs.common.bus.nats_streams import Declarations
+from libs.common.bus.transport import (
+    Deliver,
+    Delivery,
+    Endpoint,
+    Entry,
+    Expect,
+    Headers,
+    Incoming,
+    Receipt,
+    Stored,
+    StreamState,
+)
+from libs.common.contracts.streams import Bucket, Stream
+from libs.common.errors import Disconnected, TooLarge
+
+GOODBYE_SECONDS = 0.3
+_HEADER_FRAME = len("NATS/1.0\r\n\r\n")
+# What we add to the headers of an append: message id and expected sequence with their names.
+_HEADER_RESERVE = 512
+_default_timing = Timing()
+
+
+class NatsTransport:
+    """See `Transport`. Made by `connect`."""
+
+    def __init__(self, link: Link, *, service_version: str, replicas: int, max_bytes: Mapping[str, int]) -> None:
+        self._unique = f"{link.address.name}_{uuid4().hex[:12]}".replace(".", "_")
+        self._numbers = count(1)
+        self._link = link
+        self._inbox = Inbox(link, self._unique)
+        self._appender = Appender(link, self._inbox, self._unique)
+        self._jetstream = JetStream(link, self._inbox)
+        self._declarations = Declarations(self._jetstream, replicas=replicas, max_bytes=max_bytes)
+        self._keys = Keys(self._jetstream, self._appender)
+        self._listening = Listening(link, Micro(link.address.name, service_version, self._unique))
+        link.on_publish_denied = self._inbox.denied
+        link.carry((self._inbox, self._listening, self._appender))
+
+    @property
+    def max_payload(self) -> int:
+        return self._link.max_payload
+
+    @property
+    def connections(self) -> int:
+        return self._link.connections
+
+    def problem(self) -> str | None:
+        return self._link.problem()
+
+    async def failed(self) -> None:
+        await self._link.failed()
+
+    async def publish(self, subject: str, payload: bytes, headers: Headers, *, reply: str | None = None) -> None:
+        self._check_size(subject, payload, headers)
+        await self._link.send(subject, payload, headers, reply or "", within=self._link.timing.publish_patience)
+        self._listening.unanswered.published(subject, headers)
+
+    async def request(self, subject: str, payload: bytes, headers: Headers, *, timeout: float) -> Incoming:
+        self._check_size(subject, payload, headers)
+        return incoming(await self._inbox.request(subject, payload, headers, timeout))
+
+    async def subscribe(self, subject: str, deliver: Deliver, *, group: str | None = None) -> None:
+        await self._listening.subscribe(subject, deliver, group)
+
+    async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
+        await self._listening.serve(endpoint, deliver)
+
+    async def stop_listening(self) -> None:
+        await self._listening.stop()
+
+    async def ensure_stream(self, stream: Stream) -> None:
+        await self._declarations.ensure_stream(stream)
+
+    async def append(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Headers,
+        *,
+        message_id: str | None,
+        expect: Expect | None = None,
+        timeout: float,
+    ) -> Receipt:
+        self._check_size(subject, payload, headers, _HEADER_RESERVE)
+        return await self._appender.append(
+            subject, payload, headers, message_id=message_id, expect=expect, timeout=timeout
+        )
+
+    async def read(self, stream: str, *, after: int, subjects: Sequence[str] = ()) -> AsyncIterator[Sequence[Stored]]:
+        reader = OrderedReader(self._link, self._jetstream, self._next_name(), stream, after=after, subjects=subjects)
+        try:
+            while True:
+                batch = await reader.batch()
+                if batch.messages:
+                    yield batch.messages
+        finally:
+            await reader.close()
+
+    async def message(self, stream: str, sequence: int) -> Stored | None:
+        return await self._jetstream.message(stream, sequence)
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        return await self._jetstream.last(stream, subject)
+
+    async def stream_state(self, stream: str) -> StreamState:
+        return await self._jetstream.state(stream)
+
+    async def purge(self, stream: str, *, below: int, subject: str | None = None) -> None:
+        await self._jetstream.purge(stream, below, subject)
+
+    async def pull(
+        self,
+        stream: str,
+        *,
+        durable: str,
+        subjects: Sequence[str] = (),
+        ack_wait_seconds: float = 30.0,
+        batch: int = 64,
+    ) -> AsyncIterator[Delivery]:
+        consumer = DurableConsumer(
+            self._link,
+            self._jetstream,
+            self._next_name(),
+            stream,
+            durable=durable,
+            subjects=subjects,
+            ack_wait_seconds=ack_wait_seconds,
+            batch=batch,
+        )
+        try:
+            while True:
+                yield await consumer.next()
+        finally:
+            await consumer.close()
+
+    async def ensure_bucket(self, bucket: Bucket) -> None:
+        await self._declarations.ensure_bucket(bucket)
+
+    async def get(self, bucket: str, key: str) -> Entry | None:
+        return await self._keys.get(bucket, key)
+
+    async def put(
+        self,
+        bucket: str,
+        key: str,
+        payload: bytes,
+        *,
+        revision: int,
+        ttl_seconds: int | None = None,
+        timeout: float = 5,
+    ) -> int:
+        self._check_size(key, payload, {}, _HEADER_RESERVE)
+        return await self._keys.put(bucket, key, payload, revision=revision, ttl_seconds=ttl_seconds, timeout=timeout)
+
+    async def delete(self, bucket: str, key: str, *, revision: int) -> None:
+        await self._keys.delete(bucket, key, revision=revision, timeout=CALL_SECONDS)
+
+    async def watch(self, bucket: str) -> AsyncIterator[Entry]:
+        reader = OrderedReader(
+            self._link,
+            self._jetstream,
+            self._next_name(),
+            f"KV_{bucket}",
+            subjects=(f"$KV.{bucket}.>",),
+            newest_per_subject=True,
+        )
+        try:
+            async for entry in Watch(bucket, reader).entries():
+                yield entry
+        finally:
+            await reader.close()
+
+    def _next_name(self) -> str:
+        return f"{self._unique}_{next(self._numbers)}"
+
+    def _check_size(self, subject: str, payload: bytes, headers: Headers, reserve: int = 0) -> None:
+        limit = self._link.max_payload
+        size = len(payload) + reserve
+        if headers:
+            size += _HEADER_FRAME + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+        if size > limit:
+            raise TooLarge(
+                f"{len(payload)} bytes with their headers are more than the nats-server's limit of {limit}",
+                subject=subject,
+                limit=limit,
+            )
+
+    async def live(self) -> None:
+        """Everything that goes on by itself; ends only by being cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._link.run(), name="nats link")
+            tasks.create_task(self._appender.run(), name="nats appends")
+
+    async def say_goodbye(self) -> None:
+        """See to it that the server has what was published last."""
+        connection = self._link.current
+        if connection is not None:
+            await connection.flush(GOODBYE_SECONDS)
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    *,
+    name: str,
+    credentials: Path | None = None,
+    inbox_prefix: str = "_INBOX",
+    service_version: str = "0.1.0",
+    replicas: int = 1,
+    max_bytes: Mapping[str, int] | None = None,
+    timing: Timing = _default_timing,
+) -> AsyncIterator[NatsTransport]:
+    """Connect as `name` and stay connected until left; entered once the first connection is there, however long.
+
+    `url` may hold user and password, or a token, and several servers separated by commas. `max_bytes` overrides the
+    size limits of streams by name. Raises `Unauthorized`, `WrongSetting` (no such URL, server too old, no JetStream).
+    """
+    where: Address = address(url, name=name, credentials=credentials, inbox_prefix=inbox_prefix)
+    link = Link(where, timing)
+    transport = NatsTransport(link, service_version=service_version, replicas=replicas, max_bytes=max_bytes or {})
+    life = asyncio.create_task(transport.live(), name=f"nats {name}")
+    life.add_done_callback(lambda done: _tell(link, done))
+    try:
+        await link.first_connection()
+        yield transport
+        await _goodbye(transport)
+    finally:
+        life.cancel()
+        await asyncio.wait({life})
+
+
+async def _goodbye(transport: NatsTransport) -> None:
+    try:
+        await transport.say_goodbye()
+    except Disconnected:
+        return  # there is nobody left to say it to
+
+
+def _tell(link: Link, life: "asyncio.Task[None]") -> None:
+    if not life.cancelled() and (error := life.exception()) is not None:
+        link.fail(error)
