@@ -55,8 +55,20 @@ MORE_USE_CASES: frozenset[str] = frozenset()
 # Files outside the services' pure kinds that do no I/O either.
 PURE_PLACES = ("libs/common/contracts/*", "libs/inference/*", "libs/hardware/tiers.py", "libs/hardware/topology.py")
 PURE_IMPORTS = (
-    *("__future__", "abc", "bisect", "collections", "dataclasses", "datetime", "enum", "functools", "hashlib"),
-    *("heapq", "itertools", "json", "math", "operator", "pydantic", "re", "statistics", "string", "types", "typing"),
+    *(
+        "__future__",
+        "abc",
+        "base64",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "datetime",
+        "enum",
+        "functools",
+        "hashlib",
+    ),
+    *("hashlib", "heapq", "itertools", "json", "math", "operator", "pydantic", "re", "statistics", "string", "struct"),
+    *("types", "typing"),
 )
 # The catalogue looks which contract modules there are.
 PURE_EXCEPTIONS = {"libs/common/contracts/catalogue.py": ("importlib", "pkgutil", "libs.common.contracts")}
@@ -124,6 +136,11 @@ class Source:
         return any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in self.tree.body)
 
     @cached_property
+    def reaches_out(self) -> bool:
+        """It imports something that can do I/O. A file named like an adapter that does not is a pure one."""
+        return any(not within(found.package, *PURE_IMPORTS, *PURE_HOUSE, "services") for found in self.imports)
+
+    @cached_property
     def is_port(self) -> bool:
         classes = [node for node in self.tree.body if isinstance(node, ast.ClassDef)]
         return any("Protocol" in ast.unparse(base) for node in classes for base in node.bases)
@@ -136,7 +153,7 @@ class Source:
             return "use_cases"
         if self.is_program:
             return "program"
-        if any(self.path.startswith(f"{port.removesuffix('.py')}_") for port in ports):
+        if any(self.path.startswith(f"{port.removesuffix('.py')}_") for port in ports) and self.reaches_out:
             return "adapter"
         return "port" if self.is_port else "pure"
 
@@ -298,14 +315,21 @@ def _sizes(file: Source) -> Iterator[str]:
 
 
 def undeclared_imports(
-    files: Sequence[Source], declared: frozenset[str], distribution_of: Mapping[str, str]
+    files: Sequence[Source], declared: frozenset[str], extras: frozenset[str], distribution_of: Mapping[str, str]
 ) -> list[str]:
-    """Third-party packages that are imported without being named in pyproject.toml."""
+    """Third-party packages that are imported without being named in pyproject.toml.
+
+    What an extra brings is imported inside the function that uses it, or in an adapter named after it, so that its
+    absence can be told in a sentence.
+    """
     found: list[str] = []
     for file in files:
-        for package in sorted({each.root for each in file.imports} - sys.stdlib_module_names - {"libs", "services"}):
+        for package, at_top in sorted({(each.root, each.at_top) for each in file.imports}):
+            if package in sys.stdlib_module_names or package in OURS:
+                continue
             distribution = distribution_of.get(package, package)
-            if distribution not in declared:
+            optional = distribution in extras and (not at_top or file.stem.endswith(f"_{package}"))
+            if distribution not in declared and not optional:
                 found.append(f"{file.path} imports {package}, but pyproject.toml does not name {distribution}")
     return found
 
