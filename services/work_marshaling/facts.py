@@ -12,7 +12,10 @@ from libs.common.contracts.work_log import (
     Ended,
     Expired,
     ExpiryReason,
+    Fact,
     PayloadKept,
+    Refused,
+    Remembered,
     Requeued,
     RetryAt,
     Started,
@@ -221,3 +224,29 @@ def _told_end(item: WorkItem, at: datetime) -> ItemFact:
             "error": item.error,
         }
     )
+
+
+def weight(fact: Fact) -> int:
+    """How many bytes the fact takes in the log, or a little more."""
+    match fact:
+        case Admitted():
+            return 1024 + 2 * envelope_bytes(fact.item) + (fact.payload_bytes * 2 if fact.payload is not None else 0)
+        case PayloadKept():
+            return 256 + 2 * len(fact.payload)
+        case AttemptFailed(error=error):
+            return 512 + 6 * len(error.message)
+        case Ended(error=WorkError(message=message)):
+            return 512 + 6 * len(message)
+        case Remembered():
+            return 128 + len(fact.digests)
+        case Refused() | Expired() | Cancelled():
+            return 4096
+    return 512
+
+
+def envelope_bytes(item: Submission) -> int:
+    """The size of what is free to grow in an item beside its payload: labels, requirements."""
+    asked = item.requirements
+    named = (*(asked.node_ids or ()), *asked.prefer_node_ids, *asked.avoid_node_ids)
+    pairs = (*item.labels.items(), *asked.labels.items())
+    return sum(len(name) + 3 for name in named) + sum(6 * (len(key) + len(value)) + 6 for key, value in pairs)

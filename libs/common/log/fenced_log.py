@@ -1,0 +1,220 @@
+"""The writer's side of the log: take over, read what was, append, checkpoint."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, NoReturn, Protocol, TypeVar
+
+import structlog
+
+from libs.common.bus.bus import Bus
+from libs.common.bus.transport import Expect, Receipt
+from libs.common.clock import Clock
+from libs.common.contracts.base import Topic
+from libs.common.contracts.log import LogEpoch, LogRecord, RecordKind
+from libs.common.contracts.streams import Stream
+from libs.common.errors import Disconnected, MeshError, TimedOut, WrongRevision
+
+R = TypeVar("R", bound=LogRecord)
+R_in = TypeVar("R_in", bound=LogRecord, contravariant=True)
+
+PATIENCE_SECONDS = 60.0
+
+_log = structlog.get_logger()
+
+
+class SteppedDown(MeshError):
+    """This writer may write no more. `fenced`: because another took over; otherwise its receipts stayed away."""
+
+    code = "stepped_down"
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str, /, *, fenced: bool) -> None:
+        super().__init__(message, fenced=fenced)
+        self.fenced = fenced
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What every record carries."""
+
+    epoch: int
+    n: int
+    at: datetime
+
+
+class Rebuild(Protocol[R_in]):
+    """What a replay fills. A checkpoint replaces all that was told before it."""
+
+    def begin_epoch(self, epoch: LogEpoch) -> None: ...
+    def apply(self, record: R_in) -> None: ...
+    def restore(self, checkpoint: Sequence[R_in]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How much was read, and how much of it came after the checkpoint that held."""
+
+    records: int
+    since_checkpoint: int
+
+
+class FencedLog(Generic[R]):
+    """One term of one writer. `holder` must be different for every process that was ever started.
+
+    One append is in flight at a time. Whatever ends the term raises `SteppedDown`, then and at every later call.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: Stream,
+        *,
+        epochs: Topic[LogEpoch],
+        records: Topic[R],
+        holder: str,
+        clock: Clock,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._bus = bus
+        self._stream = stream
+        self._epochs = epochs
+        self._records = records
+        self._holder = holder
+        self._clock = clock
+        self._patience = patience_seconds
+        self._epoch = 0
+        self._fence = 0
+        self._n = 0
+        self._ended: SteppedDown | None = None
+        self._in_flight = asyncio.Lock()
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    async def take_over(self, origins: Mapping[str, datetime]) -> int:
+        """Become the writer; whoever was it is fenced from here on. Returns the epoch.
+
+        Raises `WrongRevision` when another took over at the same moment, and whatever `Bus.append` raises: then it is
+        not known whether the take-over took place, and it may be tried again.
+        """
+        last = await self._bus.last(self._stream, self._epochs)
+        number = 1 if last is None else self._bus.decode(self._epochs, last).epoch + 1
+        await self._write_epoch(number, 0 if last is None else last.sequence, origins, checkpoint=False)
+        _log.info("log_taken_over", stream=self._stream.name, epoch=self._epoch, sequence=self._fence)
+        return self._epoch
+
+    async def replay(self, rebuild: Rebuild[R]) -> Replayed:
+        """Read everything up to the own epoch record. Nobody can have written since: it was in the log first.
+
+        Raises `Malformed` when a record cannot be read.
+        """
+        reading = _Reading(rebuild)
+        state = await self._bus.stream_state(self._stream)
+        messages = self._bus.read(self._stream, after=max(0, state.first_sequence - 1))
+        async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
+            async for batch in messages:
+                for stored in batch:
+                    if stored.sequence >= self._fence:
+                        return reading.done()
+                    if stored.subject == self._epochs.subject:
+                        reading.epoch(self._bus.decode(self._epochs, stored))
+                    else:
+                        reading.record(self._bus.decode(self._records, stored))
+        raise self._step_down("the log ended before the own epoch record", fenced=False)
+
+    async def append(self, make: Callable[[Stamp], R]) -> Receipt:
+        """Write one record. Returns when it is on disk.
+
+        Raises `SteppedDown` when another took over or no receipt came in time, `StreamFull` (the term goes on).
+        """
+        async with self._in_flight:
+            self._refuse_if_ended()
+            self._n += 1
+            record = make(Stamp(self._epoch, self._n, self._clock.now()))
+            expect = Expect(sequence=self._fence, subject=self._epochs.subject)
+            try:
+                return await self._bus.append(
+                    self._records,
+                    record,
+                    message_id=f"{self._epoch}.{self._n}",
+                    expect=expect,
+                    timeout=self._patience,
+                )
+            except (WrongRevision, TimedOut, Disconnected) as error:
+                self._give_up(error)
+
+    async def begin_checkpoint(self, origins: Mapping[str, datetime]) -> None:
+        """Start a new epoch of the same writer; its records up to one of kind `done` are to hold the whole state."""
+        async with self._in_flight:
+            self._refuse_if_ended()
+            try:
+                await self._write_epoch(self._epoch + 1, self._fence, origins, checkpoint=True)
+            except (WrongRevision, TimedOut, Disconnected) as error:
+                self._give_up(error)
+
+    async def purge(self) -> None:
+        """Forget what is older than the newest epoch record. Only after a finished checkpoint."""
+        self._refuse_if_ended()
+        await self._bus.purge(self._stream, below=self._fence)
+
+    async def _write_epoch(
+        self, number: int, expected: int, origins: Mapping[str, datetime], *, checkpoint: bool
+    ) -> None:
+        told = LogEpoch(
+            epoch=number, holder=self._holder, at=self._clock.now(), checkpoint=checkpoint, origins=dict(origins)
+        )
+        receipt = await self._bus.append(
+            self._epochs,
+            told,
+            message_id=f"epoch-{number}-{self._holder}",
+            expect=Expect(sequence=expected, subject=self._epochs.subject),
+            timeout=self._patience,
+        )
+        self._epoch, self._fence, self._n = number, receipt.sequence, 0
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+
+    def _give_up(self, error: MeshError) -> NoReturn:
+        if isinstance(error, WrongRevision):
+            raise self._step_down("another writer took over the log", fenced=True) from error
+        told = f"no receipt from the log within {self._patience:g} s"
+        raise self._step_down(told, fenced=False) from error
+
+    def _step_down(self, reason: str, *, fenced: bool) -> SteppedDown:
+        self._ended = SteppedDown(f"{self._stream.name}: {reason} (epoch {self._epoch})", fenced=fenced)
+        return self._ended
+
+
+class _Reading(Generic[R]):
+    """Sorts what is read: records that follow one another, and checkpoints that were finished."""
+
+    def __init__(self, rebuild: Rebuild[R]) -> None:
+        self._rebuild = rebuild
+        self._checkpoint: list[R] | None = None
+        self._records = 0
+        self._since_checkpoint = 0
+
+    def epoch(self, epoch: LogEpoch) -> None:
+        self._checkpoint = [] if epoch.checkpoint else None
+        self._rebuild.begin_epoch(epoch)
+
+    def record(self, record: R) -> None:
+        self._records += 1
+        if record.kind is RecordKind.FACTS:
+            self._since_checkpoint += 1
+            self._rebuild.apply(record)
+        elif self._checkpoint is not None:
+            self._checkpoint.append(record)
+            if record.kind is RecordKind.DONE:
+                self._rebuild.restore(self._checkpoint)
+                self._checkpoint, self._since_checkpoint = None, 0
+
+    def done(self) -> Replayed:
+        return Replayed(self._records, self._since_checkpoint)

@@ -1,0 +1,41 @@
+"""Ids that the server makes, and the fingerprint that tells the same item from another one of the same id."""
+
+import hashlib
+import json
+from datetime import datetime
+
+from libs.common.contracts.work_marshaling import SERVER_PREFIX
+from services.work_marshaling.model import Submission
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def server_id(stream_made: datetime, sequence: int, index: int | None = None) -> str:
+    """The id of an item that came without one: unique also after the stream was made anew."""
+    own = f"{SERVER_PREFIX}{_base36(int(stream_made.timestamp() * 1000))}-{sequence}"
+    return own if index is None else f"{own}-{index}"
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits or "0"
+
+
+def digest(item: Submission) -> str:
+    """128 bits over the content in canonical JSON, without the id; hex."""
+    told = item.model_dump(mode="json", exclude={"work_id"})
+    canonical = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def id_digest(work_id: str) -> bytes:
+    """128 bits that stand for an id which is remembered after its item was forgotten."""
+    return hashlib.blake2b(work_id.encode(), digest_size=16).digest()
+
+
+def payload_text(payload: object) -> str:
+    """The payload as it is kept: compact JSON, ASCII only."""
+    return json.dumps(payload, separators=(",", ":"))

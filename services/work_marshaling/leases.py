@@ -1,0 +1,72 @@
+"""Who holds which item, and until when on our own monotonic clock. Silence counts only while we could hear."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.work_marshaling.nodes import Nodes
+
+
+@dataclass(slots=True)
+class Lease:
+    """`until` moves with every renewal; `latest` is when even a renewed lease ends."""
+
+    token: str
+    node_id: str
+    seconds: float
+    until: float
+    latest: float
+
+
+class Leases:
+    def __init__(self) -> None:
+        self._by_work: dict[str, Lease] = {}
+        self._held: dict[str, set[str]] = {}
+        self._floor = 0.0
+
+    def __len__(self) -> int:
+        return len(self._by_work)
+
+    def __contains__(self, work_id: str) -> bool:
+        return work_id in self._by_work
+
+    def open(self, work_id: str, token: str, node_id: str, *, now: float, seconds: float, most_seconds: float) -> Lease:
+        lease = Lease(token, node_id, seconds, now + seconds, now + max(seconds, most_seconds))
+        self._by_work[work_id] = lease
+        self._held.setdefault(node_id, set()).add(work_id)
+        return lease
+
+    def renew(self, work_id: str, token: str, now: float) -> bool:
+        """False when this token does not hold the item."""
+        lease = self._by_work.get(work_id)
+        if lease is None or lease.token != token:
+            return False
+        lease.until = now + lease.seconds
+        return True
+
+    def close(self, work_id: str) -> bool:
+        lease = self._by_work.pop(work_id, None)
+        if lease is not None:
+            self._held[lease.node_id].discard(work_id)
+        return lease is not None
+
+    def deaf_until(self, now: float, term_seconds: float) -> None:
+        """We could not hear anybody up to now: nothing expires for one more term."""
+        self._floor = max(self._floor, now + term_seconds)
+
+    def ends(self, work_id: str, token: str) -> float | None:
+        """When the lease ends as things stand. None when this token holds none."""
+        lease = self._by_work.get(work_id)
+        if lease is None or lease.token != token:
+            return None
+        return max(min(lease.until, lease.latest), self._floor)
+
+    def took_too_long(self, work_id: str, now: float) -> bool:
+        lease = self._by_work.get(work_id)
+        return lease is not None and lease.until > now >= lease.latest
+
+    def free(self, nodes: Nodes) -> Mapping[str, int]:
+        """Slots of each node that none of our leases takes."""
+        return {node.node_id: node.slots - len(self._held.get(node.node_id, ())) for node in nodes.all()}
+
+    def held_by(self, node_id: str) -> int:
+        return len(self._held.get(node_id, ()))

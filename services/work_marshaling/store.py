@@ -1,0 +1,220 @@
+"""What the leader knows: every open item, the recently ended ones, how far the inputs were read. Rebuilt from the log.
+
+Items are never changed, only replaced, so that a shallow copy of them is a consistent picture of one instant.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from libs.common.contracts.log import LogEpoch, RecordKind
+from libs.common.contracts.streams import WORK_IN, WORK_OUT
+from libs.common.contracts.work_log import (
+    Admitted,
+    Ended,
+    Fact,
+    Ignored,
+    IgnoredReason,
+    Refused,
+    Remembered,
+    Repeated,
+    WorkRecord,
+)
+from libs.common.contracts.work_marshaling import Requirements, WorkStatus
+from services.work_marshaling.facts import apply
+from services.work_marshaling.model import ItemFact, Refusal, WorkItem
+from services.work_marshaling.remembered import RememberedIds
+
+REFUSALS_KEPT = 10_000
+ALIASES_KEPT = 100_000
+NO_REQUIREMENTS = Requirements()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one fact did to one item."""
+
+    before: WorkItem | None
+    after: WorkItem
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything, at one instant."""
+
+    items: tuple[WorkItem, ...]
+    others: tuple[Fact, ...]
+    totals: Mapping[str, int]
+    in_seq: int
+    out_seq: int
+
+
+class Memory:
+    """`ended_most` and `ended_keep` bound how many ended items are kept at hand, and for how long."""
+
+    def __init__(self, remembered: RememberedIds, *, ended_most: int, ended_keep: timedelta) -> None:
+        self._remembered = remembered
+        self._ended_most = ended_most
+        self._ended_keep = ended_keep
+        self._origins: Mapping[str, datetime] = {}
+        self._requirements: dict[str, Requirements] = {}
+        self.orphans: set[str] = set()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.items: dict[str, WorkItem] = {}
+        self.in_seq = 0
+        self.out_seq = 0
+        self.totals: Counter[str] = Counter()
+        self.by_status: Counter[WorkStatus] = Counter()
+        self._ended: deque[str] = deque()
+        self._aliases: OrderedDict[int, str] = OrderedDict()
+        self._refusals: OrderedDict[tuple[int, int], Refusal] = OrderedDict()
+
+    # Reading
+
+    def find(self, sequence: int) -> str | None:
+        """The id of the item that was submitted under this sequence of WORK_IN by its submitter's own id."""
+        return self._aliases.get(sequence)
+
+    def refusal(self, sequence: int, index: int = 0) -> Refusal | None:
+        return self._refusals.get((sequence, index))
+
+    def forgotten_digest(self, work_id: str) -> str | None:
+        return self._remembered.content_of(work_id)
+
+    @property
+    def open_items(self) -> int:
+        return len(self.items) - len(self._ended)
+
+    @property
+    def ended_items(self) -> int:
+        return len(self._ended)
+
+    @property
+    def remembered_ids(self) -> int:
+        return len(self._remembered)
+
+    def oldest_result(self) -> int | None:
+        """The sequence in WORK_OUT from which on results may still be asked for."""
+        ended = (self.items[work_id] for work_id in self._ended)
+        return next((item.out_seq for item in ended if item.out_seq is not None), None)
+
+    # Facts
+
+    def take(self, fact: Fact) -> Change | None:
+        """Apply a fact that was decided or is replayed."""
+        match fact:
+            case Repeated():
+                self._alias(fact.sequence, fact.work_id)
+                self.totals["repeated"] += 1
+            case Refused():
+                self._refuse(fact)
+            case Ignored():
+                self.totals["late" if fact.reason is IgnoredReason.LATE else "ignored"] += 1
+            case Remembered():
+                self._remembered.restore(fact)
+            case _:
+                return self._change(fact)
+        return None
+
+    def _change(self, fact: ItemFact) -> Change:
+        before = self.items.get(fact.work_id)
+        after = apply(before, fact)
+        if isinstance(fact, Admitted):
+            after = self._enter(after)
+        self.items[after.work_id] = after
+        self.by_status[after.status] += 1
+        if before is not None:
+            self.by_status[before.status] -= 1
+        if not after.open:
+            self._ended.append(after.work_id)
+            self.orphans.discard(after.work_id)
+            self.totals[fact.status if isinstance(fact, Ended) else "cancelled"] += 1
+        return Change(before, after)
+
+    def _enter(self, item: WorkItem) -> WorkItem:
+        """Most items ask for the same: they share one object that says so."""
+        self.totals["admitted"] += 1
+        if item.digest:
+            self._alias(item.sequence, item.work_id)
+        asked = item.spec.requirements
+        shared = self._requirements.setdefault(repr(asked), asked) if asked != NO_REQUIREMENTS else NO_REQUIREMENTS
+        if len(self._requirements) > REFUSALS_KEPT:
+            self._requirements.clear()
+        return replace(item, spec=replace(item.spec, requirements=shared)) if shared is not asked else item
+
+    def _alias(self, sequence: int, work_id: str) -> None:
+        self._aliases[sequence] = work_id
+        if len(self._aliases) > ALIASES_KEPT + len(self.items):
+            self._aliases.popitem(last=False)
+
+    def _refuse(self, fact: Refused) -> None:
+        self._refusals[(fact.sequence, fact.index)] = Refusal(code=fact.code, reason=fact.reason, work_id=fact.work_id)
+        self.totals["refused"] += 1
+        if len(self._refusals) > REFUSALS_KEPT:
+            self._refusals.popitem(last=False)
+
+    # Replay
+
+    def begin_epoch(self, epoch: LogEpoch) -> None:
+        self.enter_streams(epoch.origins)
+
+    def enter_streams(self, origins: Mapping[str, datetime]) -> None:
+        """A stream that was made anew is read from its start; what still lay in the old one is lost."""
+        before, self._origins = self._origins, dict(origins)
+        if WORK_IN.name in before and before[WORK_IN.name] != origins.get(WORK_IN.name):
+            self.in_seq = 0
+            self._aliases.clear()
+            self._refusals.clear()
+            self.orphans.update(item.work_id for item in self.items.values() if item.open and item.spec.payload is None)
+        if WORK_OUT.name in before and before[WORK_OUT.name] != origins.get(WORK_OUT.name):
+            self.out_seq = 0
+
+    def apply(self, record: WorkRecord) -> None:
+        for fact in record.facts:
+            self.take(fact)
+        self.in_seq, self.out_seq = record.in_seq, record.out_seq
+
+    def restore(self, checkpoint: Sequence[WorkRecord]) -> None:
+        self._clear()
+        for record in checkpoint:
+            self.apply(record)
+            if record.kind is RecordKind.DONE:
+                self.totals = Counter(record.totals)
+        self._ended = deque(sorted(self._ended, key=self._ended_at))
+
+    def _ended_at(self, work_id: str) -> float:
+        ended_at = self.items[work_id].ended_at
+        return 0.0 if ended_at is None else ended_at.timestamp()
+
+    # Bounds
+
+    def forget(self, now: datetime) -> None:
+        """Let go of ended items that are too many or too old; ids of submitters stay remembered."""
+        while self._ended and self._too_much(self.items[self._ended[0]], now):
+            item = self.items.pop(self._ended.popleft())
+            self.by_status[item.status] -= 1
+            if item.digest:
+                self._aliases.pop(item.sequence, None)
+                self._remembered.remember(item.work_id, item.digest, now)
+        self._remembered.forget(now)
+
+    def _too_much(self, item: WorkItem, now: datetime) -> bool:
+        too_old = item.ended_at is not None and now - item.ended_at > self._ended_keep
+        return too_old or len(self._ended) > self._ended_most
+
+    def snapshot(self) -> Snapshot:
+        refusals = tuple(
+            Refused(sequence=sequence, index=index, work_id=refusal.work_id, code=refusal.code, reason=refusal.reason)
+            for (sequence, index), refusal in self._refusals.items()
+        )
+        items = self.items
+        aliases = tuple(
+            Repeated(work_id=work_id, sequence=sequence)
+            for sequence, work_id in self._aliases.items()
+            if work_id not in items or items[work_id].sequence != sequence
+        )
+        others: tuple[Fact, ...] = (*refusals, *aliases, *self._remembered.facts())
+        return Snapshot(tuple(items.values()), others, dict(self.totals), self.in_seq, self.out_seq)
