@@ -19,8 +19,8 @@ Level = Literal["debug", "info", "warning", "error"]
 
 def configure(format: Format, level: Level, *, file: Path | None = None) -> None:
     """Send all logs to stderr, or to `file`. Called once, at start, by whoever owns the process."""
-    handler = logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file, encoding="utf-8")
-    lines = handler.stream
+    lines = sys.stderr if file is None else file.open("a", encoding="utf-8", buffering=1)
+    handler = logging.StreamHandler(lines)
     chain = [*_context(), *_rendering(format, lines)]
     structlog.configure(
         processors=chain,
@@ -42,8 +42,6 @@ def _route_libraries(handler: logging.Handler, level: Level) -> None:
     root = logging.getLogger()
     for former in list(root.handlers):
         root.removeHandler(former)
-        if isinstance(former.formatter, structlog.stdlib.ProcessorFormatter):
-            former.close()
     root.addHandler(handler)
     root.setLevel({"debug": logging.INFO, "error": logging.ERROR}.get(level, logging.WARNING))
     logging.captureWarnings(True)

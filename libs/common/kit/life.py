@@ -1,0 +1,173 @@
+"""One service's life: connected, built, its port bound, its streams declared, its doors open; and all of it back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from functools import partial
+from socket import socket
+
+import structlog
+
+from libs.common.bus.bus import Bus
+from libs.common.bus.transport import Transport
+from libs.common.contracts.streams import DEAD_LETTERS
+from libs.common.errors import Unavailable
+from libs.common.kit.http import http_door, readiness
+from libs.common.kit.http_server import bind, serving
+from libs.common.kit.loops import Periodic
+from libs.common.kit.metrics import Metrics
+from libs.common.kit.observer import KitObserver
+from libs.common.kit.process import Process
+from libs.common.kit.service import Build, Check, Loop, Platform, Service
+from libs.common.kit.tracing import Tracing, make_tracing
+
+log = structlog.get_logger()
+
+AGAIN_SECONDS = 0.25
+
+
+@dataclass(kw_only=True)
+class Life:
+    """`up` is set while both doors are open. `leads`: the first service of the process, whose metrics tell of it."""
+
+    name: str
+    build: Build
+    process: Process
+    leads: bool
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+    async def live(self) -> None:
+        """Until the process is to stop. Raises nothing: what goes wrong is told to the process."""
+        with structlog.contextvars.bound_contextvars(service=self.name):
+            try:
+                await self._live()
+            except Exception as error:  # noqa: BLE001  # told, logged and ends the process
+                self.process.fail(self.name, "stop" if self.up.is_set() else "start", error)
+
+    async def ready(self) -> None:
+        """Return once the service is up and all its checks hold."""
+        await self.up.wait()
+        while not (await readiness(self.checks)).ready:
+            await self.process.clock.sleep(AGAIN_SECONDS / 5)
+
+    async def _live(self) -> None:
+        process, settings = self.process, self.process.settings
+        metrics = Metrics(self.name, process.clock, version=process.version, python=process.python)
+        if self.leads:
+            metrics.add_process()
+        tracing = make_tracing(self.name, on=settings.tracing, endpoint=settings.otel_exporter_otlp_endpoint)
+        async with _closing(tracing), process.connect(self.name) as transport:
+            bus = Bus(transport, name=self.name, observer=KitObserver(metrics, tracing), clock=process.clock)
+            metrics.watch_connection(lambda: bus.connections, bus.problem)
+            service = self.build(self._platform(bus, metrics))
+            listener = bind(settings.http_host, service.port, variable=f"{self.name.upper()}_PORT")
+            with closing(listener):
+                await process.meeting.arrive()
+                async with self._guarded({"connection to NATS": transport.failed}):
+                    await self._declare(transport, service)
+                    async with service.lifespan():
+                        await service.subscriptions()
+                        await self._open(service, bus, metrics, tracing, listener)
+
+    async def _open(self, service: Service, bus: Bus, metrics: Metrics, tracing: Tracing, listener: socket) -> None:
+        """Loops and HTTP, until the process is to stop; then both doors close side by side, and the loops end."""
+        process, settings = self.process, self.process.settings
+        self.checks = {"nats": _nats_check(bus), **service.checks}
+        door = http_door(
+            service.router,
+            version=process.version_of(self.name),
+            checks=self.checks,
+            metrics=metrics,
+            clock=process.clock,
+            token=settings.api_token.get_secret_value() if settings.api_token else None,
+            body_limit_mb=settings.http_body_limit_mb,
+            tracing=tracing,
+        )
+        seconds = settings.shutdown_seconds
+        async with (
+            self._guarded(_named(service.loops, metrics)),
+            asyncio.TaskGroup() as leaving,
+            serving(door.app, listener, drain_seconds=seconds, closing=door.streams.end),
+        ):
+            log.info("service_up", port=listener.getsockname()[1])
+            self.up.set()
+            await process.stop.wait()
+            leaving.create_task(bus.drain(seconds))
+
+    async def _declare(self, transport: Transport, service: Service) -> None:
+        for stream in dict.fromkeys([DEAD_LETTERS, *service.streams]):
+            await self._patiently(partial(transport.ensure_stream, stream))
+        for bucket in service.buckets:
+            await self._patiently(partial(transport.ensure_bucket, bucket))
+
+    async def _patiently(self, action: Callable[[], Awaitable[None]]) -> None:
+        """At the start NATS may not be there yet: wait for it, and say so once."""
+        told = False
+        while True:
+            try:
+                return await action()
+            except Unavailable as reason:
+                if not told:
+                    log.warning("start_waits", reason=reason.message)
+                told = True
+                await self.process.clock.sleep(AGAIN_SECONDS)
+
+    @asynccontextmanager
+    async def _guarded(self, parts: Mapping[str, Loop]) -> AsyncIterator[None]:
+        """Run parts that must not end by themselves; if one does, the whole process does."""
+        tasks = [
+            asyncio.create_task(self._guard(part, loop()), name=f"{self.name}: {part}") for part, loop in parts.items()
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _guard(self, part: str, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  # told, logged and ends the process
+            self.process.fail(self.name, part, error)
+        else:
+            self.process.fail(self.name, part, "it returned, but it must run for ever")
+
+    def _platform(self, bus: Bus, metrics: Metrics) -> Platform:
+        process = self.process
+        return Platform(
+            bus=bus,
+            clock=process.clock,
+            metrics=metrics.registry,
+            node_id=process.node_id,
+            boot_id=process.boot_id,
+            data_dir=process.data_dir,
+        )
+
+
+def _named(loops: Sequence[Loop], metrics: Metrics) -> dict[str, Loop]:
+    named: dict[str, Loop] = {}
+    for loop in loops:
+        name = str(getattr(loop, "name", None) or getattr(loop, "__qualname__", "loop"))
+        part = f"loop {name}"
+        while part in named:
+            part += "'"
+        named[part] = partial(loop, metrics) if isinstance(loop, Periodic) else loop
+    return named
+
+
+def _nats_check(bus: Bus) -> Check:
+    async def check() -> str | None:
+        return bus.problem()
+
+    return check
+
+
+@asynccontextmanager
+async def _closing(tracing: Tracing) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(tracing.close)

@@ -1,0 +1,80 @@
+"""What the services of one process share: where they stand, when they stop, and why."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from libs.common.bus.transport import Connect
+from libs.common.clock import Clock
+from libs.common.errors import MeshError, WrongSetting
+from libs.common.kit.http import Version
+from libs.common.kit.settings import PlatformSettings
+
+log = structlog.get_logger()
+
+
+class ServiceFailed(MeshError):
+    """A part of a service ended that must not end. It was logged where it was noticed."""
+
+    code = "service_failed"
+
+
+class Meeting:
+    """Where services wait for one another, so that none starts work before all could take their ports."""
+
+    def __init__(self, expected: int) -> None:
+        self._missing = expected
+        self._complete = asyncio.Event()
+
+    async def arrive(self) -> None:
+        self._missing -= 1
+        if self._missing == 0:
+            self._complete.set()
+        await self._complete.wait()
+
+
+@dataclass(kw_only=True)
+class Process:
+    """Stops all services of a process when one of them fails."""
+
+    settings: PlatformSettings
+    connect: Connect
+    clock: Clock
+    node_id: str
+    boot_id: str
+    data_dir: Path
+    version: str
+    python: str
+    stop: asyncio.Event
+    meeting: Meeting
+    failure: MeshError | None = None
+    _told: set[str] = field(default_factory=set)
+
+    def fail(self, service: str, part: str, error: BaseException | str) -> None:
+        """Take everything down, in order. The first failure is the one that is told in the end."""
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, WrongSetting):
+            self._remember(error)
+            return
+        expected = isinstance(error, (MeshError, str))
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        if reason not in self._told:  # all services lose the same server with the same words
+            self._told.add(reason)
+            log.error("service_failed", service=service, part=part, reason=reason, exc_info=None if expected else error)
+        self._remember(ServiceFailed(f"{service}: {part}: {reason}", service=service, part=part))
+
+    def _remember(self, error: MeshError) -> None:
+        if self.failure is None:
+            self.failure = error
+        elif isinstance(self.failure, WrongSetting) and isinstance(error, WrongSetting):
+            known = self.failure.message.split("\n")
+            self.failure = WrongSetting("\n".join([*known, *(() if error.message in known else (error.message,))]))
+        self.stop.set()
+
+    def version_of(self, service: str) -> Version:
+        return Version(
+            service=service, version=self.version, python=self.python, node_id=self.node_id, boot_id=self.boot_id
+        )
