@@ -1,0 +1,31 @@
+"""RAM and swap, as far as this machine or its container may use them."""
+
+from libs.common.contracts.node_registry import Memory
+from libs.hardware.cgroup import Limits
+from libs.hardware.reading import mib
+
+
+def read_memory(limits: Limits) -> Memory:
+    import psutil
+
+    ram, swap = psutil.virtual_memory(), psutil.swap_memory()
+    return usable_memory(
+        total=ram.total, available=ram.available, swap_total=swap.total, swap_free=swap.free, limits=limits
+    )
+
+
+def usable_memory(*, total: int, available: int, swap_total: int, swap_free: int, limits: Limits) -> Memory:
+    """Bytes in, MiB out. A limit above what there is does not limit."""
+    limit = limits.memory_bytes if limits.memory_bytes is not None and limits.memory_bytes < total else None
+    if limit is not None:
+        total = limit
+        available = min(available, max(0, limit - (limits.memory_used_bytes or 0)))
+    if limits.swap_bytes is not None:
+        swap_total, swap_free = min(swap_total, limits.swap_bytes), min(swap_free, limits.swap_bytes)
+    return Memory(
+        total_mb=mib(total),
+        available_mb=mib(available),
+        swap_total_mb=mib(swap_total),
+        swap_free_mb=mib(swap_free),
+        limit_mb=mib(limit),
+    )

@@ -1,0 +1,139 @@
+"""Asks NVML through a process of its own, which is killed and started anew when it does not answer in time."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from libs.common.errors import TimedOut, Unavailable
+
+log = structlog.get_logger()
+
+PROGRAM = (sys.executable, "-m", "libs.hardware.nvml_program")
+ANSWER_SECONDS = 2.0
+START_SECONDS = 20.0
+"""The driver may need many seconds to wake up when nothing else keeps it awake."""
+LONGEST_LINE = 8 * 1024 * 1024
+LONGEST_PAUSE_SECONDS = 60.0
+
+
+class NvmlHelper:
+    """One question at a time. `environment` replaces the inherited one."""
+
+    def __init__(
+        self,
+        *,
+        program: Sequence[str] = PROGRAM,
+        answer_seconds: float = ANSWER_SECONDS,
+        start_seconds: float = START_SECONDS,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._program = program
+        self._answer_seconds = answer_seconds
+        self._start_seconds = start_seconds
+        self._environment = environment
+        self._child: Process | None = None
+        self._first: asyncio.Task[dict[str, Any]] | None = None
+        self._turn = asyncio.Lock()
+        self._asked = 0
+        self._failures = 0
+        self._not_before = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+    async def ask(self) -> dict[str, Any]:
+        """What NVML says of all GPUs. Raises `Unavailable` with the reason, within the time for an answer."""
+        async with self._turn:
+            try:
+                return await self._ask()
+            except Unavailable:
+                raise
+            except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+                await self._give_up()
+                raise Unavailable(f"the NVML process ended: {error or type(error).__name__}") from None
+
+    async def restart(self) -> None:
+        """NVML sees GPUs that were added only when it is started anew."""
+        async with self._turn:
+            await self._stop()
+            self._not_before = 0.0
+
+    async def close(self) -> None:
+        await self.restart()
+
+    async def _ask(self) -> dict[str, Any]:
+        now = asyncio.get_running_loop().time()
+        if now < self._not_before:
+            raise Unavailable(f"NVML did not answer; it is asked again in {self._not_before - now:.0f} s")
+        if self._child is None:
+            self._child = await self._start()
+            self._first = asyncio.create_task(self._talk(self._child, self._start_seconds), name="nvml-start")
+        answer = await self._talk(self._child, self._answer_seconds) if self._first is None else await self._started()
+        self._failures = 0
+        return answer
+
+    async def _started(self) -> dict[str, Any]:
+        """The first answer, which may take long: until then we say so and come back later."""
+        assert self._first is not None
+        done, _ = await asyncio.wait({self._first}, timeout=self._answer_seconds)
+        if not done:
+            raise TimedOut("the NVIDIA driver is still starting")
+        first, self._first = self._first, None
+        return first.result()
+
+    async def _talk(self, child: Process, seconds: float) -> dict[str, Any]:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        self._asked += 1
+        try:
+            async with asyncio.timeout(seconds):
+                child.stdin.write(json.dumps({"id": self._asked, "ask": "gpus"}).encode() + b"\n")
+                await child.stdin.drain()
+                line = await child.stdout.readuntil(b"\n")
+        except TimeoutError:
+            await self._give_up()
+            raise TimedOut(f"NVML does not answer within {seconds:g} s") from None
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    async def _start(self) -> Process:
+        return await asyncio.create_subprocess_exec(
+            *self._program,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            limit=LONGEST_LINE,
+            start_new_session=True,
+            env=self._environment,
+        )
+
+    async def _give_up(self) -> None:
+        """Kill it; each failure in a row doubles the pause before the next try."""
+        self._failures += 1
+        pause = 0.0 if self._failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0**self._failures)
+        self._not_before = asyncio.get_running_loop().time() + pause
+        log.warning("nvml_process_killed", pid=self.pid, failures=self._failures, pause_seconds=pause)
+        await self._stop()
+
+    async def _stop(self) -> None:
+        first, self._first = self._first, None
+        child, self._child = self._child, None
+        if first is not None and first is not asyncio.current_task():
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        if child is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        if child.stdin is not None:
+            child.stdin.close()
+        with contextlib.suppress(TimeoutError):  # a process stuck in the kernel dies when the kernel lets it
+            async with asyncio.timeout(1.0):
+                await child.wait()

@@ -1,0 +1,233 @@
+"""A process that talks to NVML for us, because a call that is stuck cannot be killed, but a process can.
+
+One JSON object per line comes in, one goes out for each: `{"id", "ask"}` is answered by `{"id", "gpus", …}` or, where
+NVML cannot be had, by `{"id", "absent": reason}`. It ends when its input does, also in the middle of a stuck call.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TextIO
+
+# Xids after which a GPU is of no use until it is reset (those of a faulty application are not among them).
+FATAL_XIDS = {
+    48: "uncorrectable memory error",
+    62: "internal micro-controller halted",
+    64: "row remapping failed",
+    79: "GPU has fallen off the bus",
+    95: "uncontained memory error",
+    119: "GSP does not answer",
+    120: "GSP error",
+    140: "unrecovered memory error",
+}
+_SAID_QUIETLY = ("NVMLError_NotSupported", "NVMLError_FunctionNotFound", "NVMLError_NoPermission")
+
+
+class Lost(Exception):
+    """The GPU does not answer any more."""
+
+
+class Gpus:
+    """What NVML says of every GPU. Remembers who they are, so that one that is lost can still be named."""
+
+    def __init__(self, nvml: Any) -> None:
+        self._nvml = nvml
+        self._identities: dict[int, dict[str, Any]] = {}
+        self._xids: dict[str, int] = {}
+        self._problems: list[dict[str, str]] = []
+        nvml.nvmlInit()
+        self._events = self._watch_xids()
+
+    def answer(self) -> dict[str, Any]:
+        self._problems = []
+        self._hear_xids()
+        count = self._ask("count", self._nvml.nvmlDeviceGetCount)
+        found = [self._gpu(index) for index in range(max(count or 0, len(self._identities)))]
+        cuda = self._ask("cuda", self._nvml.nvmlSystemGetCudaDriverVersion_v2)
+        return {
+            "gpus": [gpu for gpu in found if gpu is not None],
+            "driver_version": self._ask("driver", self._nvml.nvmlSystemGetDriverVersion),
+            "cuda_version": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+            "problems": self._problems,
+        }
+
+    def _gpu(self, index: int) -> dict[str, Any] | None:
+        try:
+            handle = self._ask(f"gpu {index}", self._nvml.nvmlDeviceGetHandleByIndex, index)
+            if handle is None:
+                raise Lost("the driver does not list it any more")
+            identity = self._identity(index, handle)
+            if identity is None:
+                return None
+            return identity | self._measured(identity["uuid"], handle)
+        except Lost as lost:
+            known = self._identities.get(index)
+            if known is None:
+                self._problems.append({"source": f"gpu {index}", "message": str(lost)})
+                return None
+            return known | {"healthy": False, "problem": self._xid_words(known["uuid"]) or str(lost)}
+
+    def _identity(self, index: int, handle: Any) -> dict[str, Any] | None:
+        if index in self._identities:
+            return self._identities[index]
+        nvml, name = self._nvml, f"gpu {index}"
+        uuid = self._ask(name, nvml.nvmlDeviceGetUUID, handle)
+        if uuid is None:
+            self._problems.append({"source": name, "message": "it has no UUID, so it cannot be used"})
+            return None
+        pci = self._ask(name, nvml.nvmlDeviceGetPciInfo, handle)
+        capability = self._ask(name, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+        identity = {
+            "uuid": uuid,
+            "index": index,
+            "name": self._ask(name, nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU",
+            "compute_capability": f"{capability[0]}.{capability[1]}" if capability else None,
+            "pci_address": _pci_address(pci.busId) if pci else None,
+        }
+        self._identities[index] = identity
+        return identity
+
+    def _measured(self, uuid: str, handle: Any) -> dict[str, Any]:
+        nvml, name = self._nvml, uuid
+        power = self._ask(name, nvml.nvmlDeviceGetPowerUsage, handle)
+        limit = self._ask(name, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+        load = self._ask(name, nvml.nvmlDeviceGetUtilizationRates, handle)
+        xid = self._xid_words(uuid)
+        return {
+            **self._memory(name, handle),
+            "temperature_celsius": self._ask(name, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+            "power_watts": None if power is None else power / 1000,
+            "power_limit_watts": None if limit is None else limit / 1000,
+            "utilization_ratio": None if load is None else load.gpu / 100,
+            "processes": self._processes(name, handle),
+            "healthy": xid is None,
+            "problem": xid,
+        }
+
+    def _memory(self, name: str, handle: Any) -> dict[str, Any]:
+        """The second version first: the first counts what the driver keeps for itself as used."""
+        nvml = self._nvml
+        memory = self._ask(name, nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2)
+        if memory is not None:
+            reserved: int | None = memory.reserved
+        else:
+            memory, reserved = self._ask(name, nvml.nvmlDeviceGetMemoryInfo, handle), None
+        if memory is None:
+            return {"total": None, "used": None, "free": None, "reserved": None}
+        return {"total": memory.total, "used": memory.used, "free": memory.free, "reserved": reserved}
+
+    def _processes(self, name: str, handle: Any) -> list[dict[str, Any]] | None:
+        """Who uses the GPU. None when the driver does not tell."""
+        nvml = self._nvml
+        found: dict[int, dict[str, Any]] = {}
+        told = False
+        for kind, function in (
+            ("compute", nvml.nvmlDeviceGetComputeRunningProcesses),
+            ("graphics", nvml.nvmlDeviceGetGraphicsRunningProcesses),
+        ):
+            processes = self._ask(name, function, handle)
+            told = told or processes is not None
+            for process in processes or ():
+                first = found.setdefault(process.pid, {"pid": process.pid, "kind": kind, "used": None})
+                first["used"] = max(first["used"] or 0, process.usedGpuMemory or 0) or None
+        return list(found.values()) if told else None
+
+    def _ask(self, source: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The answer, or None with a problem noted. Raises `Lost`."""
+        try:
+            return function(*arguments)
+        except Exception as error:  # noqa: BLE001  # whatever a vendor's library raises costs one field
+            kind = type(error).__name__
+            if kind in ("NVMLError_GpuIsLost", "NVMLError_ResetRequired"):
+                raise Lost(str(error)) from None
+            if kind not in _SAID_QUIETLY:
+                asked = getattr(function, "__name__", "a call")
+                self._problems.append({"source": source, "message": f"{asked}: {error or kind}"})
+            return None
+
+    def _watch_xids(self) -> Any:
+        nvml = self._nvml
+        try:
+            events = nvml.nvmlEventSetCreate()
+        except nvml.NVMLError:
+            return None
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
+            except nvml.NVMLError:
+                continue  # this one does not tell; its other signs of life are read each time
+        return events
+
+    def _hear_xids(self) -> None:
+        nvml = self._nvml
+        for _ in range(1000 if self._events is not None else 0):
+            try:
+                event = nvml.nvmlEventSetWait_v2(self._events, 0)
+                if event.eventType == nvml.nvmlEventTypeXidCriticalError and event.eventData in FATAL_XIDS:
+                    self._xids[self._uuid_of(event.device)] = int(event.eventData)
+            except nvml.NVMLError:
+                return
+
+    def _uuid_of(self, handle: Any) -> str:
+        """A lost GPU does not tell its UUID any more: then by its place among those we know."""
+        nvml = self._nvml
+        try:
+            return str(nvml.nvmlDeviceGetUUID(handle))
+        except nvml.NVMLError:
+            index = nvml.nvmlDeviceGetIndex(handle)
+            return str(self._identities[index]["uuid"]) if index in self._identities else ""
+
+    def _xid_words(self, uuid: str) -> str | None:
+        xid = self._xids.get(uuid)
+        return None if xid is None else f"Xid {xid}: {FATAL_XIDS[xid]}"
+
+
+def _pci_address(bus: str | bytes) -> str:
+    """As the kernel writes it: four digits of domain where that is enough, small letters."""
+    address = (bus.decode() if isinstance(bus, bytes) else bus).lower()
+    return address[4:] if address.startswith("0000") and len(address) == 16 else address
+
+
+def _open() -> Gpus | str:
+    """NVML, or why it cannot be had."""
+    import pynvml
+
+    try:
+        return Gpus(pynvml)
+    except pynvml.NVMLError_LibraryNotFound:
+        return "the library libnvidia-ml is not installed"
+    except Exception as error:  # noqa: BLE001  # a broken driver is an answer too
+        return f"NVML does not start: {error or type(error).__name__}"
+
+
+def _listen(questions: "queue.Queue[dict[str, Any]]") -> None:
+    for line in sys.stdin:
+        questions.put(json.loads(line))
+    os._exit(0)  # nobody asks any more; a call that is stuck must not keep us here
+
+
+def _private_output() -> TextIO:
+    """Our answers' own way out: what a vendor's library prints goes to the error stream instead."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def main() -> None:
+    answers = _private_output()
+    questions: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_listen, args=(questions,), daemon=True).start()
+    gpus = _open()
+    while True:
+        question = questions.get()
+        found = {"absent": gpus} if isinstance(gpus, str) else gpus.answer()
+        answers.write(json.dumps({"id": question["id"], **found}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
