@@ -1,7 +1,7 @@
 """One service's life: connected, built, its port bound, its streams declared, its doors open; and all of it back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,7 +118,7 @@ class Life:
     async def _guarded(self, parts: Mapping[str, Loop]) -> AsyncIterator[None]:
         """Run parts that must not end by themselves; if one does, the whole process does."""
         tasks = [
-            asyncio.create_task(self._guard(part, loop()), name=f"{self.name}: {part}") for part, loop in parts.items()
+            asyncio.create_task(self._guard(part, loop), name=f"{self.name}: {part}") for part, loop in parts.items()
         ]
         try:
             yield
@@ -127,9 +127,9 @@ class Life:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _guard(self, part: str, work: Coroutine[None, None, None]) -> None:
+    async def _guard(self, part: str, loop: Loop) -> None:
         try:
-            await work
+            await loop()
         except Exception as error:  # noqa: BLE001  # told, logged and ends the process
             self.process.fail(self.name, part, error)
         else:

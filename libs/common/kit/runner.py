@@ -123,7 +123,9 @@ async def run(
         )
         names = list(builds)
         lives = [Life(name=name, build=builds[name], process=process, leads=name == names[0]) for name in names]
-        async with _beside(process, _tell_ready(lives, ready, started), alongside and alongside(address)):
+        async with _beside(
+            process, partial(_tell_ready, lives, ready, started), alongside and partial(alongside, address)
+        ):
             await _until_stopped(lives, process)
     if process.failure is not None:
         raise process.failure
@@ -161,12 +163,12 @@ async def _tell_ready(lives: Sequence[Life], ready: asyncio.Event | None, starte
 
 
 @asynccontextmanager
-async def _beside(process: Process, *works: Awaitable[None] | None) -> AsyncIterator[None]:
+async def _beside(process: Process, *works: Callable[[], Awaitable[None]] | None) -> AsyncIterator[None]:
     """Work that accompanies the services, and ends before them."""
 
-    async def guard(work: Awaitable[None]) -> None:
+    async def guard(work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:  # noqa: BLE001  # told, logged and ends the process
             process.fail("process", "work beside the services", error)
 
