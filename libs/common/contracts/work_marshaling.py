@@ -4,11 +4,11 @@ How these messages together never lose and never double an item: `docs/work-prot
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from libs.common.contracts.base import Call, Identifier, Json, JsonObject, Message, Moment, Topic
+from libs.common.contracts.base import Call, ErrorBody, Identifier, Json, JsonObject, Message, Moment, Topic
 from libs.common.contracts.node_registry import Mib
 
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
@@ -304,3 +304,58 @@ WORK_STATUS = Call(
     owner="work_marshaling",
     summary="An item by its id or its sequence.",
 )
+
+
+class SubmitMany(Message):
+    """Several items at once. Each is read and answered on its own: a bad one refuses only itself."""
+
+    items: tuple[dict[str, Any], ...] = Field(min_length=1, max_length=10_000)
+
+
+class SubmitAnswer(Message):
+    """What became of one item: its receipt, or why it was refused."""
+
+    accepted: WorkAccepted | None = None
+    error: ErrorBody | None = None
+
+
+class SubmitAnswers(Message):
+    """In the order in which the items were given."""
+
+    answers: tuple[SubmitAnswer, ...]
+    accepted: int
+    refused: int
+
+
+class WorkResult(Message):
+    """How an item ended. `result` is what its worker told; null unless it completed."""
+
+    work_id: str
+    status: WorkStatus
+    ended_at: Moment | None = None
+    node_id: str | None = None
+    result: Json = None
+    error: WorkError | None = None
+
+
+class WorkPage(Message):
+    """Items, the newest first. `cursor` leads to the next page; null on the last one."""
+
+    items: tuple[WorkView, ...]
+    cursor: str | None = None
+
+
+class WorkStats(Message):
+    """The queue in numbers. `totals` count since the log began, in the words of the metrics."""
+
+    epoch: int
+    by_status: dict[str, int]
+    pending_by_priority: dict[str, int]
+    oldest_pending_seconds: float | None
+    open_items: int
+    ended_kept: int
+    remembered_ids: int
+    totals: dict[str, int]
+    leases: int
+    nodes: dict[str, int] = Field({}, description="free slots of each node")
+    stream_fill_ratio: dict[str, float] = {}

@@ -1,36 +1,36 @@
-"""Group commit: what gathers while one append is on its way is the next record. One fsync carries many decisions."""
+"""Group commit: what gathers while one write is on its way is the next one. One fsync carries many decisions."""
 
 import asyncio
-import heapq
-import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from libs.common.errors import Unavailable
+from libs.common.log.position import Position
 
 S = TypeVar("S")
 
 MOST_BYTES = 400_000
-OVER = "this instance no longer writes the log; ask again"
+
+
+async def _nothing() -> None:
+    """Between two writes, unless there is something else to do."""
 
 
 class GroupCommit(Generic[S]):
     """Steps wait here in order until they are written. A step is never split over two writes.
 
     `weight` is a step's size in bytes, or a little more; one write takes steps of together at most `most_bytes` (a
-    single heavier one goes alone).
+    single heavier one goes alone), and not more than `most_steps`.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, *, most_bytes: int = MOST_BYTES, most_steps: int = 10_000) -> None:
         self._most_bytes = most_bytes
+        self._most_steps = most_steps
         self._waiting: deque[tuple[S, int]] = deque()
         self._added = 0
-        self._written = 0
+        self._written = Position()
         self._something = asyncio.Event()
-        self._listeners: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._ties = itertools.count()
-        self._over = False
 
     @property
     def added(self) -> int:
@@ -40,7 +40,7 @@ class GroupCommit(Generic[S]):
     @property
     def written(self) -> int:
         """Up to which position everything is on disk."""
-        return self._written
+        return self._written.value
 
     @property
     def waiting(self) -> int:
@@ -56,41 +56,32 @@ class GroupCommit(Generic[S]):
 
     async def reached(self, position: int) -> None:
         """Wait until everything up to this position is on disk. Raises `Unavailable` when that will not be."""
-        if position > self._written:
-            if self._over:
-                raise Unavailable(OVER)
-            reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._listeners, (position, next(self._ties), reached))
-            await reached
+        await self._written.reached(position)
 
-    async def run(self, write: Callable[[Sequence[S]], Awaitable[None]]) -> None:
-        """Write until cancelled, or until `write` raises. Who waits in `reached` is then told."""
+    async def run(
+        self, write: Callable[[Sequence[S]], Awaitable[None]], between: Callable[[], Awaitable[None]] = _nothing
+    ) -> None:
+        """Write until cancelled, or until `write` raises. `between` runs after every write, before the next one."""
         try:
             while True:
                 await self._something.wait()
                 steps = self._take()
                 await write(steps)
-                self._written += len(steps)
-                self._tell()
+                self._written.advance(self._written.value + len(steps))
+                await between()
         finally:
-            self._over = True
-            for _, _, reached in self._listeners:
-                if not reached.done():
-                    reached.set_exception(Unavailable(OVER))
+            self._written.close(Unavailable("this instance writes no more; ask again"))
 
     def _take(self) -> Sequence[S]:
         taken: list[S] = []
         total = 0
-        while self._waiting and (not taken or total + self._waiting[0][1] <= self._most_bytes):
-            step, weight = self._waiting.popleft()
+        while self._waiting and len(taken) < self._most_steps:
+            step, weight = self._waiting[0]
+            if taken and total + weight > self._most_bytes:
+                break
+            self._waiting.popleft()
             taken.append(step)
             total += weight
         if not self._waiting:
             self._something.clear()
         return taken
-
-    def _tell(self) -> None:
-        while self._listeners and self._listeners[0][0] <= self._written:
-            reached = heapq.heappop(self._listeners)[2]
-            if not reached.done():
-                reached.set_result(None)
