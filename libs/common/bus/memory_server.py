@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from libs.common.bus.memory_bucket import MemoryBucket
-from libs.common.bus.memory_streams import MESSAGE_ID_HEADER, MemoryStream, header_bytes, matches
-from libs.common.bus.transport import Expect, Headers, Incoming, Receipt
+from libs.common.bus.memory_streams import MemoryStream, header_bytes, matches
+from libs.common.bus.transport import MESSAGE_ID_HEADER, Expect, Headers, Incoming, Receipt
 from libs.common.clock import Clock
 from libs.common.contracts.streams import Stream
 from libs.common.errors import Conflict, Disconnected, MeshError, NobodyAnswers, NotFound, TooLarge

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from libs.common.bus.transport import Expect, Headers, Receipt, Stored, StreamState
+from libs.common.bus.transport import MESSAGE_ID_HEADER, Expect, Headers, Receipt, Stored, StreamState
 from libs.common.contracts.streams import Stream
 from libs.common.errors import StreamFull, WrongRevision
 
-MESSAGE_ID_HEADER = "Nats-Msg-Id"
 _RECORD_BYTES = 30
 
 
@@ -81,11 +80,11 @@ class MemoryStream:
         at: datetime,
         now: float,
     ) -> Receipt:
+        if expect is not None:  # before the message id is looked at, as the server does
+            self._check(expect, subject)
         known = self._known(message_id, now)
         if known is not None:
             return Receipt(stream=self.description.name, sequence=known, duplicate=True)
-        if expect is not None:
-            self._check(expect, subject)
         kept = {**headers, MESSAGE_ID_HEADER: message_id} if message_id is not None else dict(headers)
         size = _size(subject, payload, kept)
         self._make_room(size)

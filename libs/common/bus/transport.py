@@ -10,6 +10,9 @@ from libs.common.contracts.streams import Bucket, Stream
 
 Headers = Mapping[str, str]
 
+MESSAGE_ID_HEADER = "Nats-Msg-Id"
+"""Where a stored message carries the id it was appended under."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
