@@ -8,13 +8,19 @@ from pathlib import Path
 
 from docs.generate.asyncapi import asyncapi
 from docs.generate.errors import errors
+from docs.generate.metrics import metrics
+from docs.generate.rest import rest
+from docs.generate.settings import settings
 from docs.generate.subjects import subjects
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCES: Mapping[str, Callable[[], str]] = {
     "subjects.md": subjects,
     "asyncapi.json": asyncapi,
+    "rest.md": rest,
     "errors.md": errors,
+    "metrics.md": metrics,
+    "settings.md": settings,
 }
 
 

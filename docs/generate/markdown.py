@@ -24,8 +24,8 @@ def json_block(value: object) -> str:
     return f"```json\n{json.dumps(value, indent=2, ensure_ascii=False)}\n```"
 
 
-def link(heading: str) -> str:
-    return f"[{heading}](#{anchor(heading)})"
+def link(heading: str, page: str = "") -> str:
+    return f"[{heading}]({page}#{anchor(heading)})"
 
 
 def anchor(heading: str) -> str:
@@ -34,7 +34,7 @@ def anchor(heading: str) -> str:
 
 
 def sentence(text: str | None) -> str:
-    """A docstring on one line, without the part that says what is raised."""
+    """A docstring on one line."""
     return " ".join((text or "").split())
 
 

@@ -1,7 +1,7 @@
 """The JSON Schemas of all messages together, and how a field reads in words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -31,25 +31,29 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Shapes:
-    """`definitions` holds every shape by its name; `names` says which name a message has there."""
+    """`definitions` holds every shape by its name; `names` says which name a message has there.
+
+    `elsewhere` names the page that describes a shape, for those that are not on the same page.
+    """
 
     definitions: Mapping[str, Any]
     names: Mapping[type[BaseModel], str]
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
-    def fields(self, name: str) -> list[Sequence[str]]:
+    def fields(self, shape: str) -> list[Sequence[str]]:
         """A row for each field: name, type, what it is when left out, unit, meaning."""
-        schema = self.definitions[name]
+        schema = self.definitions[shape]
         required = schema.get("required", [])
         return [
-            [code(field), self.type(inner), _default(inner, field in required), unit(field), _meaning(inner)]
-            for field, inner in schema.get("properties", {}).items()
+            [code(name), self.type(inner), _default(inner, name in required), unit(name), _meaning(inner)]
+            for name, inner in schema.get("properties", {}).items()
         ]
 
     def type(self, schema: Mapping[str, Any]) -> str:
         if "$ref" in schema:
             name = schema["$ref"].rsplit("/", 1)[-1]
             target = self.definitions[name]
-            return link(name) if "properties" in target else self.type(target)
+            return link(name, self.elsewhere.get(name, "")) if "properties" in target else self.type(target)
         for choices in ("anyOf", "oneOf"):
             if choices in schema:
                 return " or ".join(self.type(choice) for choice in schema[choices])
@@ -84,8 +88,8 @@ def shapes_of(messages: Sequence[type[BaseModel]]) -> Shapes:
     return Shapes(definitions=dict(sorted(all_of_it.get("$defs", {}).items())), names=names)
 
 
-def unit(field: str) -> str:
-    fitting = [suffix for suffix in UNITS if field.endswith(suffix)]
+def unit(name: str) -> str:
+    fitting = [suffix for suffix in UNITS if name.endswith(suffix)]
     return UNITS[max(fitting, key=len)] if fitting else ""
 
 
