@@ -9,10 +9,11 @@ from nats.aio.msg import Msg
 
 from libs.common.bus.nats_connection import Connection
 from libs.common.bus.nats_inbox import NO_RESPONDERS, STATUS, Inbox
+from libs.common.bus.nats_jetstream import MESSAGE_ID, JetStream
 from libs.common.bus.nats_link import Link
 from libs.common.bus.nats_refusals import TRY_AGAIN, refusal
 from libs.common.bus.transport import Expect, Headers, Receipt
-from libs.common.errors import Disconnected, MeshError, NobodyAnswers, TimedOut
+from libs.common.errors import Disconnected, MeshError, NobodyAnswers, TimedOut, WrongRevision
 
 IN_FLIGHT = 1024
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
@@ -27,9 +28,10 @@ _log = structlog.get_logger()
 class Appender:
     """A part of the link. `run` keeps the deadlines of everything in flight, with one timer for all."""
 
-    def __init__(self, link: Link, inbox: Inbox, unique: str) -> None:
+    def __init__(self, link: Link, inbox: Inbox, jetstream: JetStream, unique: str) -> None:
         self._link = link
         self._inbox = inbox
+        self._jetstream = jetstream
         self._unique = unique
         self._window = _Window()
         self._pending: dict[int, _Append] = {}
@@ -59,18 +61,34 @@ class Appender:
         append.number = self._inbox.draw(append)
         append.reply = self._inbox.reply_subject(append.number)
         append.headers = _headers(headers, message_id or f"{self._unique}.{append.number}", expect)
-        size = len(payload)
         try:
-            if not self._window.enter_at_once(size):
-                await self._window.enter(size, append.deadline)
-            try:
-                return await self._in_window(append)
-            finally:
-                self._window.leave(size)
+            return await self._through_window(append)
+        except WrongRevision as error:
+            if expect is None or expect.subject not in (None, subject) or not (message_id or append.sent > 1):
+                raise
+            return await self._kept_before(append, expect.sequence, error)
         finally:
             self._inbox.forget(append.number)
 
+    async def _kept_before(self, append: "_Append", after: int, error: WrongRevision) -> Receipt:
+        """The server looks at the expected sequence before the message id, so our own message may be in the way."""
+        stream = append.stream
+        sequence = await self._jetstream.kept_under(stream, append.subject, append.headers[MESSAGE_ID], after)
+        if sequence is None:
+            raise error
+        return Receipt(stream=stream, sequence=sequence, duplicate=True)
+
+    async def _through_window(self, append: "_Append") -> Receipt:
+        size = len(append.payload)
+        if not self._window.enter_at_once(size):
+            await self._window.enter(size, append.deadline)
+        try:
+            return await self._in_window(append)
+        finally:
+            self._window.leave(size)
+
     async def _in_window(self, append: "_Append") -> Receipt:
+        self._link.check_open()
         if not self._pending:
             self._wake.set()
         self._pending[append.number] = append
@@ -87,6 +105,7 @@ class Appender:
         append.connection = connection.number
         append.resend_at = now + RESEND_SECONDS
         append.first_sent = append.first_sent or now
+        append.sent += 1
         try:
             await connection.publish(append.subject, append.payload, append.headers, append.reply)
         except Disconnected:
@@ -116,7 +135,7 @@ class Appender:
 class _Append:
     __slots__ = (
         "connection", "deadline", "first_sent", "headers", "loop", "nobody", "number", "payload", "receipt", "reply",
-        "resend_at", "subject",
+        "resend_at", "sent", "stream", "subject",
     )  # fmt: skip
 
     def __init__(self, subject: str, payload: bytes, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
@@ -126,8 +145,8 @@ class _Append:
         self.loop = loop
         self.receipt: asyncio.Future[Receipt] = loop.create_future()
         self.headers: dict[str, str] = {}
-        self.number = self.connection = 0
-        self.reply = ""
+        self.number = self.connection = self.sent = 0
+        self.reply = self.stream = ""
         self.resend_at = self.first_sent = 0.0
         self.nobody = False
 
@@ -147,6 +166,7 @@ class _Append:
         elif error.get("err_code") in TRY_AGAIN:
             self._again()
         else:
+            self.stream = answer.get("stream", "")
             self.receipt.set_exception(refusal(error, self.subject))
 
     def _again(self) -> None:
@@ -169,7 +189,7 @@ class _Append:
 
 
 def _headers(given: Headers, message_id: str, expect: Expect | None) -> dict[str, str]:
-    headers = {**given, "Nats-Msg-Id": message_id}
+    headers = {**given, MESSAGE_ID: message_id}
     if expect is not None:
         headers["Nats-Expected-Last-Subject-Sequence"] = str(expect.sequence)
         if expect.subject is not None:

@@ -13,11 +13,12 @@ from libs.common.bus.nats_jetstream import NANOSECONDS, PAUSE_SECONDS, JetStream
 from libs.common.bus.nats_link import Link
 from libs.common.bus.nats_pulling import Pulling, Ticket, stored
 from libs.common.bus.transport import Stored
-from libs.common.errors import Unavailable
+from libs.common.errors import Disconnected, Unavailable
 
 # Cannot be changed later, so it is large: one pull request of every instance waits here.
 MAX_WAITING = 2048
 MAX_UNSETTLED = 20_000
+STALE_SHARE = 0.8
 _log = structlog.get_logger()
 
 
@@ -27,6 +28,11 @@ class NatsDelivery:
         self.delivered = delivered
         self._link = link
         self._settle_on = settle_on
+        self._received = asyncio.get_running_loop().time()
+
+    def is_stale(self, ack_wait_seconds: float) -> bool:
+        """It has waited here for so long that the server gives it to somebody else now."""
+        return asyncio.get_running_loop().time() - self._received > STALE_SHARE * ack_wait_seconds
 
     async def ack(self) -> None:
         await self._settle(b"+ACK")
@@ -72,11 +78,10 @@ class DurableConsumer:
     async def next(self) -> NatsDelivery:
         """Waits as long as it takes. Raises `NotFound`, `Conflict` (the consumer exists otherwise), `Forbidden`."""
         while True:
-            if self._buffer:
+            while self._buffer:
                 delivery = self._buffer.popleft()
-                if self._pulling is not None and self._pulling.broken is None:
-                    await self._pulling.ask()
-                return delivery
+                if not delivery.is_stale(self._ack_wait_seconds):
+                    return delivery
             if self._pulling is None or self._pulling.broken is not None:
                 await self._restart()
             else:
@@ -85,9 +90,11 @@ class DurableConsumer:
     async def close(self) -> None:
         """Hand back what nobody will handle, so that others need not wait for it."""
         await self._stop()
-        connection = self._link.current
-        while self._buffer and connection is not None:
-            await self._buffer.popleft().nak()
+        try:
+            while self._buffer and self._link.current is not None:
+                await self._buffer.popleft().nak()
+        except Disconnected as error:
+            _log.debug("deliveries_left_to_the_server", stream=self._stream, reason=str(error))
 
     async def _stop(self) -> None:
         if self._pulling is not None:
@@ -113,6 +120,8 @@ class DurableConsumer:
             inbox=f"{self._link.address.inbox_prefix}.{self._unique}_{self._restarts}",
             batch=self._batch,
             max_bytes=None,
+            # Others share this consumer: what nobody here waits for is theirs.
+            ahead=False,
             take=self._take,
             waiting=lambda: len(self._buffer),
         )

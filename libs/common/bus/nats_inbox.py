@@ -1,7 +1,6 @@
 """One subscription for every answer that is awaited: of requests and of appends."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Protocol
 
 from nats.aio.msg import Msg
@@ -67,6 +66,10 @@ class Inbox:
             waiting.refused(error)
         return bool(concerned)
 
+    def close(self) -> None:
+        for waiting in list(self._waiting.values()):
+            waiting.refused(Disconnected("The connection to NATS was closed by us", subject=waiting.subject))
+
     async def request(self, subject: str, payload: bytes, headers: Headers | None, timeout: float) -> Msg:
         """Raises `NobodyAnswers`, `TimedOut`, `Forbidden`, `Disconnected`, `Malformed`."""
         question = _Question(subject)
@@ -88,9 +91,6 @@ class Inbox:
         waiting = self._waiting.get(int(number)) if number.isdecimal() else None
         if waiting is not None:
             waiting.answered(message)
-
-    def __iter__(self) -> Iterator[Waiting]:
-        return iter(list(self._waiting.values()))
 
 
 class _Question:

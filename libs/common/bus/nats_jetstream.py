@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import structlog
 from nats.aio.msg import Msg
 
 from libs.common.bus.nats_inbox import NO_HEADERS, STATUS, Inbox
@@ -16,10 +17,12 @@ from libs.common.bus.transport import Headers, Stored, StreamState
 from libs.common.errors import Disconnected, MeshError, NobodyAnswers, NotFound, TimedOut, Unavailable
 
 API = "$JS.API"
+MESSAGE_ID = "Nats-Msg-Id"
 CALL_SECONDS = 5.0
 ONE_TRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.25
 NANOSECONDS = 1_000_000_000
+_log = structlog.get_logger()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -128,7 +131,15 @@ class JetStream:
         """Ask for its deletion and do not wait: the server also lets go of it by itself when nobody pulls."""
         connection = self._link.current
         if connection is not None:
-            await connection.publish(f"{API}.CONSUMER.DELETE.{stream}.{name}", b"", None)
+            try:
+                await connection.publish(f"{API}.CONSUMER.DELETE.{stream}.{name}", b"", None)
+            except Disconnected as error:
+                _log.debug("consumer_left_to_the_server", stream=stream, consumer=name, reason=str(error))
+
+    async def kept_under(self, stream: str, subject: str, message_id: str, after: int) -> int | None:
+        """The sequence of the first message on the subject after `after`, if it has this message id."""
+        found = await self._from_leader(stream, {"seq": after + 1, "next_by_subj": subject})
+        return found.sequence if found is not None and found.headers.get(MESSAGE_ID) == message_id else None
 
 
 _ADDED_BY_DIRECT_GET = frozenset(

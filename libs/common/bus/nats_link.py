@@ -58,6 +58,7 @@ class Link:
         self._up = asyncio.Event()
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._problem: str | None = "not connected yet"
+        self._closed = False
         self._opened = 0
         self._servers = list(address.servers)
         self._refused_since: float | None = None
@@ -90,14 +91,24 @@ class Link:
         if self._fatal.done():
             self._fatal.result()
 
+    def check_open(self) -> None:
+        """Raises `Disconnected` once we are closed."""
+        if self._closed:
+            raise Disconnected("The connection to NATS was closed by us")
+
+    def close(self) -> None:
+        """Nobody waits for a connection any more."""
+        self._closed = True
+        self._up.set()
+
     async def connection(self, within: float | None) -> Connection:
-        """The connection, once there is one. Raises `Disconnected` after `within` seconds."""
+        """The connection, once there is one. Raises `Disconnected` after `within` seconds, or when we are closed."""
         try:
             async with asyncio.timeout(within):
                 while (current := self.current) is None:
+                    self.check_open()
+                    self._up.clear()  # it may be set for a connection that was lost a moment ago
                     await self._up.wait()
-                    if self.current is None:  # lost, and not noticed by `run` yet
-                        self._up.clear()
         except TimeoutError as error:
             raise Disconnected(self.problem() or "There is no connection to NATS") from error
         return current

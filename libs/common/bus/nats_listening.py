@@ -1,7 +1,6 @@
 """What we hear and what we answer: kept as data, and subscribed anew on every connection."""
 
 import asyncio
-import re
 import time
 from collections import OrderedDict
 from typing import Any
@@ -98,9 +97,7 @@ class Micro:
     """The service as `nats micro` sees it: one per transport, with the same id on every connection."""
 
     def __init__(self, name: str, version: str, unique: str) -> None:
-        self._config = ServiceConfig(
-            name=re.sub(r"[^A-Za-z0-9_-]", "_", name), version=version, stats_handler=self._report
-        )
+        self._config = ServiceConfig(name=name, version=version, stats_handler=self._report)
         self._unique = unique
         self._served: dict[str, _Served] = {}
         self._service: Service | None = None

@@ -12,6 +12,7 @@ from libs.common.bus.nats_connection import Connection
 from libs.common.bus.nats_inbox import NO_HEADERS, STATUS
 from libs.common.bus.nats_jetstream import API, NANOSECONDS, at_nanoseconds
 from libs.common.bus.transport import Stored
+from libs.common.errors import Disconnected
 
 EXPIRES_SECONDS = 30
 HEARTBEAT_SECONDS = 5
@@ -52,7 +53,8 @@ def stored(message: Msg, told: Ticket) -> Stored:
 class Pulling:
     """Calls `take` with each message; up to `batch` are asked for or waiting to be fetched by the user.
 
-    `waiting` says how many the user has not fetched yet. Once `broken` has a reason, nothing more comes.
+    `waiting` says how many the user has not fetched yet. An `ahead` one asks for more before the user does. Once
+    `broken` has a reason, nothing more comes.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Pulling:
         inbox: str,
         batch: int,
         max_bytes: int | None,
+        ahead: bool,
         take: Callable[[Msg, Ticket], str | None],
         waiting: Callable[[], int],
     ) -> None:
@@ -72,19 +75,22 @@ class Pulling:
         self._inbox = inbox
         self._batch = batch
         self._max_bytes = max_bytes
+        self._ahead = ahead
         self._take = take
         self._waiting = waiting
         self._asked = 0
         self._heard = asyncio.get_running_loop().time()
         self._news = asyncio.Event()
         self._broken: str | None = None
+        self._awaited = False
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
         """Raises `Disconnected`."""
         self._connection.ended.add_done_callback(self._lost)
         self._subscription = await self._connection.subscribe(self._inbox, self._hear)
-        await self.ask()
+        if self._ahead:
+            await self.ask()
 
     async def stop(self) -> None:
         self._connection.ended.remove_done_callback(self._lost)
@@ -100,16 +106,19 @@ class Pulling:
         self._news.clear()
         if self._waiting() or self.broken:
             return
-        left = self._heard + SILENCE_SECONDS - asyncio.get_running_loop().time()
+        self._awaited = True
         try:
-            async with asyncio.timeout(max(left, 0)):
+            await self.ask()
+            async with asyncio.timeout_at(self._heard + SILENCE_SECONDS):
                 await self._news.wait()
         except TimeoutError:
             if asyncio.get_running_loop().time() - self._heard >= SILENCE_SECONDS:
                 self._broken = "the consumer is silent"
+        finally:
+            self._awaited = False
 
     async def ask(self) -> None:
-        """Ask for more when half is used up. Raises `Disconnected`."""
+        """Ask for more when half is used up."""
         missing = self._batch - self._asked - self._waiting()
         if missing * 2 < self._batch or self._broken:
             return
@@ -123,7 +132,10 @@ class Pulling:
         if not self._asked:
             self._heard = asyncio.get_running_loop().time()
         self._asked += missing
-        await self._connection.publish(self._next, json.dumps(request).encode(), None, self._inbox)
+        try:
+            await self._connection.publish(self._next, json.dumps(request).encode(), None, self._inbox)
+        except Disconnected as error:
+            self._broken = str(error)
 
     async def _hear(self, message: Msg) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -134,7 +146,8 @@ class Pulling:
             self._hear_status(message)
         if self._waiting() or self._broken:
             self._news.set()
-        await self.ask()
+        if self._ahead or self._awaited:
+            await self.ask()
 
     def _hear_status(self, message: Msg) -> None:
         headers = message.headers or NO_HEADERS

@@ -114,6 +114,7 @@ class OrderedReader:
             inbox=f"{self._link.address.inbox_prefix}.{self._consumer}",
             batch=READ_BATCH,
             max_bytes=max(READ_BYTES, 2 * self._link.max_payload),
+            ahead=True,
             take=self._take,
             waiting=lambda: len(self._buffer),
         )

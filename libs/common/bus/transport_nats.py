@@ -5,11 +5,14 @@ ends, for whatever reason, the link (`nats_link.py`) opens the next and everythi
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from uuid import uuid4
+
+import structlog
 
 from libs.common.bus.nats_address import Address, address
 from libs.common.bus.nats_append import Appender
@@ -41,21 +44,23 @@ _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
 # What we add to the headers of an append: message id and expected sequence with their names.
 _HEADER_RESERVE = 512
 _default_timing = Timing()
+_log = structlog.get_logger()
 
 
 class NatsTransport:
     """See `Transport`. Made by `connect`."""
 
     def __init__(self, link: Link, *, service_version: str, replicas: int, max_bytes: Mapping[str, int]) -> None:
-        self._unique = f"{link.address.name}_{uuid4().hex[:12]}".replace(".", "_")
+        plain_name = re.sub(r"[^A-Za-z0-9_-]", "_", link.address.name)[:40]
+        self._unique = f"{plain_name}_{uuid4().hex[:12]}"
         self._numbers = count(1)
         self._link = link
         self._inbox = Inbox(link, self._unique)
-        self._appender = Appender(link, self._inbox, self._unique)
         self._jetstream = JetStream(link, self._inbox)
+        self._appender = Appender(link, self._inbox, self._jetstream, self._unique)
         self._declarations = Declarations(self._jetstream, replicas=replicas, max_bytes=max_bytes)
         self._keys = Keys(self._jetstream, self._appender)
-        self._listening = Listening(link, Micro(link.address.name, service_version, self._unique))
+        self._listening = Listening(link, Micro(plain_name, service_version, self._unique))
         link.on_publish_denied = self._inbox.denied
         link.carry((self._inbox, self._listening, self._appender))
 
@@ -214,11 +219,17 @@ class NatsTransport:
             tasks.create_task(self._link.run(), name="nats link")
             tasks.create_task(self._appender.run(), name="nats appends")
 
-    async def say_goodbye(self) -> None:
-        """See to it that the server has what was published last."""
+    async def close(self) -> None:
+        """See to it that the server has what was published last; then whoever still waits is told."""
         connection = self._link.current
-        if connection is not None:
-            await connection.flush(GOODBYE_SECONDS)
+        try:
+            if connection is not None:
+                await connection.flush(GOODBYE_SECONDS)
+        except Disconnected as error:
+            _log.info("nats_closed_without_goodbye", reason=str(error))
+        finally:
+            self._link.close()
+            self._inbox.close()
 
 
 @asynccontextmanager
@@ -246,17 +257,12 @@ async def connect(
     try:
         await link.first_connection()
         yield transport
-        await _goodbye(transport)
     finally:
-        life.cancel()
-        await asyncio.wait({life})
-
-
-async def _goodbye(transport: NatsTransport) -> None:
-    try:
-        await transport.say_goodbye()
-    except Disconnected:
-        return  # there is nobody left to say it to
+        try:
+            await transport.close()
+        finally:
+            life.cancel()
+            await asyncio.wait({life})
 
 
 def _tell(link: Link, life: "asyncio.Task[None]") -> None:
