@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.background:
             return _background(settings.mesh_data_dir, console)
         with _only_one(settings.mesh_data_dir):
-            return asyncio.run(_up(settings, console, demo=options.demo))
+            return runner.run_on_uvloop(_up(settings, console, demo=options.demo))
     except WrongSetting as error:
         console.print(error.message, style="red", markup=False, highlight=False)
         return 2
