@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from socket import socket
@@ -12,7 +12,7 @@ import structlog
 from libs.common.bus.bus import Bus
 from libs.common.bus.transport import Transport
 from libs.common.contracts.streams import DEAD_LETTERS
-from libs.common.errors import Unavailable
+from libs.common.errors import Unavailable, WrongSetting
 from libs.common.kit.http import http_door, readiness
 from libs.common.kit.http_server import bind, serving
 from libs.common.kit.loops import Periodic
@@ -61,15 +61,28 @@ class Life:
         async with _closing(tracing), process.connect(self.name) as transport:
             bus = Bus(transport, name=self.name, observer=KitObserver(metrics, tracing), clock=process.clock)
             metrics.watch_connection(lambda: bus.connections, bus.problem)
-            service = self.build(self._platform(bus, metrics))
-            listener = bind(settings.http_host, service.port, variable=f"{self.name.upper()}_PORT")
-            with closing(listener):
+            with ExitStack() as held:
+                made = self._make(self._platform(bus, metrics), held)
                 await process.meeting.arrive()
+                if made is None or process.failure is not None:
+                    process.stop.set()
+                    return
+                service, listener = made
                 async with self._guarded({"connection to NATS": transport.failed}):
                     await self._declare(transport, service)
                     async with service.lifespan():
                         await service.subscriptions()
                         await self._open(service, bus, metrics, tracing, listener)
+
+    def _make(self, platform: Platform, held: ExitStack) -> tuple[Service, socket] | None:
+        """The service and its bound port; None when a setting is wrong, which is told once all have spoken."""
+        try:
+            service = self.build(platform)
+            listener = bind(self.process.settings.http_host, service.port, variable=f"{self.name.upper()}_PORT")
+        except WrongSetting as error:
+            self.process.remember(error)
+            return None
+        return service, held.enter_context(closing(listener))
 
     async def _open(self, service: Service, bus: Bus, metrics: Metrics, tracing: Tracing, listener: socket) -> None:
         """Loops and HTTP, until the process is to stop; then both doors close side by side, and the loops end."""

@@ -56,23 +56,25 @@ class Process:
         """Take everything down, in order. The first failure is the one that is told in the end."""
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
+        self.stop.set()
         if isinstance(error, WrongSetting):
-            self._remember(error)
+            self.remember(error)
             return
         expected = isinstance(error, (MeshError, str))
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
         if reason not in self._told:  # all services lose the same server with the same words
             self._told.add(reason)
             log.error("service_failed", service=service, part=part, reason=reason, exc_info=None if expected else error)
-        self._remember(ServiceFailed(f"{service}: {part}: {reason}", service=service, part=part))
+        self.remember(ServiceFailed(f"{service}: {part}: {reason}", service=service, part=part))
 
-    def _remember(self, error: MeshError) -> None:
+    def remember(self, error: MeshError) -> None:
+        """Keep what the process ends with. Wrong settings are collected, one to a line."""
         if self.failure is None:
             self.failure = error
         elif isinstance(self.failure, WrongSetting) and isinstance(error, WrongSetting):
             known = self.failure.message.split("\n")
-            self.failure = WrongSetting("\n".join([*known, *(() if error.message in known else (error.message,))]))
-        self.stop.set()
+            if error.message not in known:
+                self.failure = WrongSetting("\n".join([*known, error.message]))
 
     def version_of(self, service: str) -> Version:
         return Version(
