@@ -1,12 +1,15 @@
 """What the node agent decides, as functions of what it knows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from services.node_agent.engine_facts import Device, DeviceChoice
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
+IDLE_RENEWAL_SECONDS = 10.0
+LEAST_RENEWAL_SECONDS = 0.1
+MOST_TEXT_CHARACTERS = 2000
 
 
 def pause_before_restart(failures_in_a_row: int) -> float:
@@ -44,3 +47,15 @@ def choose_device(choice: DeviceChoice, known: Sequence[Device], gpus_present: S
             "it knows no GPU; install the build for this GPU to use it"
         )
     return "cpu", "this machine has no GPU"
+
+
+def renewal_seconds(leases: Iterable[float]) -> float:
+    """How often leases are renewed: three times within the shortest, so that two messages may get lost."""
+    return max(LEAST_RENEWAL_SECONDS, min((lease / 3 for lease in leases), default=IDLE_RENEWAL_SECONDS))
+
+
+def pieces_to_tell(pieces: Sequence[str]) -> tuple[str, list[str]]:
+    """So much of the partial output as one message takes, and the rest."""
+    text = "".join(pieces)
+    told, rest = text[:MOST_TEXT_CHARACTERS], text[MOST_TEXT_CHARACTERS:]
+    return told.encode(errors="replace").decode(), [rest] if rest else []

@@ -1,0 +1,17 @@
+"""Which subject leads to which method."""
+
+from libs.common.bus.bus import Bus
+from libs.common.contracts.node_registry import DISCOVER, Discover
+from libs.common.contracts.work_marshaling import ASSIGN, STOP
+from services.node_agent.use_cases import NodeAgent
+
+
+async def open_doors(bus: Bus, agent: NodeAgent, node_id: str) -> None:
+    """Listen to work marshaling and to those who ask all nodes to show themselves."""
+
+    async def discovered(_: Discover) -> None:
+        await agent.discovered()
+
+    await bus.serve(STOP, agent.stop, node_id=node_id)
+    await bus.serve(ASSIGN, agent.assign, node_id=node_id)
+    await bus.subscribe(DISCOVER, discovered)

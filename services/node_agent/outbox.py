@@ -1,0 +1,142 @@
+"""Outcomes on their way: journaled, appended to the stream, and only then let go."""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from libs.common.bus.bus import Bus
+from libs.common.clock import Clock
+from libs.common.contracts.work_marshaling import COMPLETED, FAILED, Assignment, WorkCompleted
+from libs.common.errors import MeshError, TooLarge, Unavailable
+from services.node_agent.model import Outcome
+from services.node_agent.observer import AgentObserver
+from services.node_agent.outcomes import failed, message_for
+from services.node_agent.store import Journal
+
+log = structlog.get_logger()
+
+AT_ONCE = 64
+APPEND_SECONDS = 10.0
+FIRST_PAUSE_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    assignment: Assignment
+    outcome: Outcome
+
+
+class Outbox:
+    """Delivers every outcome it was given, however long NATS is away. The message id is the attempt's token, so the
+    stream keeps one message however often it is sent."""
+
+    def __init__(self, bus: Bus, journal: Journal, clock: Clock, observer: AgentObserver) -> None:
+        self._bus = bus
+        self._journal = journal
+        self._clock = clock
+        self._observer = observer
+        self._letters: asyncio.Queue[_Letter] = asyncio.Queue()
+        self._open = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._away = False
+
+    @property
+    def undelivered(self) -> int:
+        return self._open
+
+    async def end(self, assignment: Assignment, outcome: Outcome) -> None:
+        """Journal how an attempt ended, then see to it that NATS is told."""
+        self._count(1)
+        try:
+            await self._journal.ended(assignment.attempt_token or "", outcome)
+        except Unavailable as error:
+            # Delivered all the same: if we die before that, the attempt is only run once more.
+            log.error("outcome_not_journaled", work=assignment.work_id, reason=error.message)
+        self._letters.put_nowait(_Letter(assignment, outcome))
+
+    def resume(self, assignment: Assignment, outcome: Outcome) -> None:
+        """Deliver what an earlier run of the agent journaled and could not deliver."""
+        self._count(1)
+        self._letters.put_nowait(_Letter(assignment, outcome))
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        async with asyncio.TaskGroup() as postmen:
+            for _ in range(AT_ONCE):
+                postmen.create_task(self._deliver_all())
+
+    async def emptied(self, seconds: float) -> bool:
+        """Wait until everything is delivered, so long at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _deliver_all(self) -> None:
+        while True:
+            letter = await self._letters.get()
+            await self._deliver(letter)
+            self._count(-1)
+
+    async def _deliver(self, letter: _Letter) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._append(letter)
+                break
+            except TooLarge as error:
+                letter = _Letter(letter.assignment, self._too_large(letter.outcome, error))
+            except MeshError as error:
+                self._note_away(error)
+                await self._clock.sleep(pause)
+                pause = min(LONGEST_PAUSE_SECONDS, pause * 2)
+        self._note_back()
+        self._observer.delivered()
+        await self._let_go(letter)
+
+    async def _append(self, letter: _Letter) -> None:
+        message = message_for(letter.assignment, letter.outcome)
+        token = letter.assignment.attempt_token
+        if isinstance(message, WorkCompleted):
+            await self._bus.append(COMPLETED, message, message_id=token, timeout=APPEND_SECONDS)
+        else:
+            await self._bus.append(FAILED, message, message_id=token, timeout=APPEND_SECONDS)
+
+    async def _let_go(self, letter: _Letter) -> None:
+        try:
+            await self._journal.delivered(letter.assignment.attempt_token or "")
+        except Unavailable as error:
+            # It is delivered once more after a restart, under the same token, which counts nothing.
+            log.warning("delivery_not_journaled", work=letter.assignment.work_id, reason=error.message)
+
+    def _too_large(self, outcome: Outcome, error: TooLarge) -> Outcome:
+        return failed(
+            "result_too_large",
+            error.message,
+            retryable=False,
+            started_at=outcome.started_at,
+            ended_at=outcome.ended_at or self._clock.now(),
+        )
+
+    def _note_away(self, error: MeshError) -> None:
+        self._observer.delivery_failed()
+        if not self._away:
+            log.warning("outcomes_wait", undelivered=self._open, code=error.code, reason=error.message)
+        self._away = True
+
+    def _note_back(self) -> None:
+        if self._away:
+            log.info("outcomes_are_delivered_again", undelivered=self._open)
+        self._away = False
+
+    def _count(self, change: int) -> None:
+        self._open += change
+        if self._open:
+            self._empty.clear()
+        else:
+            self._empty.set()

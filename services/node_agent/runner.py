@@ -1,0 +1,33 @@
+"""What runs jobs. Port of `runner_openai.py` and `runner_function.py`."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from libs.common.contracts.work_marshaling import Assignment
+
+Tell = Callable[[str], None]
+"""Takes partial output as it comes."""
+
+
+class Runner(Protocol):
+    """Runs jobs of some kinds, so many at once."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def lingering(self) -> int:
+        """Slots still taken by jobs whose attempts are over, because they could not be ended."""
+        ...
+
+    def work_types(self) -> tuple[str, ...]:
+        """What it can run now; none when it is not ready."""
+        ...
+
+    def refusal(self, assignment: Assignment) -> str | None:
+        """Why it would not take this one now, slots aside."""
+        ...
+
+    async def run(self, assignment: Assignment, tell: Tell) -> Any:
+        """The job's result, as JSON values. Cancelling ends the job. Raises `JobFailed`."""
+        ...

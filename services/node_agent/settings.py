@@ -1,0 +1,83 @@
+"""Every knob of the node agent."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.-]*=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_MAGIC = b"GGUF"
+
+
+class Settings(BaseSettings):
+    """Read by `wiring.py` only."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    port: int = Field(
+        8120, ge=0, le=65535, validation_alias="NODE_AGENT_PORT", description="Where the HTTP door listens."
+    )
+    engine: Literal["llama.cpp", "none"] = Field(
+        "llama.cpp", description="The inference engine that is kept running on this machine; none: no inference here."
+    )
+    model: Path | None = Field(
+        None,
+        json_schema_extra={"allowed": "the path of a GGUF file"},
+        description="The model to serve. Not set: a tiny model with random weights that answers nonsense.",
+    )
+    model_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="What the model is called in the mesh. Not set: its file's name.",
+    )
+    engine_device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="What the engine computes on; auto: a GPU where the engine's build can use one."
+    )
+    engine_slots: int = Field(4, ge=1, le=256, description="Requests that the engine serves at once.")
+    engine_context: int = Field(2048, ge=128, le=1_048_576, description="Tokens of context for each slot.")
+    engine_threads: int | None = Field(
+        None, ge=1, le=512, description="Threads the engine computes with. Not set: as many as there are processors."
+    )
+    engine_embeddings: bool = Field(False, description="Also take work of type `embedding`; makes prompts slower.")
+    engine_start_seconds: float = Field(300.0, ge=1, le=3600, description="How long loading the model may take.")
+    agent_functions: tuple[str, ...] = Field(
+        (),
+        json_schema_extra={"allowed": "a list such as name=module:function, its parts separated by commas"},
+        description="Python functions that work of type `function` may call here.",
+    )
+    agent_function_slots: int = Field(4, ge=1, le=1000, description="Functions that run at once.")
+    agent_drain_seconds: float = Field(
+        5.0, ge=0, le=600, description="How long running jobs may go on when the agent is told to stop."
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_model(cls, path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        if not path.is_file():
+            raise ValueError("there is no such file; it must be the path of a GGUF file, or not be set")
+        try:
+            with path.open("rb") as file:
+                magic = file.read(len(_MAGIC))
+        except OSError as error:
+            raise ValueError(f"it cannot be read ({error.strerror}); it must be the path of a GGUF file") from error
+        if magic != _MAGIC:
+            raise ValueError("that file is not a GGUF file; it must be the path of one, or not be set")
+        return path.resolve()
+
+    @field_validator("agent_functions")
+    @classmethod
+    def _are_functions(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        for part in parts:
+            if not _FUNCTION.fullmatch(part):
+                raise ValueError(f"{part!r} is not of the form name=module:function")
+        return parts
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """From a function's name to where it is."""
+        return dict(part.split("=", 1) for part in self.agent_functions)

@@ -1,0 +1,54 @@
+"""The agent's journal: what it accepted and how that ended, so that nothing runs twice and no outcome is lost."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from libs.common.contracts.work_marshaling import Assignment
+from services.node_agent.model import Attempt, Outcome
+
+
+class Journal(Protocol):
+    """Every method returns when what it wrote is on disk, and raises `Unavailable` when it could not be written."""
+
+    async def open(self) -> None:
+        """Raises `WrongSetting` when another agent uses it."""
+        ...
+
+    async def close(self) -> None: ...
+
+    def problem(self) -> str | None:
+        """Why it cannot be written now; None when it can."""
+        ...
+
+    async def accept(self, assignments: Sequence[Assignment], at: datetime) -> frozenset[str]:
+        """Keep these attempts. Returns the tokens that were not known before: only those are to be started."""
+        ...
+
+    async def known(self, tokens: Collection[str]) -> frozenset[str]:
+        """Which of these were ever accepted here."""
+        ...
+
+    async def ended(self, token: str, outcome: Outcome) -> None: ...
+
+    async def delivered(self, token: str) -> None:
+        """NATS has the outcome: its result is not kept here any longer."""
+        ...
+
+    async def stopped(self, token: str, at: datetime) -> None:
+        """Cancelled or fenced: there will be no outcome."""
+        ...
+
+    async def open_attempts(self) -> list[Attempt]:
+        """Accepted or ended, and not delivered: what an earlier run of the agent left behind."""
+        ...
+
+    async def find(self, token: str) -> Attempt | None: ...
+
+    async def recent(self, limit: int) -> list[Attempt]:
+        """The attempts accepted last, newest first."""
+        ...
+
+    async def forget(self, *, before: datetime, keep: int) -> int:
+        """Remove attempts that are over: older than `before`, or beyond the newest `keep`. Returns how many."""
+        ...

@@ -1,0 +1,366 @@
+"""Takes attempts, runs them, ends them: never one twice, never one without an outcome."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from libs.common.clock import Clock
+from libs.common.contracts.node_agent import Engines, EngineView, Jobs, JobView
+from libs.common.contracts.node_registry import Engine, SlotPool
+from libs.common.contracts.work_marshaling import (
+    Assignment,
+    AssignmentAnswer,
+    AssignmentAnswers,
+    Assignments,
+    AttemptsStopped,
+    StopAttempts,
+)
+from libs.common.errors import NotFound, Unavailable
+from services.node_agent.engine import EngineDoor
+from services.node_agent.model import Attempt, AttemptState, JobFailed, Outcome, Running
+from services.node_agent.observer import AgentObserver
+from services.node_agent.outbox import Outbox
+from services.node_agent.outcomes import completed, failed
+from services.node_agent.reports import Reports
+from services.node_agent.runner import Runner
+from services.node_agent.store import Journal
+
+log = structlog.get_logger()
+
+REMEMBERED = timedelta(hours=24)
+REMEMBERED_ATTEMPTS = 100_000
+SHOWN_JOBS = 200
+
+
+class Pool:
+    """The slots of a runner. Taken before the first wait, so that two assignments never get the same one."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.taken = 0
+
+    @property
+    def free(self) -> int:
+        return max(0, self.runner.slots - self.taken - self.runner.lingering) if self.runner.work_types() else 0
+
+    def show(self) -> SlotPool:
+        return SlotPool(work_types=self.runner.work_types(), slots=self.runner.slots, free_slots=self.free)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    running: Running
+    pool: Pool
+    task: "asyncio.Task[None] | None" = None
+    begun: bool = False
+    cut_short: bool = False
+    stop_reason: str | None = None
+
+    def cancel(self) -> None:
+        """A task that is cancelled before its first step would never run, and never end its attempt."""
+        self.cut_short = True
+        if self.begun and self.task is not None:
+            self.task.cancel()
+
+
+class NodeAgent:
+    """`pools` say what this machine can run. The outbox delivers outcomes; the reports tell what runs."""
+
+    def __init__(
+        self,
+        *,
+        boot_id: str,
+        clock: Clock,
+        journal: Journal,
+        outbox: Outbox,
+        reports: Reports,
+        observer: AgentObserver,
+        pools: Sequence[Pool],
+        engines: Sequence[EngineDoor],
+    ) -> None:
+        self._boot_id = boot_id
+        self._clock = clock
+        self._journal = journal
+        self._outbox = outbox
+        self._reports = reports
+        self._observer = observer
+        self._pools = pools
+        self._engines = engines
+        self._jobs: dict[str, _Job] = {}
+        self._draining = False
+
+    # What others ask
+
+    async def assign(self, request: Assignments) -> AssignmentAnswers:
+        """Take what there is a free slot for. What is answered `accepted` is in the journal before the answer."""
+        refused: dict[str, str] = {}
+        taken: dict[str, tuple[Assignment, Pool]] = {}
+        for assignment in request.assignments:
+            token = assignment.attempt_token or ""
+            if token not in self._jobs and token not in taken:
+                pool = self._pool_for(assignment, refused)
+                if pool is not None:
+                    pool.taken += 1
+                    taken[token] = (assignment, pool)
+        try:
+            fresh = await self._journaled(taken)
+            known = await self._journal.known(list(refused)) if refused else frozenset()
+        except BaseException:
+            self._give_back(pool for _, pool in taken.values())
+            raise
+        self._give_back(pool for token, (_, pool) in taken.items() if token not in fresh)
+        for token in fresh:
+            self._begin(*taken[token])
+        return self._answers(request, {token: why for token, why in refused.items() if token not in known})
+
+    async def stop(self, request: StopAttempts) -> AttemptsStopped:
+        """End these attempts. Their outcomes are told only if they are known already."""
+        stopped: list[str] = []
+        ending: list[asyncio.Task[None]] = []
+        for token in request.attempt_tokens:
+            job = self._jobs.get(token)
+            if job is not None and job.task is not None:
+                job.stop_reason = job.stop_reason or request.reason
+                job.cancel()
+                ending.append(job.task)
+                stopped.append(token)
+        await asyncio.gather(*ending, return_exceptions=True)
+        over = await self._journal.known([token for token in request.attempt_tokens if token not in stopped])
+        stopped.extend(over)
+        unknown = [token for token in request.attempt_tokens if token not in stopped]
+        return AttemptsStopped(stopped=tuple(stopped), unknown=tuple(unknown))
+
+    async def jobs(self) -> Jobs:
+        """What runs, then what ended last."""
+        running = [_view(job.running) for job in self._jobs.values()]
+        recent = await self._journal.recent(SHOWN_JOBS)
+        over = [_view_of(attempt) for attempt in recent if attempt.token not in self._jobs]
+        return Jobs(jobs=(*running, *over), running=len(running), undelivered=self._outbox.undelivered)
+
+    async def job(self, token: str) -> JobView:
+        """Raises `NotFound`."""
+        job = self._jobs.get(token)
+        if job is not None:
+            return _view(job.running)
+        attempt = await self._journal.find(token)
+        if attempt is None:
+            raise NotFound(f"there is no attempt {token!r} on this node", attempt_token=token)
+        return _view_of(attempt)
+
+    async def engines(self) -> Engines:
+        return Engines(engines=self.engine_views())
+
+    async def discovered(self) -> None:
+        """Somebody asked all nodes to show themselves."""
+        self._reports.workload_changed()
+
+    # What the rest of the agent asks
+
+    def engine_views(self) -> tuple[EngineView, ...]:
+        return tuple(engine.view() for engine in self._engines)
+
+    def engine_states(self) -> tuple[Engine, ...]:
+        return tuple(engine.now() for engine in self._engines)
+
+    def running(self) -> list[Running]:
+        return [job.running for job in self._jobs.values() if job.stop_reason is None]
+
+    def pools(self) -> list[SlotPool]:
+        shown = [pool.show() for pool in self._pools]
+        return [pool.model_copy(update={"free_slots": 0}) for pool in shown] if self._draining else shown
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    # Its own life
+
+    async def recover(self) -> None:
+        """Account for what an earlier run of the agent left: nothing of it is run again from here."""
+        left = await self._journal.open_attempts()
+        lost = [attempt for attempt in left if attempt.outcome is None]
+        for attempt in left:
+            if attempt.outcome is not None:
+                self._outbox.resume(attempt.assignment, attempt.outcome)
+        now = self._clock.now()
+        outcome = failed(
+            "agent_restarted", "the node agent ended while this ran", retryable=True, started_at=None, ended_at=now
+        )
+        await asyncio.gather(*(self._outbox.end(attempt.assignment, outcome) for attempt in lost))
+        if left:
+            log.info("recovered", cut_short=len(lost), undelivered=len(left) - len(lost))
+
+    async def forget(self) -> None:
+        """Remove what is over for long from the journal."""
+        await self._journal.forget(before=self._clock.now() - REMEMBERED, keep=REMEMBERED_ATTEMPTS)
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more; let jobs finish, so long at most; report the rest as failed."""
+        self._draining = True
+        self._reports.workload_changed()
+        jobs = list(self._jobs.values())
+        tasks = [job.task for job in jobs if job.task is not None]
+        if tasks and seconds > 0:
+            await asyncio.wait(tasks, timeout=seconds)
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _pool_for(self, assignment: Assignment, refused: dict[str, str]) -> Pool | None:
+        token = assignment.attempt_token
+        reason = "this node is draining" if self._draining else f"no {assignment.work_type} is done here"
+        if not token:
+            refused[""] = "an assignment to a node must carry an attempt token"
+            return None
+        for pool in () if self._draining else self._pools:
+            if assignment.work_type not in pool.runner.work_types():
+                reason = _nearer(reason, pool.runner.refusal(assignment))
+            elif (why := pool.runner.refusal(assignment)) is not None:
+                reason = why
+            elif pool.free <= 0:
+                reason = "no slot is free"
+            else:
+                return pool
+        refused[token] = reason
+        return None
+
+    async def _journaled(self, taken: dict[str, tuple[Assignment, Pool]]) -> frozenset[str]:
+        if not taken:
+            return frozenset()
+        return await self._journal.accept([assignment for assignment, _ in taken.values()], self._clock.now())
+
+    def _give_back(self, pools: Iterable[Pool]) -> None:
+        for pool in pools:
+            pool.taken -= 1
+        self._reports.workload_changed()
+
+    def _begin(self, assignment: Assignment, pool: Pool) -> None:
+        now = self._clock.now()
+        job = _Job(Running(assignment=assignment, accepted_at=now, started_at=now), pool)
+        self._jobs[assignment.attempt_token or ""] = job
+        job.task = asyncio.get_running_loop().create_task(self._attempt(job), name=f"attempt {assignment.work_id}")
+        self._observer.accepted(assignment.work_type)
+        self._reports.started(job.running)
+
+    def _answers(self, request: Assignments, refused: dict[str, str]) -> AssignmentAnswers:
+        answers: list[AssignmentAnswer] = []
+        for assignment in request.assignments:
+            token = assignment.attempt_token or ""
+            reason = refused.get(token)
+            if reason is not None:
+                self._observer.refused()
+            answers.append(AssignmentAnswer(attempt_token=token, accepted=reason is None, reason=reason or ""))
+        return AssignmentAnswers(boot_id=self._boot_id, answers=tuple(answers))
+
+    async def _attempt(self, job: _Job) -> None:
+        """One attempt from its start to its journaled end."""
+        assignment = job.running.assignment
+        job.begun = True
+        outcome = await self._outcome(job)
+        job.pool.taken -= 1
+        try:
+            await self._close(job, outcome)
+        finally:
+            del self._jobs[assignment.attempt_token or ""]
+            self._reports.workload_changed()
+
+    async def _outcome(self, job: _Job) -> Outcome | None:
+        """None when it was stopped: then nobody waits for an outcome."""
+        running = job.running
+        try:
+            if job.cut_short:
+                raise asyncio.CancelledError
+            result = await self._result(job)
+        except JobFailed as error:
+            told = error.error
+            return failed(
+                told.code,
+                told.message,
+                retryable=told.retryable,
+                started_at=running.started_at,
+                ended_at=self._clock.now(),
+            )
+        except asyncio.CancelledError:
+            return None if job.stop_reason is not None else self._failed(running, "agent_stopping", "the node stops")
+        except Exception:
+            log.exception("job_broke", work=running.assignment.work_id)
+            return self._failed(running, "internal", "the node agent has a bug; its log tells more")
+        return completed(result, started_at=running.started_at, ended_at=self._clock.now())
+
+    async def _result(self, job: _Job) -> Any:
+        assignment = job.running.assignment
+        seconds = self._seconds_for(assignment)
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await job.pool.runner.run(assignment, lambda text: self._reports.produced(job.running, text))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise JobFailed("timed_out", f"the attempt took longer than {seconds:g} s", retryable=True) from None
+
+    def _seconds_for(self, assignment: Assignment) -> float:
+        if assignment.deadline is None:
+            return assignment.timeout_seconds
+        left = (assignment.deadline - self._clock.now()).total_seconds()
+        return max(0.0, min(assignment.timeout_seconds, left))
+
+    def _failed(self, running: Running, code: str, message: str) -> Outcome:
+        return failed(code, message, retryable=True, started_at=running.started_at, ended_at=self._clock.now())
+
+    async def _close(self, job: _Job, outcome: Outcome | None) -> None:
+        assignment = job.running.assignment
+        if outcome is None:
+            self._observer.ended(assignment.work_type, "stopped")
+            log.info("attempt_stopped", work=assignment.work_id, reason=job.stop_reason)
+            await self._note_stopped(assignment)
+            return
+        self._observer.ended(assignment.work_type, outcome.error.code if outcome.error else "completed")
+        if outcome.error is not None:
+            log.info("attempt_failed", work=assignment.work_id, code=outcome.error.code, reason=outcome.error.message)
+        await asyncio.shield(self._outbox.end(assignment, outcome))
+
+    async def _note_stopped(self, assignment: Assignment) -> None:
+        try:
+            await self._journal.stopped(assignment.attempt_token or "", self._clock.now())
+        except Unavailable as error:
+            log.error("stop_not_journaled", work=assignment.work_id, reason=error.message)
+
+
+def _nearer(reason: str, refusal: str | None) -> str:
+    """An engine that is away explains more than "not done here"."""
+    return f"{reason} now: {refusal}" if refusal else reason
+
+
+def _view(running: Running) -> JobView:
+    assignment = running.assignment
+    return JobView(
+        attempt_token=assignment.attempt_token or "",
+        work_id=assignment.work_id,
+        attempt=assignment.attempt,
+        work_type=assignment.work_type,
+        model_name=assignment.model_name,
+        state="running",
+        accepted_at=running.accepted_at,
+    )
+
+
+def _view_of(attempt: Attempt) -> JobView:
+    assignment, outcome = attempt.assignment, attempt.outcome
+    known = outcome is not None and attempt.state != AttemptState.STOPPED
+    return JobView(
+        attempt_token=attempt.token,
+        work_id=assignment.work_id,
+        attempt=assignment.attempt,
+        work_type=assignment.work_type,
+        model_name=assignment.model_name,
+        state="running" if outcome is None else attempt.state.value,
+        accepted_at=attempt.accepted_at,
+        ended_at=outcome.ended_at if outcome else None,
+        succeeded=(outcome.error is None) if known and outcome else None,
+        error=outcome.error if outcome else None,
+    )

@@ -1,0 +1,189 @@
+"""The only place where the agent's parts meet."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import httpx
+
+from libs.common.contracts.node_registry import EngineState
+from libs.common.contracts.streams import WORK_OUT
+from libs.common.kit.loops import every
+from libs.common.kit.service import Check, Platform, Service
+from libs.common.kit.settings import load
+from services.node_agent.engine_facts import EngineSpec
+from services.node_agent.engine_llama import LlamaEngine, TinyModel
+from services.node_agent.http_api import routes
+from services.node_agent.life import AgentLife
+from services.node_agent.nats_api import open_doors
+from services.node_agent.observer_prometheus import PrometheusObserver, Sight
+from services.node_agent.outbox import Outbox
+from services.node_agent.process_posix import PosixLauncher
+from services.node_agent.reports import Reports
+from services.node_agent.runner_function import FunctionRunner, load_functions
+from services.node_agent.runner_openai import EngineRunner
+from services.node_agent.settings import Settings
+from services.node_agent.store import Journal
+from services.node_agent.store_sqlite import SqliteJournal
+from services.node_agent.use_cases import NodeAgent, Pool
+
+TINY_MODEL = "tiny-random-llama"
+ENGINE_ID = "llama-1"
+FORGET_SECONDS = 600.0
+
+
+def build(platform: Platform, settings: Settings | None = None) -> Service:
+    """Raises `WrongSetting`."""
+    chosen = settings or load(Settings)
+    folder = platform.data_dir / "node_agent"
+    observer = PrometheusObserver(platform.metrics)
+    journal = SqliteJournal(folder / "journal.db")
+    reports = Reports(platform.bus, platform.clock, node_id=platform.node_id, boot_id=platform.boot_id)
+    outbox = Outbox(platform.bus, journal, platform.clock, observer)
+    machinery = _machinery(platform, chosen, folder, observer, reports)
+    agent = NodeAgent(
+        boot_id=platform.boot_id,
+        clock=platform.clock,
+        journal=journal,
+        outbox=outbox,
+        reports=reports,
+        observer=observer,
+        pools=machinery.pools,
+        engines=machinery.engines,
+    )
+    observer.watch(
+        Sight(
+            running=lambda: len(agent.running()),
+            slots=lambda: sum(pool.slots for pool in agent.pools()),
+            undelivered=lambda: outbox.undelivered,
+            engines=agent.engine_views,
+        )
+    )
+    life = AgentLife(
+        agent=agent,
+        journal=journal,
+        outbox=outbox,
+        reports=reports,
+        beside={f"engine {engine.now().engine_id}": engine.run for engine in machinery.engines},
+        last=machinery.close,
+        drain_seconds=chosen.agent_drain_seconds,
+    )
+    return Service(
+        port=chosen.port,
+        streams=[WORK_OUT],
+        lifespan=life.alive,
+        subscriptions=partial(open_doors, platform.bus, agent, platform.node_id),
+        loops=[
+            life.nothing_ended,
+            every(FORGET_SECONDS, agent.forget, platform.clock, name="forget_old_attempts"),
+        ],
+        router=routes(agent),
+        checks=_checks(journal, machinery.engines),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Machinery:
+    """What runs jobs, and what is to be closed afterwards."""
+
+    engines: Sequence[LlamaEngine]
+    pools: Sequence[Pool]
+    functions: FunctionRunner | None
+    launcher: PosixLauncher
+    client: httpx.AsyncClient
+
+    async def close(self) -> None:
+        for engine in self.engines:
+            await engine.stop()
+        if self.functions is not None:
+            self.functions.close()
+        await self.client.aclose()
+        self.launcher.close()
+
+
+def _machinery(
+    platform: Platform, settings: Settings, folder: Path, observer: PrometheusObserver, reports: Reports
+) -> _Machinery:
+    launcher, client = PosixLauncher(), _client()
+    engines = [_engine(platform, settings, folder, launcher, client, reports)] if settings.engine != "none" else []
+    pools = [Pool(EngineRunner(engine, client, observer)) for engine in engines]
+    functions = None
+    if settings.functions:
+        found = load_functions(settings.functions, variable="AGENT_FUNCTIONS")
+        functions = FunctionRunner(found, slots=settings.agent_function_slots)
+        pools.append(Pool(functions))
+    return _Machinery(engines=engines, pools=pools, functions=functions, launcher=launcher, client=client)
+
+
+def _client() -> httpx.AsyncClient:
+    """To engines on this machine only: no proxy, no certificates. Idle connections are left before engines end them."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
+    return httpx.AsyncClient(limits=limits, trust_env=False, verify=False)
+
+
+def _engine(
+    platform: Platform,
+    settings: Settings,
+    folder: Path,
+    launcher: PosixLauncher,
+    client: httpx.AsyncClient,
+    reports: Reports,
+) -> LlamaEngine:
+    spec = _spec(settings, folder)
+    tiny = TinyModel(launcher, path=Path(spec.model_path)) if spec.test_model else None
+    return LlamaEngine(
+        spec,
+        folder=folder,
+        launcher=launcher,
+        client=client,
+        clock=platform.clock,
+        start_seconds=settings.engine_start_seconds,
+        changed=reports.workload_changed,
+        prepare=tiny.ensure if tiny else None,
+    )
+
+
+def _spec(settings: Settings, folder: Path) -> EngineSpec:
+    model = settings.model
+    path = model or (folder / f"{TINY_MODEL}.gguf").resolve()
+    return EngineSpec(
+        engine_id=ENGINE_ID,
+        model_path=str(path),
+        model_version="{0.st_size}:{0.st_mtime_ns}".format(path.stat()) if model else "test",
+        model_name=settings.model_name or path.stem,
+        test_model=model is None,
+        threads=settings.engine_threads or (_processors() if model else 1),
+        slots=settings.engine_slots,
+        context_tokens=settings.engine_context,
+        embeddings=settings.engine_embeddings,
+        device=settings.engine_device,
+        build=_build(),
+    )
+
+
+def _processors() -> int:
+    """Those this process may use, which a container may have fewer of than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _build() -> str:
+    try:
+        return version("xllamacpp")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _checks(journal: Journal, engines: Sequence[LlamaEngine]) -> Mapping[str, Check]:
+    async def journal_writable() -> str | None:
+        return journal.problem()
+
+    async def engine_ready(engine: LlamaEngine) -> str | None:
+        now = engine.now()
+        return None if now.state == EngineState.READY else f"{now.state}" + (f": {now.problem}" if now.problem else "")
+
+    return {"journal": journal_writable} | {
+        f"engine {engine.now().engine_id}": partial(engine_ready, engine) for engine in engines
+    }
