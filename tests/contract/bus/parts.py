@@ -76,6 +76,10 @@ class Mesh:
         options.setdefault("max_bytes", 1024 * 1024)
         return Stream(name=f"{self._prefix}_{name}", subjects=subjects, summary="Kept.", **options)
 
+    def durable(self) -> str:
+        """A consumer's name of this test's own, also on a stream that it shares with others."""
+        return f"{self._prefix}_reader"
+
     def bucket(self, name: str = "things") -> Bucket:
         return Bucket(name=f"{self._prefix}_{name}", summary="Things.", max_bytes=1024 * 1024)
 
