@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.telemetry import TelemetryConfig
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
@@ -22,6 +23,8 @@ from libs.common.kit.tracing import NoTracing, Tracing
 log = structlog.get_logger()
 
 CHECK_SECONDS = 2.0
+# FastAPI traces by itself where it finds OpenTelemetry; the spans of a request are ours to make.
+_NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
 _ERRORS = {
     "401": "No token, or a wrong one.",
     "404": "There is no such thing.",
@@ -76,7 +79,7 @@ def http_door(
     tracing: Tracing | None = None,
 ) -> Door:
     """The app of one service. `checks` decide about `/readyz`; `token`, when given, guards all but `/healthz`."""
-    app = FastAPI(title=version.service, version=version.version, redoc_url=None)
+    app = FastAPI(title=version.service, version=version.version, redoc_url=None, telemetry=_NO_TELEMETRY)
     app.include_router(router)
     app.include_router(_kit_routes(version, checks, metrics))
     install(app)

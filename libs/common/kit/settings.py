@@ -92,4 +92,4 @@ def _wrong(error: ValidationError, known: list[Variable], source: Mapping[str, s
         sentence = complaint(variable, found, source)
         if sentence not in sentences:
             sentences.append(sentence)
-    return WrongSetting(" ".join(sentences))
+    return WrongSetting("\n".join(sentences))

@@ -1,4 +1,4 @@
-"""W3C trace context through NATS and HTTP headers. Needs the optional extra `tracing`; off, nothing is imported."""
+"""W3C trace context through NATS and HTTP headers. Needs the optional extra `tracing`; off, its SDK is not imported."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
