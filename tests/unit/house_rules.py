@@ -36,7 +36,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "model": (),
     "pure": ("model", "pure"),
     "settings": (),
-    "port": ("model", "pure"),
+    "port": ("model", "pure", "port"),
     "adapter": ("model", "pure", "port"),
     "use_cases": ("model", "pure", "port", "use_cases"),
     "http_api": ("model", "use_cases"),
@@ -55,26 +55,22 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/node_agent/life.py",
         "services/node_agent/outbox.py",
         "services/node_agent/reports.py",
+        "services/work_marshaling/dispatch.py",
+        "services/work_marshaling/intake.py",
+        "services/work_marshaling/leading.py",
+        "services/work_marshaling/payloads.py",
+        "services/work_marshaling/submission.py",
+        "services/work_marshaling/term.py",
+        "services/work_marshaling/upkeep.py",
     }
 )
 
 # Files outside the services' pure kinds that do no I/O either.
 PURE_PLACES = ("libs/common/contracts/*", "libs/inference/*", "libs/hardware/tiers.py", "libs/hardware/topology.py")
 PURE_IMPORTS = (
-    *(
-        "__future__",
-        "abc",
-        "base64",
-        "bisect",
-        "collections",
-        "dataclasses",
-        "datetime",
-        "enum",
-        "functools",
-        "hashlib",
-    ),
-    *("hashlib", "heapq", "itertools", "json", "math", "operator", "pydantic", "re", "statistics", "string", "struct"),
-    *("types", "typing"),
+    *("__future__", "abc", "base64", "bisect", "collections", "contextlib", "dataclasses", "datetime", "enum"),
+    *("functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "pydantic", "re", "statistics"),
+    *("string", "struct", "types", "typing"),
 )
 # The catalogue looks which contract modules there are.
 PURE_EXCEPTIONS = {"libs/common/contracts/catalogue.py": ("importlib", "pkgutil", "libs.common.contracts")}
