@@ -43,8 +43,8 @@ class Cpu(Message):
 
 
 class Memory(Message):
-    total_mb: Mib | None = None
-    available_mb: Mib | None = None
+    total_mb: Mib | None = Field(None, description="what this machine, or its container, may use")
+    available_mb: Mib | None = Field(None, description="what more of it may be used now without swapping")
     swap_total_mb: Mib | None = None
     swap_free_mb: Mib | None = None
     limit_mb: Mib | None = Field(None, description="the cgroup's limit, where there is one")
@@ -103,6 +103,18 @@ class Inventory(Message):
     gpus: tuple[Gpu, ...] = ()
     disks: tuple[Disk, ...] = ()
     network: tuple[NetworkAddress, ...] = ()
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+class PlatformFacts(Message):
+    """On what programs run here."""
+
+    hostname: str
+    platform: Platform
+    operating_system: str
+    container: bool
     driver_version: str | None = None
     cuda_version: str | None = None
     problems: tuple[Problem, ...] = ()
@@ -217,25 +229,53 @@ class NodeView(Message):
     engines: tuple[Engine, ...] = ()
     slots: int = 0
     free_slots: int = 0
+    conflict: str | None = Field(None, description="two machines use this id: what was noticed")
+
+
+Words = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class NodeQuery(Message):
-    """Which nodes match. Every field that is given must hold."""
+    """Which nodes match. Every field that is given must hold. Tier, platform and state names: in any case."""
 
-    requires_gpu: bool | None = None
+    requires_gpu: bool | None = Field(None, description="true: at least one GPU that works")
     tier: Annotated[str, Field(max_length=32)] | None = Field(None, description="exactly this tier")
     min_tier: Annotated[str, Field(max_length=32)] | None = Field(None, description="this tier or better")
     online_only: bool = False
+    states: tuple[Annotated[str, Field(max_length=32)], ...] | None = Field(None, max_length=16)
     node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000)
-    model_name: Annotated[str, Field(max_length=256)] | None = Field(None, description="loaded there, ready")
+    platform: Annotated[str, Field(max_length=32)] | None = None
+    labels: dict[str, str] = Field({}, max_length=64, description="each must be there with this value")
+    model_name: Words | None = Field(None, description="loaded there, ready")
+    gpu_model: Words | None = Field(None, description="part of the GPU's name, in any case")
+    compute_capability: Words | None = Field(None, description="at least this, such as 8.0; or exactly, such as gfx942")
+    min_gpu_count: Annotated[int, Field(ge=0, le=1024)] | None = Field(
+        None, description="so many GPUs that satisfy every clause about GPUs"
+    )
+    min_vram_mb_per_gpu: Mib | None = Field(None, description="usable on each of these GPUs")
+    min_free_vram_mb: Mib | None = Field(None, description="free now on each of these GPUs")
+    min_total_vram_mb: Mib | None = Field(None, description="usable on all GPUs together")
     min_ram_mb: Mib | None = None
-    min_vram_mb_per_gpu: Mib | None = None
+    min_cpu_threads: Annotated[int, Field(ge=0)] | None = None
     limit: int = Field(100, ge=1, le=1000)
+    after: Identifier | None = Field(None, description="`next_after` of the page before; only in the order of ids")
+    sort: Annotated[str, Field(max_length=32)] = Field(
+        "node_id",
+        description="node_id, tier, load_ratio, free_ram_mb, free_vram_mb or free_slots; with `-` before it downwards",
+    )
+    explain: bool = Field(False, description="also say of every other node why it does not match")
+
+
+class NodeExcluded(Message):
+    node_id: Identifier
+    reasons: tuple[str, ...]
 
 
 class NodesFound(Message):
     nodes: tuple[NodeView, ...]
     total: int = Field(description="how many match, also beyond the limit")
+    next_after: str | None = Field(None, description="ask with `after` for the next page; null: this was the last")
+    excluded: tuple[NodeExcluded, ...] | None = Field(None, description="with `explain`")
 
 
 class NodeStatus(Message):

@@ -1,0 +1,36 @@
+"""The machine itself, through `libs.hardware`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState
+from libs.common.contracts.node_registry import Memory, Problem
+from libs.hardware import nvidia
+from libs.hardware.inspector import Inspector
+
+
+class HostMeters:
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+
+    async def gpus(self) -> tuple[tuple[GpuState, ...], tuple[Problem, ...]]:
+        graphics = await self._inspector.graphics()
+        states = (GpuState(gpu=gpu, processes=_processes(graphics.processes.get(gpu.uuid))) for gpu in graphics.gpus)
+        return tuple(states), graphics.problems
+
+    async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
+        reading = await self._inspector.memory()
+        return reading.value, reading.problems
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await self._inspector.close()
+
+
+def _processes(found: tuple[nvidia.GpuProcess, ...] | None) -> tuple[GpuProcess, ...] | None:
+    if found is None:
+        return None
+    return tuple(GpuProcess(pid=each.pid, kind=each.kind, name=each.name, used_mb=each.used_mb) for each in found)

@@ -1,0 +1,75 @@
+"""The nouns: a node, its life, and from when we can hear it."""
+
+from dataclasses import dataclass
+
+from libs.common.contracts.node_registry import NodeAnnounced, NodeHeartbeat, NodeState, NodeWorkload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """After how many missed heartbeats a node is SUSPECT and OFFLINE.
+
+    `mass_nodes`: at least so many silent nodes are a mass. `attention_seconds`: who has not looked for longer than this
+    has not listened either.
+    """
+
+    suspect_beats: float = 3.0
+    offline_beats: float = 6.0
+    mass_nodes: int = 3
+    attention_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """What is believed of a node. Times are seconds of the registry's own monotonic clock.
+
+    `past_boots` are the boot ids it had before, newest last. `conflict` is why this node id seems to be used twice.
+    """
+
+    state: NodeState
+    reason: str
+    boot_id: str
+    heard_at: float
+    heartbeat_seconds: float
+    sequence: int = 0
+    past_boots: tuple[str, ...] = ()
+    conflict: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ear:
+    """Since when we hear. `since` is None while we do not. `looked_at` is when we last asked."""
+
+    since: float | None
+    connections: int
+    looked_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """The guard against mass silence. `lifted_at`: silence that leads to OFFLINE counts only from here."""
+
+    held: bool = False
+    lifted_at: float = float("-inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    announced: NodeAnnounced
+    life: Life
+    beat: NodeHeartbeat | None = None
+    workload: NodeWorkload | None = None
+
+    @property
+    def node_id(self) -> str:
+        return self.announced.node_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A node's state changed. `previous` is None for a node that was not known."""
+
+    node_id: str
+    previous: NodeState | None
+    state: NodeState
+    reason: str

@@ -1,0 +1,20 @@
+"""Who watches the registry's work."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from libs.common.contracts.node_registry import NodeState
+
+
+class Observer(Protocol):
+    """Counting never fails what is counted."""
+
+    def heard(self, kind: str) -> None:
+        """`kind`: announcement, heartbeat, stranger, conflict or workload."""
+        ...
+
+    def changed(self, state: NodeState) -> None: ...
+
+    def seen(self, nodes: Mapping[NodeState, int], *, mass_silence: bool) -> None:
+        """How many nodes are in each state now."""
+        ...

@@ -1,0 +1,193 @@
+"""Hear, judge, answer, tell."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+import structlog
+
+from libs.common.bus.bus import Bus
+from libs.common.clock import Clock
+from libs.common.contracts.node_registry import (
+    DISCOVER,
+    STATUS,
+    Discover,
+    NodeAnnounced,
+    NodeExcluded,
+    NodeHeartbeat,
+    NodeQuery,
+    NodesFound,
+    NodeState,
+    NodeStatus,
+    NodeView,
+    NodeWorkload,
+)
+from libs.common.errors import NotFound, Unavailable
+from services.node_registry.machine import born, heard, listen, missed, sweep
+from services.node_registry.matching import read, refusals
+from services.node_registry.model import Change, Ear, Guard, Life, Node, Rules
+from services.node_registry.observer import Observer
+from services.node_registry.views import view
+
+log = structlog.get_logger()
+
+UNTOLD = 10_000
+"""Changes that wait to be told; beyond it the oldest are dropped, for nobody is kept waiting by them."""
+AGAIN_SECONDS = 1.0
+
+
+class NodeRegistry:
+    """Everything is kept in memory: nodes tell it again within a minute, or at once when they are asked."""
+
+    def __init__(self, *, bus: Bus, clock: Clock, rules: Rules, observer: Observer, discover_seconds: float) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._rules = rules
+        self._observer = observer
+        self._discover_seconds = discover_seconds
+        self._nodes: dict[str, Node] = {}
+        self._workloads: dict[str, NodeWorkload] = {}
+        self._ear = Ear(since=None, connections=0, looked_at=clock.monotonic())
+        self._guard = Guard()
+        self._changes: asyncio.Queue[Change] = asyncio.Queue(UNTOLD)
+        self._ask_everybody = True
+        self._asked_at: float | None = None
+
+    async def hear_announcement(self, told: NodeAnnounced) -> None:
+        self._observer.heard("announcement")
+        now, node = self._clock.monotonic(), self._nodes.get(told.node_id)
+        if node is None:
+            life = born(boot_id=told.boot_id, heartbeat_seconds=told.heartbeat_seconds, now=now)
+            self._keep(Node(announced=told, life=life, workload=self._workloads.pop(told.node_id, None)), None)
+            return
+        life = self._heard(node, told.boot_id, None, now)
+        if life.boot_id == told.boot_id:
+            beat = node.beat if node.beat is not None and node.beat.boot_id == told.boot_id else None
+            life = replace(life, heartbeat_seconds=told.heartbeat_seconds)
+            self._keep(replace(node, announced=told, life=life, beat=beat), node.life)
+        else:
+            self._keep(replace(node, life=life), node.life)
+
+    async def hear_heartbeat(self, beat: NodeHeartbeat) -> None:
+        """The beat of a node that we do not know, or that restarted since it announced itself, makes us ask."""
+        now, node = self._clock.monotonic(), self._nodes.get(beat.node_id)
+        self._observer.heard("heartbeat" if node is not None else "stranger")
+        if node is None:
+            self._ask_everybody = True
+            return
+        fresh = beat.boot_id != node.life.boot_id or beat.sequence > node.life.sequence
+        life = self._heard(node, beat.boot_id, beat.sequence, now)
+        if life.boot_id != node.announced.boot_id:
+            self._ask_everybody = True
+        ours = life.boot_id == beat.boot_id
+        self._keep(replace(node, life=life, beat=beat if ours and fresh else node.beat), node.life)
+
+    async def hear_workload(self, workload: NodeWorkload) -> None:
+        """An agent is another process than the detector: its word says what runs, not whether the node is alive."""
+        self._observer.heard("workload")
+        node = self._nodes.get(workload.node_id)
+        if node is not None:
+            self._nodes[workload.node_id] = replace(node, workload=workload)
+        elif len(self._workloads) < UNTOLD:
+            self._workloads[workload.node_id] = workload
+
+    async def query(self, query: NodeQuery) -> NodesFound:
+        """Raises `Malformed` for a name that does not exist."""
+        wanted, now = read(query), self._clock.monotonic()
+        judged = [(node, refusals(node, wanted)) for node in self._nodes.values()]
+        found = wanted.order.sorted([node for node, reasons in judged if not reasons])
+        page = [node for node in found if query.after is None or node.node_id > query.after]
+        shown = page[: query.limit]
+        excluded = [NodeExcluded(node_id=node.node_id, reasons=tuple(why)) for node, why in judged if why]
+        return NodesFound(
+            nodes=tuple(view(node, now) for node in shown),
+            total=len(found),
+            next_after=shown[-1].node_id if len(page) > len(shown) and query.sort == "node_id" else None,
+            excluded=tuple(excluded) if query.explain else None,
+        )
+
+    async def get(self, node_id: str) -> NodeView:
+        """Raises `NotFound`."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            raise NotFound(f"There is no node {node_id!r}.", node_id=node_id)
+        return view(node, self._clock.monotonic())
+
+    async def watch(self) -> None:
+        """Time has passed: judge every node's silence, and ask everybody when there is a reason to.
+
+        Raises `Disconnected` when it cannot ask.
+        """
+        now = self._clock.monotonic()
+        self._listen(now)
+        lives = {node_id: node.life for node_id, node in self._nodes.items()}
+        changed, guard = sweep(lives, ear=self._ear, guard=self._guard, now=now, rules=self._rules)
+        self._tell_guard(guard)
+        for node_id, life in changed.items():
+            self._keep(replace(self._nodes[node_id], life=life), lives[node_id])
+        counted = Counter(node.life.state for node in self._nodes.values())
+        self._observer.seen(counted, mass_silence=self._guard.held)
+        await self._ask(now)
+
+    async def tell(self) -> None:
+        """Runs until cancelled: publishes every change in its order, waiting while NATS is away."""
+        while True:
+            change = await self._changes.get()
+            told = NodeStatus(
+                node_id=change.node_id,
+                state=change.state,
+                previous=change.previous,
+                reason=change.reason,
+                at=self._clock.now(),
+            )
+            while not await self._told(told):
+                await self._clock.sleep(AGAIN_SECONDS)
+
+    async def _told(self, status: NodeStatus) -> bool:
+        try:
+            await self._bus.publish(STATUS, status)
+        except Unavailable:
+            return False  # whoever needs to know that NATS is away is told by the readiness check
+        return True
+
+    def _heard(self, node: Node, boot_id: str, sequence: int | None, now: float) -> Life:
+        life = heard(node.life, boot_id=boot_id, sequence=sequence, now=now, rules=self._rules)
+        if life.conflict is not None and life.conflict != node.life.conflict:
+            log.error("node_id_used_twice", node_id=node.node_id, reason=life.conflict)
+        if life.boot_id != boot_id:
+            self._observer.heard("conflict")
+        return life
+
+    def _keep(self, node: Node, before: Life | None) -> None:
+        self._nodes[node.node_id] = node
+        life, previous = node.life, before.state if before is not None else None
+        if life.state is previous:
+            return
+        silence = round(missed(life, self._clock.monotonic()) * life.heartbeat_seconds, 1)
+        say = log.info if life.state is NodeState.ONLINE else log.warning
+        say("node_state_changed", node_id=node.node_id, state=life.state, reason=life.reason, silent_seconds=silence)
+        self._observer.changed(life.state)
+        if self._changes.full():
+            self._changes.get_nowait()
+        self._changes.put_nowait(Change(node_id=node.node_id, previous=previous, state=life.state, reason=life.reason))
+
+    def _listen(self, now: float) -> None:
+        connections = self._bus.connections
+        if connections != self._ear.connections:
+            self._ask_everybody = True
+        hearing = self._bus.problem() is None
+        self._ear = listen(self._ear, now=now, connections=connections, hearing=hearing, rules=self._rules)
+
+    def _tell_guard(self, guard: Guard) -> None:
+        if guard.held and not self._guard.held:
+            log.error("mass_silence", nodes=len(self._nodes), reason="more than half of the nodes fell silent together")
+        elif self._guard.held and not guard.held:
+            log.info("mass_silence_ended")
+        self._guard = guard
+
+    async def _ask(self, now: float) -> None:
+        recently = self._asked_at is not None and now - self._asked_at < self._discover_seconds
+        if not self._ask_everybody or recently or self._ear.since is None:
+            return
+        await self._bus.publish(DISCOVER, Discover(asked_by="node_registry"))
+        self._ask_everybody, self._asked_at = False, now
