@@ -3,7 +3,9 @@
 import json
 import signal
 import socket
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -144,3 +146,36 @@ def test_a_correlation_id_joins_the_lines_of_a_request(mesh: SmallMesh) -> None:
     assert mesh.wait() == 0
     lines = [line for line in logged(mesh) if line.get("correlation_id") == "one-request"]
     assert [(line["service"], line["route"], line["status"]) for line in lines] == [("asker", "/ask/{text}", 200)]
+
+
+def test_a_second_interrupt_ends_at_once(mesh: SmallMesh) -> None:
+    mesh.environment |= {"ECHO_SECONDS": "60", "SHUTDOWN_SECONDS": "60"}
+    mesh.start()
+    mesh.wait_ready()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.get, mesh.url("asker", "/ask/hello"), timeout=30)
+        while httpx.get(mesh.url("echo", "/owed")).json() < 1:
+            assert not asked.done()
+        mesh.signal(signal.SIGINT)
+        while "stopping" not in mesh.output:
+            assert mesh.process is not None
+            assert mesh.process.poll() is None
+        mesh.signal(signal.SIGINT)
+        assert mesh.wait(timeout=5) == 128 + signal.SIGINT
+    assert logged(mesh)[-1]["event"] == "stopped_at_once"
+
+
+def test_credentials_that_nats_refuses_end_the_process_with_one_clear_line(small_mesh: SmallMesh) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        guarded = NatsProcess(Path(directory), extra='authorization { user: "mesh", password: "right" }')
+        guarded.start()
+        try:
+            small_mesh.environment["NATS_URL"] = f"nats://mesh:wrong@127.0.0.1:{guarded.port}"
+            small_mesh.start()
+            assert small_mesh.wait() == 1
+        finally:
+            guarded.kill()
+    errors = [line for line in logged(small_mesh) if line["level"] == "error"]
+    assert [line["event"] for line in errors] == ["service_failed"]
+    assert "credentials" in errors[0]["reason"]
+    assert "wrong@" not in small_mesh.output

@@ -10,6 +10,8 @@ import httpx
 import pytest
 import structlog
 from fastapi import APIRouter
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import Field
 from starlette.responses import StreamingResponse
 
@@ -151,6 +153,22 @@ async def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(client:
 async def test_hostile_json_is_malformed(client: httpx.AsyncClient, body: bytes) -> None:
     answer = await client.post("/api/v1/orders", content=body, headers={"content-type": "application/json"})
     assert_problem(answer, 422, "malformed")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["priority", "payload", "a"]), inner),
+    max_leaves=8,
+)
+
+
+@given(st.binary() | JSON_VALUES.map(lambda value: json.dumps(value).encode()))
+async def test_whatever_the_body_is_the_answer_is_an_order_or_a_problem(body: bytes) -> None:
+    app = door(routes()).app
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answer = await client.post("/api/v1/orders", content=body, headers={"content-type": "application/json"})
+    if answer.status_code != 200:
+        assert_problem(answer, 422, "malformed")
 
 
 async def test_an_unknown_route_and_a_wrong_method_are_problems(client: httpx.AsyncClient) -> None:

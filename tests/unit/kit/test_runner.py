@@ -16,7 +16,7 @@ from libs.common.bus.observer import SilentObserver
 from libs.common.clock import SystemClock
 from libs.common.errors import WrongSetting
 from libs.common.kit.process import ServiceFailed
-from libs.common.kit.runner import main_of
+from libs.common.kit.runner import main_of, run
 from libs.common.kit.service import Platform
 from tests.unit.kit.services import ECHO, Running, Word, service
 
@@ -234,3 +234,39 @@ def test_a_wrong_setting_ends_the_start_with_code_2_and_one_sentence(
     assert main_of({"node_registry": service()}, []) == 2
     told = capsys.readouterr().err
     assert told == "SHUTDOWN_SECONDS is 'soon'; it must be a number from 0 to 600.\n"
+
+
+async def test_work_beside_the_services_is_told_where_nats_is_and_ends_before_them(mesh: Running) -> None:
+    told: list[str] = []
+
+    async def loop() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append("loop ended")
+
+    async def beside(address: str) -> None:
+        told.append(address)
+        mesh.stop.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append("work beside ended")
+
+    await run(
+        {"one": service(loops=[loop])},
+        mesh.settings(NATS_URL="nats://somewhere:4222"),
+        stop=mesh.stop,
+        alongside=beside,
+        connect=mesh.server.connect,
+    )
+    assert told[:2] == ["nats://somewhere:4222", "work beside ended"]
+
+
+async def test_work_beside_the_services_that_fails_ends_the_process(mesh: Running) -> None:
+    async def beside(_: str) -> None:
+        raise ZeroDivisionError("beside")
+
+    with pytest.raises(ServiceFailed, match="ZeroDivisionError: beside"):
+        await run({"one": service()}, mesh.settings(), stop=mesh.stop, alongside=beside, connect=mesh.server.connect)
+    assert mesh.stop.is_set()

@@ -1,8 +1,11 @@
 """Settings: read from names people know; a wrong one is told in one sentence."""
 
+import math
 from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -22,6 +25,9 @@ class Work(BaseSettings):
     labels: list[str] = Field(default=[], description="Which.")
     secret: SecretStr | None = Field(None, min_length=12, description="Whose.")
     enabled: bool = Field(False, description="Whether.")
+
+
+WORK_NAMES = [name for variable in environment_names(Work) for name in (variable.name, *variable.also)]
 
 
 def refusal(settings: type[BaseSettings], **environment: str) -> str:
@@ -130,3 +136,15 @@ def test_the_reference_of_settings_names_type_default_and_what_is_allowed() -> N
 
 def test_every_setting_of_the_platform_is_described() -> None:
     assert all(variable.description for variable in environment_names(PlatformSettings))
+
+
+@given(st.dictionaries(st.sampled_from(WORK_NAMES), st.text(), max_size=4))
+def test_whatever_is_set_is_taken_or_told_in_sentences(environment: dict[str, str]) -> None:
+    try:
+        loaded = load(Work, environment)
+    except WrongSetting as wrong:
+        named = [name for name in environment if name in wrong.message]
+        assert named
+    else:
+        assert 0 <= loaded.retry_max <= 99
+        assert math.isfinite(loaded.delay_seconds)
