@@ -276,14 +276,8 @@ class Bus:
                 with self._observer.handling(kind, subject, headers):
                     yield
             except MeshError as error:
-                _log.warning(
-                    "message declined",
-                    kind=kind,
-                    subject=subject,
-                    code=error.code,
-                    reason=error.message,
-                    **({"payload": repr(payload[:_SHOWN_BYTES])} if isinstance(error, Malformed) else {}),
-                )
+                if kind != "consume":  # there it is told what becomes of the message
+                    _log_declined(kind, subject, error, payload)
                 raise
             except Exception:
                 _log.exception("handler failed", kind=kind, subject=subject)
@@ -299,6 +293,11 @@ class Bus:
             await self._answer(incoming, payload, headers)
         except MeshError as unsent:
             _log.warning("error could not be answered", subject=incoming.subject, code=unsent.code)
+
+
+def _log_declined(kind: Kind, subject: str, error: MeshError, payload: bytes) -> None:
+    shown = {"payload": repr(payload[:_SHOWN_BYTES])} if isinstance(error, Malformed) else {}
+    _log.warning("message declined", kind=kind, subject=subject, code=error.code, reason=error.message, **shown)
 
 
 __all__ = ["AT_ONCE", "Bus", "Delivery", "Entry", "Expect", "Receipt", "Stored", "StreamState"]

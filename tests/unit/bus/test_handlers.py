@@ -1,0 +1,81 @@
+"""Messages in hand: how many at once, and what becomes of them when there is no more time."""
+
+import asyncio
+
+from libs.common.bus.handlers import Handlers
+from libs.common.bus.transport import Incoming
+
+ANYTHING = Incoming(subject="a.v1", payload=b"")
+
+
+async def _nothing_more_to_run() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_who_waits_for_a_place_when_time_is_up_is_not_begun() -> None:
+    handlers, begun = Handlers(), list[Incoming]()
+
+    async def handle(incoming: Incoming) -> None:
+        begun.append(incoming)
+        await asyncio.Event().wait()
+
+    deliver = handlers.gate("a.v1", handle, 1)
+    await deliver(ANYTHING)
+    waiting = asyncio.ensure_future(deliver(ANYTHING))
+    await _nothing_more_to_run()
+
+    assert await handlers.finish(0.01) == ("a.v1",)
+    await asyncio.wait_for(waiting, 5)
+    assert len(begun) == 1
+
+
+async def test_who_waits_for_a_place_is_waited_for() -> None:
+    handlers, handled, release = Handlers(), list[Incoming](), asyncio.Event()
+
+    async def handle(incoming: Incoming) -> None:
+        await release.wait()
+        handled.append(incoming)
+
+    deliver = handlers.gate("a.v1", handle, 1)
+    await deliver(ANYTHING)
+    waiting = asyncio.ensure_future(deliver(ANYTHING))
+    await _nothing_more_to_run()
+    finishing = asyncio.create_task(handlers.finish(5))
+    await _nothing_more_to_run()
+    release.set()
+
+    assert await asyncio.wait_for(finishing, 5) == ()
+    assert len(handled) == 2
+    await waiting
+
+
+async def test_what_is_delivered_after_the_end_is_not_begun() -> None:
+    handlers, begun = Handlers(), list[Incoming]()
+
+    async def handle(incoming: Incoming) -> None:
+        begun.append(incoming)
+
+    deliver = handlers.gate("a.v1", handle, 1)
+    await handlers.finish(1)
+    await deliver(ANYTHING)
+
+    assert begun == []
+    assert await handlers.finish(1) == ()
+
+
+async def test_a_receiver_that_is_cancelled_while_it_waits_holds_up_nothing() -> None:
+    handlers, release = Handlers(), asyncio.Event()
+
+    async def handle(incoming: Incoming) -> None:
+        await release.wait()
+
+    deliver = handlers.gate("a.v1", handle, 1)
+    await deliver(ANYTHING)
+    waiting = asyncio.ensure_future(deliver(ANYTHING))
+    await _nothing_more_to_run()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    release.set()
+
+    assert await handlers.finish(5) == ()
