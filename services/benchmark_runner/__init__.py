@@ -1,0 +1,1 @@
+"""Measures engines for real, and keeps what came out."""

@@ -1,0 +1,77 @@
+"""Requests over streaming HTTP in OpenAI's words."""
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+
+from libs.common.clock import Clock
+from libs.common.errors import Malformed, Unavailable
+from libs.inference.openai import COMPLETIONS, StreamedAnswer
+from libs.inference.sse import EventReader
+from services.benchmark_runner.model import Sample, Target
+
+CONNECT_SECONDS = 5.0
+
+
+class HttpLoad:
+    def __init__(self, client: httpx.AsyncClient, clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+
+    async def one(
+        self, target: Target, prompt: str, *, max_tokens: int, ignore_eos: bool, seed: int, timeout: float
+    ) -> Sample:
+        body = {
+            "model": target.model_name,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if ignore_eos:
+            body["ignore_eos"] = True
+        sent = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._streamed(target, body, sent)
+        except TimeoutError:
+            error = "timed_out"
+        except httpx.HTTPError as problem:
+            error = type(problem).__name__
+        except Malformed:
+            error = "unusable_answer"
+        return Sample(end_to_end_seconds=self._clock.monotonic() - sent, error=error)
+
+    async def first_model(self, base_url: str) -> str:
+        try:
+            answer = await self._client.get(f"{base_url}/v1/models", timeout=CONNECT_SECONDS)
+            answer.raise_for_status()
+            return str(answer.json()["data"][0]["id"])
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise Unavailable(f"{base_url} does not name its models: {error!r}") from error
+
+    async def _streamed(self, target: Target, body: dict[str, object], sent: float) -> Sample:
+        reader, answer = EventReader(), StreamedAnswer()
+        first: float | None = None
+        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        url = target.base_url + COMPLETIONS
+        async with self._client.stream("POST", url, json=body, timeout=timeout) as response:
+            if response.status_code != httpx.codes.OK:
+                return Sample(end_to_end_seconds=self._clock.monotonic() - sent, error=f"http_{response.status_code}")
+            async for piece in response.aiter_bytes():
+                now = self._clock.monotonic()
+                if any(_texts(reader, answer.take, piece)) and first is None:
+                    first = now - sent
+        usage = answer.answer().usage
+        return Sample(
+            end_to_end_seconds=self._clock.monotonic() - sent,
+            first_token_seconds=first,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+        )
+
+
+def _texts(reader: EventReader, take: Callable[[str], str], piece: bytes) -> list[str]:
+    return [take(event) for event in reader.feed(piece)]

@@ -1,0 +1,1 @@
+"""Knows which engines serve which models where. Starts none yet."""
