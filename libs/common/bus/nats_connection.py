@@ -33,13 +33,21 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription).*? (?:to
 _log = structlog.get_logger()
 
 
+class _Client(Client):
+    async def flush(self, timeout: int = 0) -> None:
+        """Left to `Connection.flush`: nats-py's own, when late or cancelled, makes the reader stop at the PONG.
+
+        `nats.micro` calls it while it starts.
+        """
+
+
 class Connection:
     """`ended` is resolved with the reason once it no longer works; `number` counts connections from 1."""
 
     def __init__(self, number: int, on_denied: Denied) -> None:
         self.number = number
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._client = Client()
+        self._client = _Client()
         self._on_denied = on_denied
         self._last_error = ""
 
@@ -164,8 +172,8 @@ class Connection:
     async def flush(self, timeout: float) -> None:
         """Return when the server has had everything sent before. Raises `Disconnected`.
 
-        nats-py's `flush` is no barrier (its PING overtakes what is not written yet), and when it times out or is
-        cancelled the late PONG kills the reader. So: wait for the writing first, and never cancel the PONG's future.
+        nats-py's `flush` is no barrier: its PING overtakes what is not written yet. So the writing is waited for
+        first. And the PONG's future is never cancelled, because the reader would stop at it.
         """
         await self._written(timeout)
         pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

@@ -48,6 +48,7 @@ class JetStream:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
+            self._link.check_open()
             left = max(deadline - loop.time(), 0.001)
             try:
                 message = await self._inbox.request(subject, payload, None, min(left, ONE_TRY_SECONDS))

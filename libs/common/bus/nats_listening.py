@@ -119,6 +119,12 @@ class Micro:
         )
         served.subscription = self._service._endpoints[-1]._subscription
 
+    def remove(self, served: _Served) -> None:
+        self._served.pop(served.subject, None)
+        if self._service is not None:
+            kept = [one for one in self._service._endpoints if one._subscription is not served.subscription]
+            self._service._endpoints = kept
+
     def stop(self) -> list[Subscription]:
         """Returns what is to be unsubscribed of the service's own."""
         own = [] if self._service is None else list(self._service._subscriptions.values())
@@ -171,9 +177,17 @@ class Listening:
         try:
             await self._known_to_the_server(wanted)
         except BaseException:
-            if wanted in self._wanted:
-                self._wanted.remove(wanted)
+            await self._withdraw(wanted)
             raise
+
+    async def _withdraw(self, wanted: _Wanted) -> None:
+        if wanted in self._wanted:
+            self._wanted.remove(wanted)
+        if isinstance(wanted, _Served):
+            self._micro.remove(wanted)
+        connection = self._link.current
+        if connection is not None and wanted.subscription is not None and wanted.on == connection.number:
+            await connection.unsubscribe(wanted.subscription)
 
     async def _known_to_the_server(self, wanted: _Wanted) -> None:
         loop = asyncio.get_running_loop()

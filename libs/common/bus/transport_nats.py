@@ -40,6 +40,7 @@ from libs.common.contracts.streams import Bucket, Stream
 from libs.common.errors import Disconnected, TooLarge
 
 GOODBYE_SECONDS = 0.3
+CANCEL_AGAIN_SECONDS = 0.05
 _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
 # What we add to the headers of an append: message id and expected sequence with their names.
 _HEADER_RESERVE = 512
@@ -213,11 +214,12 @@ class NatsTransport:
                 limit=limit,
             )
 
-    async def live(self) -> None:
-        """Everything that goes on by itself; ends only by being cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._link.run(), name="nats link")
-            tasks.create_task(self._appender.run(), name="nats appends")
+    def live(self) -> list["asyncio.Task[None]"]:
+        """Start what goes on by itself; it ends only by being cancelled."""
+        return [
+            asyncio.create_task(self._link.run(), name="nats link"),
+            asyncio.create_task(self._appender.run(), name="nats appends"),
+        ]
 
     async def close(self) -> None:
         """See to it that the server has what was published last; then whoever still waits is told."""
@@ -252,8 +254,9 @@ async def connect(
     where: Address = address(url, name=name, credentials=credentials, inbox_prefix=inbox_prefix)
     link = Link(where, timing)
     transport = NatsTransport(link, service_version=service_version, replicas=replicas, max_bytes=max_bytes or {})
-    life = asyncio.create_task(transport.live(), name=f"nats {name}")
-    life.add_done_callback(lambda done: _tell(link, done))
+    life = transport.live()
+    for task in life:
+        task.add_done_callback(lambda done: _tell(link, done))
     try:
         await link.first_connection()
         yield transport
@@ -261,8 +264,16 @@ async def connect(
         try:
             await transport.close()
         finally:
-            life.cancel()
-            await asyncio.wait({life})
+            await _end(life)
+
+
+async def _end(life: list["asyncio.Task[None]"]) -> None:
+    """Cancel until it helps: the `wait_for` of Python 3.11, which nats-py connects with, may swallow it."""
+    running = set(life)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_SECONDS)
 
 
 def _tell(link: Link, life: "asyncio.Task[None]") -> None:
