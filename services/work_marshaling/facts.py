@@ -1,5 +1,6 @@
 """Applying facts to items, and telling an item as the facts that would make it again (for checkpoints)."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -21,8 +22,10 @@ from libs.common.contracts.work_log import (
     Started,
 )
 from libs.common.contracts.work_marshaling import SERVER_PREFIX, WorkError, WorkStatus
+from services.work_marshaling.identity import payload_text
 from services.work_marshaling.model import Attempt, ItemFact, Outcome, Spec, Submission, WorkItem
 
+INLINE_BYTES = 4096
 REFUSALS_KEPT = 32
 
 AttemptFact = Assigned | Started | Expired | AttemptFailed
@@ -57,7 +60,7 @@ def _item_fact(item: WorkItem, fact: RetryAt | Requeued | PayloadKept | Cancelle
         case Requeued():
             return replace(item, status=WorkStatus.PENDING, retry_at=None)
         case PayloadKept():
-            return replace(item, spec=replace(item.spec, payload=fact.payload.encode()))
+            return replace(item, spec=replace(item.spec, payload=payload_text(fact.payload).encode()))
         case Cancelled():
             return _cancelled(item, fact)
         case Ended():
@@ -151,6 +154,9 @@ def _without_live(item: WorkItem, at: datetime) -> WorkItem:
 def facts_of(item: WorkItem) -> Iterator[ItemFact]:
     """The shortest story that ends in this item."""
     yield _told_admission(item)
+    payload = item.spec.payload
+    if payload is not None and len(payload) > INLINE_BYTES:
+        yield PayloadKept(work_id=item.work_id, payload=json.loads(payload), payload_bytes=len(payload))
     for attempt in item.attempts:
         yield from _told_attempt(item.work_id, attempt)
     if item.retry_at is not None:
@@ -179,7 +185,7 @@ def _told_admission(item: WorkItem) -> Admitted:
         index=item.index,
         at=item.submitted_at,
         item=asked,
-        payload=None if spec.payload is None else spec.payload.decode(),
+        payload=None if spec.payload is None or len(spec.payload) > INLINE_BYTES else spec.payload.decode(),
         payload_bytes=spec.payload_bytes,
         digest=item.digest,
         max_attempts=spec.max_attempts,
@@ -232,7 +238,7 @@ def weight(fact: Fact) -> int:
         case Admitted():
             return 1024 + 2 * envelope_bytes(fact.item) + (fact.payload_bytes * 2 if fact.payload is not None else 0)
         case PayloadKept():
-            return 256 + 2 * len(fact.payload)
+            return 512 + fact.payload_bytes * 3 // 2
         case AttemptFailed(error=error):
             return 512 + 6 * len(error.message)
         case Ended(error=WorkError(message=message)):

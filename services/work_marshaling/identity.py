@@ -37,5 +37,5 @@ def id_digest(work_id: str) -> bytes:
 
 
 def payload_text(payload: object) -> str:
-    """The payload as it is kept: compact JSON, ASCII only."""
-    return json.dumps(payload, separators=(",", ":"))
+    """The payload as it is kept: compact JSON."""
+    return json.dumps(payload, separators=(",", ":"), ensure_ascii=False)

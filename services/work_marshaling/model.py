@@ -216,6 +216,25 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How the queue is run; see the settings of the same names."""
+
+    policy: Policy
+    lease_seconds: float = 30.0
+    offer_seconds: float = 5.0
+    avoid_seconds: float = 10.0
+    node_silence_seconds: float = 30.0
+    open_most: int = 1_000_000
+    ended_most: int = 100_000
+    ended_keep_seconds: float = 86_400.0
+    remembered_most: int = 1_000_000
+    remembered_keep_seconds: float = 86_400.0
+    checkpoint_records: int = 20_000
+    checkpoint_bytes: int = 128 * 1024 * 1024
+    upkeep_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """Effect: give the attempt to its node."""
 
@@ -250,6 +269,24 @@ class Refusal:
     code: str
     reason: str
     work_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Every field that is given must hold."""
+
+    status: frozenset[WorkStatus] | None = None
+    work_type: str | None = None
+    model_name: str | None = None
+    node_id: str | None = None
+
+    def holds(self, item: WorkItem) -> bool:
+        return (
+            (self.status is None or item.status in self.status)
+            and (self.work_type is None or item.spec.work_type == self.work_type)
+            and (self.model_name is None or item.spec.model_name == self.model_name)
+            and (self.node_id is None or any(attempt.node_id == self.node_id for attempt in item.attempts))
+        )
 
 
 def view(item: WorkItem, result: JsonValue = None) -> WorkView:
@@ -297,6 +334,7 @@ __all__ = [
     "Event",
     "Fact",
     "Failed",
+    "Filter",
     "Given",
     "IgnoredReason",
     "ItemFact",
@@ -309,6 +347,7 @@ __all__ = [
     "Progressed",
     "Refusal",
     "RetryDue",
+    "Rules",
     "Spec",
     "Stop",
     "Submission",

@@ -64,6 +64,10 @@ class Queue:
         """How many wait, by priority."""
         return self._waiting
 
+    def longest_waiting(self) -> str | None:
+        """The item that was put in first."""
+        return next(iter(self._member), None)
+
     def add(self, item: WorkItem) -> None:
         if item.work_id in self._member:
             return

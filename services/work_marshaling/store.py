@@ -4,7 +4,7 @@ Items are never changed, only replaced, so that a shallow copy of them is a cons
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -68,6 +68,7 @@ class Memory:
         self.out_seq = 0
         self.totals: Counter[str] = Counter()
         self.by_status: Counter[WorkStatus] = Counter()
+        self._far: dict[str, None] = {}
         self._ended: deque[str] = deque()
         self._aliases: OrderedDict[int, str] = OrderedDict()
         self._refusals: OrderedDict[tuple[int, int], Refusal] = OrderedDict()
@@ -95,6 +96,10 @@ class Memory:
     @property
     def remembered_ids(self) -> int:
         return len(self._remembered)
+
+    def far_items(self) -> Iterator[WorkItem]:
+        """Open items whose payload lies in WORK_IN only, about in the order of their submission."""
+        return (self.items[work_id] for work_id in tuple(self._far))
 
     def oldest_result(self) -> int | None:
         """The sequence in WORK_OUT from which on results may still be asked for."""
@@ -128,6 +133,10 @@ class Memory:
         self.by_status[after.status] += 1
         if before is not None:
             self.by_status[before.status] -= 1
+        if after.open and after.spec.payload is None:
+            self._far[after.work_id] = None
+        else:
+            self._far.pop(after.work_id, None)
         if not after.open:
             self._ended.append(after.work_id)
             self.orphans.discard(after.work_id)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from libs.common.contracts.base import Message, Moment, Topic
+from libs.common.contracts.base import JsonObject, Message, Moment, Topic
 from libs.common.contracts.log import LogEpoch, LogRecord
 from libs.common.contracts.work_marshaling import WorkError, WorkItem
 
@@ -69,7 +69,8 @@ class PayloadKept(Message):
 
     fact: Literal["payload_kept"] = "payload_kept"
     work_id: str
-    payload: str
+    payload: JsonObject
+    payload_bytes: int
 
 
 class Assigned(Message):

@@ -1,0 +1,235 @@
+"""Gives assignments to nodes and tells them what to stop. Asks again until a node has answered or the lease is over."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from libs.common.bus.bus import Bus
+from libs.common.clock import Clock
+from libs.common.contracts.work_marshaling import (
+    ASSIGN,
+    ASSIGNED,
+    EXTERNAL,
+    STOP,
+    Assignment,
+    AssignmentAnswer,
+    Assignments,
+    StopAttempts,
+    WorkStatus,
+)
+from libs.common.errors import MeshError, NobodyAnswers, Unavailable
+from services.work_marshaling.model import Effect, NodeRefused, Offer, PayloadLost, Stop, WorkItem
+from services.work_marshaling.payloads import Payloads
+from services.work_marshaling.term import Term
+
+MOST_AT_ONCE = 100
+MOST_BYTES = 600_000
+ANSWER_SECONDS = 5.0
+PAUSE_SECONDS = 0.5
+STOP_AGAIN_SECONDS = 5.0
+STOPS_REMEMBERED = 10_000
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Offered:
+    """`unheard_since` is set as long as every try found nobody there, so that the attempt cannot have begun."""
+
+    work_id: str
+    unheard_since: float | None
+    certain: bool = True
+
+
+class Dispatcher:
+    """One task per node that has something to be told; nodes never wait for one another."""
+
+    def __init__(self, bus: Bus, clock: Clock, term: Term, payloads: Payloads) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._term = term
+        self._payloads = payloads
+        self._offers: dict[str, OrderedDict[str, _Offered]] = {}
+        self._stops: dict[str, dict[str, str]] = {}
+        self._stopped_at: OrderedDict[str, float] = OrderedDict()
+        self._busy: set[str] = set()
+        self._ready: asyncio.Queue[str] = asyncio.Queue()
+
+    def do(self, effect: Effect) -> None:
+        match effect:
+            case Offer(work_id=work_id, node_id=node_id, token=token):
+                self._offers.setdefault(node_id, OrderedDict())[token] = _Offered(work_id, None)
+                self._ready.put_nowait(node_id)
+            case Stop(node_id=node_id, token=token, reason=reason):
+                self.stop(node_id, token, reason)
+
+    def stop(self, node_id: str, token: str, reason: str) -> None:
+        """Tell a node, at most once in a while per attempt. Whoever goes on reporting it is told again."""
+        now = self._clock.monotonic()
+        if node_id == EXTERNAL or now - self._stopped_at.get(token, -STOP_AGAIN_SECONDS) < STOP_AGAIN_SECONDS:
+            return
+        self._stopped_at[token] = now
+        if len(self._stopped_at) > STOPS_REMEMBERED:
+            self._stopped_at.popitem(last=False)
+        self._stops.setdefault(node_id, {})[token] = reason
+        self._ready.put_nowait(node_id)
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                node_id = await self._ready.get()
+                if node_id not in self._busy:
+                    self._busy.add(node_id)
+                    tasks.create_task(self._serve(node_id), name=f"assignments for {node_id}")
+
+    async def _serve(self, node_id: str) -> None:
+        try:
+            while self._offers.get(node_id) or self._stops.get(node_id):
+                await self._tell_stops(node_id)
+                if not await self._offer(node_id):
+                    await self._clock.sleep(PAUSE_SECONDS)
+        finally:
+            self._busy.discard(node_id)
+            self._offers.pop(node_id, None)
+
+    async def _offer(self, node_id: str) -> bool:
+        """One request with as many assignments as fit. False when it was not answered."""
+        offered = self._offers.get(node_id, OrderedDict())
+        batch = await self._batch(node_id, offered)
+        if not batch:
+            return True
+        if node_id == EXTERNAL:
+            return await self._publish_external(offered, batch)
+        tokens = [assignment.attempt_token for assignment in batch if assignment.attempt_token is not None]
+        try:
+            request = Assignments.model_construct(epoch=self._term.epoch, assignments=tuple(batch))
+            answers = await self._bus.request(ASSIGN, request, node_id=node_id, timeout=ANSWER_SECONDS)
+        except NobodyAnswers:
+            self._nobody(node_id, offered, tokens)
+            return False
+        except Unavailable:
+            for token in tokens:
+                offered[token].certain = False
+            return False
+        except MeshError as error:
+            self._refuse(node_id, offered, tokens, f"{error.code}: {error.message}")
+            return True
+        return await self._answered(node_id, offered, batch, answers.answers)
+
+    async def _batch(self, node_id: str, offered: OrderedDict[str, _Offered]) -> list[Assignment]:
+        batch: list[Assignment] = []
+        total = 0
+        for token, entry in tuple(offered.items()):
+            item = self._term.memory.items.get(entry.work_id)
+            if item is None or item.live is None or item.live.token != token or item.status is not WorkStatus.ASSIGNED:
+                offered.pop(token, None)
+                continue
+            if len(batch) >= MOST_AT_ONCE or (batch and total + item.spec.payload_bytes > MOST_BYTES):
+                break
+            assignment = await self._assignment(item, node_id, token)
+            if assignment is None:
+                offered.pop(token, None)
+                continue
+            batch.append(assignment)
+            total += item.spec.payload_bytes + 1024
+        return batch
+
+    async def _assignment(self, item: WorkItem, node_id: str, token: str) -> Assignment | None:
+        """None when its payload is not to be had, now or for ever."""
+        try:
+            payload = await self._payloads.of(item)
+        except Unavailable as error:
+            self._term.happen(item.work_id, NodeRefused(token=token, detail=f"payload: {error.message}"))
+            return None
+        if payload is None:
+            _log.error("payload_lost", work_id=item.work_id, sequence=item.sequence)
+            self._term.happen(item.work_id, PayloadLost())
+            return None
+        spec = item.spec
+        return Assignment.model_construct(
+            work_id=item.work_id,
+            attempt=item.attempts[-1].number,
+            attempt_token=token,
+            node_id=node_id,
+            work_type=spec.work_type,
+            model_name=spec.model_name,
+            priority=spec.priority,
+            timeout_seconds=spec.timeout_seconds,
+            lease_seconds=spec.timeout_seconds if spec.external else self._term.rules.lease_seconds,
+            deadline=spec.deadline,
+            labels=dict(spec.labels),
+            payload=payload,
+            payload_bytes=spec.payload_bytes,
+        )
+
+    async def _publish_external(self, offered: OrderedDict[str, _Offered], batch: Sequence[Assignment]) -> bool:
+        try:
+            for assignment in batch:
+                await self._bus.publish(ASSIGNED, assignment)
+                offered.pop(assignment.attempt_token or "", None)
+        except Unavailable:
+            return False
+        return True
+
+    async def _answered(
+        self,
+        node_id: str,
+        offered: OrderedDict[str, _Offered],
+        batch: Sequence[Assignment],
+        answers: Sequence[AssignmentAnswer],
+    ) -> bool:
+        """True when every assignment was answered, one way or the other."""
+        given = {assignment.attempt_token: assignment for assignment in batch}
+        for answer in answers:
+            assignment = given.pop(answer.attempt_token, None)
+            if assignment is None:
+                continue
+            if answer.accepted:
+                offered.pop(answer.attempt_token, None)
+                await self._tell_observers(assignment)
+            else:
+                self._refuse(node_id, offered, [answer.attempt_token], answer.reason)
+        return not given
+
+    async def _tell_observers(self, assignment: Assignment) -> None:
+        """A copy without the payload and without the token, which only the node may know."""
+        copy = assignment.model_copy(update={"payload": None, "attempt_token": None})
+        try:
+            await self._bus.publish(ASSIGNED, copy)
+        except Unavailable as error:
+            _log.debug("observers_not_told", work_id=assignment.work_id, reason=error.message)
+
+    def _nobody(self, node_id: str, offered: OrderedDict[str, _Offered], tokens: Sequence[str]) -> None:
+        now = self._clock.monotonic()
+        for token in tokens:
+            entry = offered[token]
+            if entry.unheard_since is None:
+                entry.unheard_since = now
+            if entry.certain and now - entry.unheard_since >= self._term.rules.offer_seconds:
+                self._refuse(node_id, offered, [token], "nobody answers there")
+
+    def _refuse(self, node_id: str, offered: OrderedDict[str, _Offered], tokens: Sequence[str], reason: str) -> None:
+        """The attempts did not begin: their items go back, and the node is left alone for a moment."""
+        until = self._clock.monotonic() + self._term.rules.avoid_seconds
+        self._term.nodes.avoid(node_id, reason[:200] or "it refused an attempt", until)
+        for token in tokens:
+            entry = offered.pop(token, None)
+            if entry is not None:
+                self._term.meter.refused(node_id)
+                _log.info("attempt_refused", work_id=entry.work_id, node_id=node_id, reason=reason)
+                self._term.happen(entry.work_id, NodeRefused(token=token, detail=reason))
+
+    async def _tell_stops(self, node_id: str) -> None:
+        stops = self._stops.pop(node_id, None)
+        if not stops:
+            return
+        tokens = tuple(stops)[:1000]
+        reason = stops[tokens[0]] if len(set(stops.values())) == 1 else "no longer wanted"
+        try:
+            await self._bus.request(STOP, StopAttempts(attempt_tokens=tokens, reason=reason), node_id=node_id)
+        except MeshError as error:
+            _log.info("stop_not_told", node_id=node_id, attempts=len(tokens), reason=error.message)

@@ -1,0 +1,86 @@
+"""The HTTP door: which route leads to which method."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from libs.common.contracts.work_marshaling import (
+    CancelWork,
+    SubmitAnswers,
+    SubmitMany,
+    WorkAccepted,
+    WorkItem,
+    WorkLookup,
+    WorkPage,
+    WorkResult,
+    WorkStats,
+    WorkStatus,
+    WorkView,
+)
+from services.work_marshaling.model import Filter
+from services.work_marshaling.use_cases import WorkMarshaling
+
+Wait = Annotated[float, Query(ge=0, le=60, description="How long to wait for the item's end, in seconds.")]
+Limit = Annotated[int, Query(ge=1, le=500)]
+Statuses = Annotated[list[WorkStatus] | None, Query(max_length=8)]
+Text = Annotated[str | None, Query(max_length=256)]
+Reason = Annotated[str, Query(max_length=512)]
+
+
+def router(marshaling: WorkMarshaling) -> APIRouter:
+    routes = APIRouter(prefix="/api/v1", tags=["work"])
+
+    @routes.post("/work/submit", status_code=202)
+    async def submit(item: WorkItem) -> WorkAccepted:
+        """Submit an item. When this is answered, the item is on disk and counts once."""
+        return await marshaling.submit(item)
+
+    @routes.post("/work/submit-batch", status_code=202)
+    async def submit_batch(items: SubmitMany) -> SubmitAnswers:
+        """Submit up to 10,000 items, each answered on its own."""
+        return await marshaling.submit_many(items)
+
+    @routes.get("/work")
+    async def find(
+        status: Statuses = None,
+        work_type: Text = None,
+        model_name: Text = None,
+        node_id: Text = None,
+        limit: Limit = 100,
+        cursor: Text = None,
+    ) -> WorkPage:
+        """Items that match, the newest first, a page at a time."""
+        wanted = Filter(
+            status=None if status is None else frozenset(status),
+            work_type=work_type,
+            model_name=model_name,
+            node_id=node_id,
+        )
+        return await marshaling.find(wanted, limit=limit, cursor=cursor)
+
+    @routes.get("/work/by-sequence/{sequence}")
+    async def by_sequence(sequence: int) -> WorkView:
+        """The item that a durable receipt of NATS speaks of."""
+        return await marshaling.look_up(WorkLookup(sequence=sequence))
+
+    @routes.get("/work/{work_id}")
+    async def get(work_id: str) -> WorkView:
+        """An item: its state, its attempts, its error; its result when it is small."""
+        return await marshaling.look_up(WorkLookup(work_id=work_id))
+
+    @routes.get("/work/{work_id}/result")
+    async def result(work_id: str, wait_seconds: Wait = 0.0) -> WorkResult:
+        """How an item ended. 404 as long as it has not, after waiting so long for it."""
+        return await marshaling.result(work_id, wait_seconds)
+
+    @routes.delete("/work/{work_id}")
+    async def cancel(work_id: str, reason: Reason = "") -> WorkView:
+        """Cancel an item in any state. 409 when it has ended."""
+        return await marshaling.cancel(CancelWork(work_id=work_id, reason=reason))
+
+    @routes.get("/stats")
+    async def stats() -> WorkStats:
+        """The queue in numbers."""
+        return await marshaling.stats()
+
+    return routes

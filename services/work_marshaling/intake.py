@@ -1,0 +1,176 @@
+"""Reads what is submitted and how attempts ended, in order, from where the log says it stopped reading."""
+
+import asyncio
+from contextlib import aclosing
+from datetime import datetime
+
+import structlog
+
+from libs.common.bus.bus import Bus, Stored
+from libs.common.clock import Clock
+from libs.common.contracts.streams import WORK_IN, WORK_OUT
+from libs.common.contracts.work_log import Ignored, IgnoredReason, Refused
+from libs.common.contracts.work_marshaling import COMPLETED, SUBMITTED
+from libs.common.contracts.work_marshaling import FAILED as FAILED_TOPIC
+from libs.common.errors import Disconnected, Malformed, MeshError, TimedOut, TooLarge
+from libs.common.log.position import Position
+from services.work_marshaling.facts import INLINE_BYTES, envelope_bytes
+from services.work_marshaling.identity import digest, payload_text, server_id
+from services.work_marshaling.model import Completed, Failed, Submission, Submitted
+from services.work_marshaling.payloads import submissions
+from services.work_marshaling.term import Term
+
+MOST_PAYLOAD_BYTES = 512 * 1024
+MOST_ENVELOPE_BYTES = 64 * 1024
+SLICE = 200
+
+_WHY_IGNORED = {
+    IgnoredReason.NO_TOKEN: "an outcome needs the attempt token, unless the item was given to `external`",
+    IgnoredReason.UNKNOWN_TOKEN: "no attempt at this item has this token",
+    IgnoredReason.UNKNOWN_ITEM: "there is no such item, or it ended long ago",
+}
+
+_log = structlog.get_logger()
+
+
+class Intake:
+    """`admitted` is how far WORK_IN has been read into memory."""
+
+    def __init__(self, bus: Bus, clock: Clock, term: Term) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._term = term
+        self._made: datetime = term.origins[WORK_IN.name]
+        self.admitted = Position(term.memory.in_seq)
+
+    async def read_work(self) -> None:
+        """Runs until cancelled."""
+        messages = self._bus.read(WORK_IN, after=self._term.memory.in_seq)
+        async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
+            async for batch in messages:
+                for stored in batch:
+                    await self._work(stored)
+                    self.admitted.advance(stored.sequence)
+                await self._breathe()
+
+    async def read_outcomes(self) -> None:
+        """Runs until cancelled."""
+        messages = self._bus.read(WORK_OUT, after=self._term.memory.out_seq)
+        async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
+            async for batch in messages:
+                for stored in batch:
+                    await self._outcome(stored)
+                await self._breathe()
+
+    async def _breathe(self) -> None:
+        await self._term.room()
+        while self._term.memory.open_items >= self._term.rules.open_most:
+            await self._clock.sleep(1.0)
+        await asyncio.sleep(0)
+
+    # Work
+
+    async def _work(self, stored: Stored) -> None:
+        try:
+            items = submissions(self._bus, stored)
+        except Malformed as error:
+            await self._refuse(stored, 0, error, last=True)
+            return
+        batched = stored.subject == SUBMITTED.subject
+        for index, item in enumerate(items):
+            await self._admit(stored, index, item, batched=batched, last=index == len(items) - 1)
+            if index % SLICE == SLICE - 1:
+                await self._breathe()
+        if not items:
+            self._term.memory.in_seq = stored.sequence
+
+    async def _admit(self, stored: Stored, index: int, item: Submission, *, batched: bool, last: bool) -> None:
+        text = payload_text(item.payload) if item.payload else "{}"
+        size = len(text.encode())
+        try:
+            refuse_too_large(item, size)
+        except TooLarge as error:
+            await self._refuse(stored, index, error, last=last, work_id=item.work_id)
+            return
+        own = item.work_id
+        work_id = own or server_id(self._made, stored.sequence, index if batched else None)
+        event = Submitted(
+            work_id=work_id,
+            sequence=stored.sequence,
+            index=index,
+            at=stored.at,
+            item=item.model_copy(update={"payload": {}}),
+            payload=text if size <= INLINE_BYTES else None,
+            payload_bytes=size,
+            digest=digest(item) if own else "",
+            forgotten_digest=self._term.memory.forgotten_digest(work_id) if own else None,
+        )
+        self._read_up_to(stored, last=last)
+        self._term.happen(work_id, event)
+
+    async def _refuse(
+        self, stored: Stored, index: int, error: MeshError, *, last: bool, work_id: str | None = None
+    ) -> None:
+        await self._bury(stored, error)
+        self._read_up_to(stored, last=last)
+        fact = Refused(
+            sequence=stored.sequence, index=index, work_id=work_id, code=error.code, reason=error.message[:512]
+        )
+        self._term.keep((fact,))
+
+    def _read_up_to(self, stored: Stored, *, last: bool) -> None:
+        """The cursor moves with a message's last item: after a crash in between, the message is read again."""
+        if last:
+            self._term.memory.in_seq = stored.sequence
+
+    # Outcomes
+
+    async def _outcome(self, stored: Stored) -> None:
+        try:
+            event = self._event(stored)
+        except Malformed as error:
+            await self._bury(stored, error)
+            self._term.memory.out_seq = stored.sequence
+            ignored = Ignored(work_id="", out_seq=stored.sequence, reason=IgnoredReason.UNREADABLE)
+            self._term.keep((ignored,))
+            return
+        self._term.memory.out_seq = stored.sequence
+        for fact in self._term.happen(event.work_id, event):
+            if isinstance(fact, Ignored) and fact.reason in _WHY_IGNORED:
+                await self._bury(stored, Malformed(_WHY_IGNORED[fact.reason], work_id=event.work_id))
+
+    def _event(self, stored: Stored) -> Completed | Failed:
+        if stored.subject == FAILED_TOPIC.subject:
+            failed = self._bus.decode(FAILED_TOPIC, stored)
+            return Failed(
+                work_id=failed.work_id, token=failed.attempt_token, out_seq=stored.sequence, error=failed.error
+            )
+        done = self._bus.decode(COMPLETED, stored)
+        return Completed(
+            work_id=done.work_id,
+            token=done.attempt_token,
+            out_seq=stored.sequence,
+            result_bytes=len(stored.payload),
+        )
+
+    async def _bury(self, stored: Stored, error: MeshError) -> None:
+        """Keep it as a dead letter. While NATS is away there is nothing else to read either."""
+        while True:
+            try:
+                await self._bus.dead_letter(stored, error)
+            except (Disconnected, TimedOut):
+                await self._clock.sleep(1.0)
+            except MeshError as unkept:
+                _log.error("dead_letter_not_kept", sequence=stored.sequence, reason=unkept.message)
+                return
+            else:
+                return
+
+
+def refuse_too_large(item: Submission, payload_bytes: int) -> None:
+    """Raises `TooLarge`, naming the part, its size and the limit."""
+    if payload_bytes > MOST_PAYLOAD_BYTES:
+        raise TooLarge(f"payload: {payload_bytes} bytes; at most {MOST_PAYLOAD_BYTES} are allowed")
+    envelope = envelope_bytes(item)
+    if envelope > MOST_ENVELOPE_BYTES:
+        raise TooLarge(f"labels and requirements: {envelope} bytes; at most {MOST_ENVELOPE_BYTES} are allowed")

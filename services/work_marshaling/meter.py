@@ -1,0 +1,34 @@
+"""What is counted on the way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """The queue in numbers, at one instant."""
+
+    epoch: int
+    by_status: Mapping[str, int]
+    pending_by_priority: Mapping[int, int]
+    oldest_pending_seconds: float
+    totals: Mapping[str, int]
+    leases: int
+    unwritten: int
+    remembered_ids: int
+
+
+class Meter(Protocol):
+    def appended(self, seconds: float, facts: int) -> None:
+        """A record is on disk."""
+        ...
+
+    def assigned(self, seconds_since_submission: float) -> None: ...
+    def lease_expired(self) -> None: ...
+    def refused(self, node_id: str) -> None:
+        """A node did not take an attempt."""
+        ...
+
+    def stream_fill(self, stream: str, ratio: float) -> None: ...
+    def led(self, leading: bool) -> None: ...

@@ -1,0 +1,38 @@
+"""Every knob of the queue. Their environment names are those of the fields, in capitals."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    work_marshaling_port: int = Field(8118, ge=0, le=65535, description="Where the queue's HTTP door listens.")
+    work_retry_max: int = Field(3, ge=0, le=99, description="How often a failed item is tried again by default.")
+    work_retry_delay: float = Field(
+        5.0, ge=0, le=86400, description="Seconds before the first retry at most; doubles with each further one."
+    )
+    work_retry_delay_most: float = Field(
+        3600.0, ge=0, le=7 * 86400, description="Seconds before any retry at most, however often it was tried."
+    )
+    work_lease_seconds: float = Field(
+        30.0, ge=1, le=3600, description="Seconds without a sign of life after which a node has lost an attempt."
+    )
+    work_node_silence_seconds: float = Field(
+        30.0, ge=1, le=3600, description="Seconds without a workload message after which a node is given nothing."
+    )
+    work_open_most: int = Field(1_000_000, ge=1, description="Open items at once; further ones wait in WORK_IN.")
+    work_ended_kept: int = Field(100_000, ge=0, le=10_000_000, description="Ended items that can be asked for.")
+    work_ended_kept_seconds: float = Field(86_400.0, ge=0, description="How long an ended item can be asked for.")
+    work_remembered_ids: int = Field(
+        1_000_000, ge=0, le=10_000_000, description="Ids of ended items that are known as already done."
+    )
+    work_checkpoint_records: int = Field(
+        20_000, ge=1, description="Log records after which the whole state is written anew and older ones go."
+    )
+    work_checkpoint_mb: int = Field(128, ge=1, description="The same by the size of what was logged since, in MiB.")
+    work_upkeep_seconds: float = Field(10.0, gt=0, le=3600, description="How often streams and memory are trimmed.")
+
+    @property
+    def port(self) -> int:
+        return self.work_marshaling_port

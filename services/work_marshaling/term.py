@@ -1,0 +1,307 @@
+"""One leadership: decides what happens to items, keeps it in the log, and does what follows once it is on disk.
+
+Memory is ahead of the log by what is on its way. Whatever leaves this process (assignments, ends that are told) waits
+for the log; after a restart it is derived anew from what the log says.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from libs.common.bus.bus import Bus
+from libs.common.clock import Clock
+from libs.common.contracts.work_log import Fact, ItemFact, WorkRecord
+from libs.common.contracts.work_marshaling import EXTERNAL, WorkStatus
+from libs.common.errors import Unavailable
+from libs.common.log.fenced_log import FencedLog
+from services.work_marshaling.journal import Journal
+from services.work_marshaling.leases import Leases
+from services.work_marshaling.machine import decide, effects
+from services.work_marshaling.meter import Meter
+from services.work_marshaling.model import (
+    DeadlinePassed,
+    Effect,
+    Event,
+    Given,
+    LeaseExpired,
+    Offer,
+    PayloadLost,
+    Progressed,
+    RetryDue,
+    Rules,
+    TellEnd,
+    WorkItem,
+)
+from services.work_marshaling.nodes import Nodes
+from services.work_marshaling.scheduler import Queue
+from services.work_marshaling.store import Memory
+from services.work_marshaling.timers import Due, Timer, Timers
+
+TICK_SECONDS = 0.1
+STALLED_SECONDS = 5.0
+MOST_PER_TURN = 500
+MOST_UNWRITTEN = 20_000
+
+_log = structlog.get_logger()
+
+
+class Outbox(Protocol):
+    """Where assignments and stops go."""
+
+    def do(self, effect: Effect) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chances:
+    """Where randomness comes from: a number in [0, 1), and tokens that nobody can guess."""
+
+    number: Callable[[], float]
+    token: Callable[[], str]
+
+
+class Term:
+    """Built after the log was taken over and replayed into `memory`."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        clock: Clock,
+        log: FencedLog[WorkRecord],
+        memory: Memory,
+        nodes: Nodes,
+        rules: Rules,
+        chances: Chances,
+        meter: Meter,
+        origins: Mapping[str, datetime],
+    ) -> None:
+        self.memory = memory
+        self.nodes = nodes
+        self.queue = Queue()
+        self.leases = Leases()
+        self.rules = rules
+        self.origins = origins
+        self.journal = Journal(
+            log=log, memory=memory, clock=clock, rules=rules, meter=meter, origins=origins, follow=self._do
+        )
+        self.outbox: Outbox | None = None
+        self._bus = bus
+        self._clock = clock
+        self._chances = chances
+        self.meter = meter
+        self._timers = Timers()
+        self._wake = asyncio.Event()
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._connections = bus.connections
+        self._last_tick = clock.monotonic()
+        self._seen_version = -1
+
+    @property
+    def epoch(self) -> int:
+        return self.journal.epoch
+
+    # What happens
+
+    def happen(self, work_id: str, event: Event) -> tuple[Fact, ...]:
+        """Decide what follows from an event, keep it in memory and hand it to the log."""
+        item = self.memory.items.get(work_id)
+        facts = decide(item, event, self.rules.policy, self._clock.now(), self._chances.number())
+        self.keep(facts)
+        return facts
+
+    def keep(self, facts: tuple[Fact, ...]) -> None:
+        """Apply what was decided, and hand it to the log."""
+        if not facts:
+            return
+        first: dict[str, WorkItem | None] = {}
+        following: list[Effect] = []
+        for fact in facts:
+            change = self.memory.take(fact)
+            if change is not None and isinstance(fact, ItemFact):
+                first.setdefault(change.after.work_id, change.before)
+                following.extend(effects(change.before, fact))
+        for work_id, before in first.items():
+            self._settle(before, self.memory.items[work_id])
+        self.journal.add(facts, tuple(first), tuple(following))
+
+    def resume(self) -> None:
+        """After the replay: every open item takes its place again, every live lease gets a full term."""
+        for work_id in tuple(self.memory.orphans):
+            self.happen(work_id, PayloadLost())
+        for item in tuple(self.memory.items.values()):
+            if item.open:
+                self._settle(None, item)
+                if item.status is WorkStatus.ASSIGNED and item.live is not None and self.outbox is not None:
+                    live = item.live
+                    self.outbox.do(Offer(work_id=item.work_id, node_id=live.node_id, token=live.token))
+
+    def _settle(self, before: WorkItem | None, after: WorkItem) -> None:
+        """Queue, leases and timers follow the item."""
+        now = self._clock.monotonic()
+        work_id = after.work_id
+        live = after.live
+        if before is not None and before.live is not None and (live is None or live.token != before.live.token):
+            self.leases.close(work_id)
+            self._wake.set()
+        if live is not None and work_id not in self.leases:
+            self._open_lease(after, now)
+        if after.status is not WorkStatus.PENDING:
+            self.queue.remove(work_id)
+        elif after.spec.not_before is None or after.spec.not_before <= self._clock.now():
+            self.queue.add(after)
+            self._wake.set()
+        else:
+            self._at(after.spec.not_before, Timer(Due.NOT_BEFORE, work_id))
+        if after.retry_at is not None:
+            self._at(after.retry_at, Timer(Due.RETRY, work_id, at=after.retry_at))
+        if before is None and after.spec.deadline is not None:
+            self._at(after.spec.deadline, Timer(Due.DEADLINE, work_id))
+
+    def _open_lease(self, item: WorkItem, now: float) -> None:
+        live = item.live
+        assert live is not None
+        term = self.rules.lease_seconds
+        timeout = item.spec.timeout_seconds
+        seconds = timeout if item.spec.external else term
+        lease = self.leases.open(
+            item.work_id, live.token, live.node_id, now=now, seconds=seconds, most_seconds=timeout + term
+        )
+        self._timers.add(lease.until, Timer(Due.LEASE, item.work_id, live.token))
+
+    def _at(self, moment: datetime, timer: Timer) -> None:
+        """The calendar is asked once, when the timer is set: later jumps of it move nothing."""
+        wait = (moment - self._clock.now()).total_seconds()
+        self._timers.add(self._clock.monotonic() + max(0.0, wait), timer)
+
+    def hear_progress(self, work_id: str, token: str) -> bool:
+        """Renew the lease. False when this token does not hold the item."""
+        if not self.leases.renew(work_id, token, self._clock.monotonic()):
+            return False
+        if self.memory.items[work_id].status is WorkStatus.ASSIGNED:
+            self.happen(work_id, Progressed(token=token))
+        return True
+
+    # Waiting
+
+    async def ended(self, work_id: str) -> None:
+        """Wait until the item's end is on disk. Cancel it to wait no longer."""
+        item = self.memory.items.get(work_id)
+        if item is None or (not item.open and not self.journal.unconfirmed(work_id)):
+            return
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(work_id, []).append(told)
+        try:
+            await told
+        finally:
+            waiting = self._waiting.get(work_id, [])
+            with suppress(ValueError):
+                waiting.remove(told)
+            if not waiting:
+                self._waiting.pop(work_id, None)
+
+    async def room(self) -> None:
+        """Wait while more is on its way to the log than is good."""
+        await self.journal.flushed(but=MOST_UNWRITTEN)
+
+    # Loops
+
+    async def run(self) -> None:
+        """Schedule, watch the time and write the log, until the leadership ends: raises `SteppedDown`."""
+        try:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(self.journal.run(), name="log")
+                loops.create_task(self._schedule(), name="schedule")
+                loops.create_task(self._watch_time(), name="timers")
+        finally:
+            for told in (told for waiting in self._waiting.values() for told in waiting):
+                if not told.done():
+                    told.set_exception(Unavailable("this instance no longer leads; ask again"))
+
+    def wake(self) -> None:
+        """Something changed that may let an item run."""
+        self._wake.set()
+
+    async def _schedule(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.room()
+            now = self._clock.now()
+            choices = self.queue.choose(self.nodes, self.leases.free(self.nodes), most=MOST_PER_TURN)
+            for choice in choices:
+                self.happen(choice.work_id, Given(node_id=choice.node_id, token=self._chances.token()))
+                submitted_at = self.memory.items[choice.work_id].submitted_at
+                self.meter.assigned((now - submitted_at).total_seconds())
+            if len(choices) == MOST_PER_TURN:
+                self._wake.set()
+            await asyncio.sleep(0)
+
+    async def _watch_time(self) -> None:
+        while True:
+            self._notice_outage()
+            now = self._clock.monotonic()
+            self.nodes.pass_time(now)
+            if self.nodes.version != self._seen_version:
+                self._seen_version = self.nodes.version
+                self._wake.set()
+            for timer in self._timers.pop_due(now):
+                self._fire(timer, now)
+            if len(self._timers) > 4 * self.memory.open_items + 10_000:
+                self._timers.keep(self._wanted)
+            await self._clock.sleep(TICK_SECONDS)
+
+    def _notice_outage(self) -> None:
+        """Silence while we were cut off, or stood still ourselves, is nobody's fault."""
+        now = self._clock.monotonic()
+        stalled = now - self._last_tick > STALLED_SECONDS
+        self._last_tick = now
+        if stalled or self._bus.problem() is not None or self._bus.connections != self._connections:
+            self._connections = self._bus.connections
+            self.leases.deaf_until(now, self.rules.lease_seconds)
+
+    def _wanted(self, timer: Timer) -> bool:
+        item = self.memory.items.get(timer.work_id)
+        if item is None or not item.open:
+            return False
+        return timer.kind is not Due.LEASE or self.leases.ends(timer.work_id, timer.token) is not None
+
+    def _fire(self, timer: Timer, now: float) -> None:
+        work_id = timer.work_id
+        if timer.kind is Due.LEASE:
+            self._lease_due(timer, now)
+        elif timer.kind is Due.RETRY and timer.at is not None:
+            self.happen(work_id, RetryDue(at=timer.at))
+        elif timer.kind is Due.DEADLINE:
+            self.happen(work_id, DeadlinePassed())
+        elif timer.kind is Due.NOT_BEFORE:
+            item = self.memory.items.get(work_id)
+            if item is not None and item.status is WorkStatus.PENDING:
+                self.queue.add(item)
+                self._wake.set()
+
+    def _lease_due(self, timer: Timer, now: float) -> None:
+        ends = self.leases.ends(timer.work_id, timer.token)
+        if ends is None:
+            return
+        if ends > now:
+            self._timers.add(ends, timer)
+            return
+        timeout = self.leases.took_too_long(timer.work_id, now)
+        item = self.memory.items[timer.work_id]
+        if item.live is not None and item.live.node_id != EXTERNAL and not timeout:
+            _log.warning("lease_expired", work_id=timer.work_id, node_id=item.live.node_id)
+        self.meter.lease_expired()
+        self.happen(timer.work_id, LeaseExpired(token=timer.token, timeout=timeout))
+
+    def _do(self, effect: Effect) -> None:
+        if isinstance(effect, TellEnd):
+            for told in self._waiting.get(effect.work_id, ()):
+                if not told.done():
+                    told.set_result(None)
+        elif self.outbox is not None:
+            self.outbox.do(effect)

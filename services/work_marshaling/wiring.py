@@ -1,0 +1,66 @@
+"""The only place where the queue's parts meet."""
+
+import random
+import secrets
+from functools import partial
+
+from libs.common.contracts.streams import DEAD_LETTERS, WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.kit.service import Platform, Service
+from libs.common.kit.settings import load
+from services.work_marshaling import http_api, nats_api
+from services.work_marshaling.hearing import Hearing
+from services.work_marshaling.leading import Leading
+from services.work_marshaling.meter_prometheus import PrometheusMeter
+from services.work_marshaling.model import Policy, Rules
+from services.work_marshaling.settings import Settings
+from services.work_marshaling.submission import Submissions
+from services.work_marshaling.term import Chances
+from services.work_marshaling.use_cases import WorkMarshaling
+
+MIB = 1024 * 1024
+
+
+def build(platform: Platform, settings: Settings | None = None) -> Service:
+    settings = settings or load(Settings)
+    bus, clock = platform.bus, platform.clock
+    meter = PrometheusMeter(platform.metrics)
+    new_id = partial(secrets.token_hex, 8)
+    leading = Leading(
+        bus=bus,
+        clock=clock,
+        rules=rules(settings),
+        chances=Chances(number=random.random, token=new_id),
+        meter=meter,
+        new_id=new_id,
+    )
+    submissions = Submissions(bus, new_id)
+    marshaling = WorkMarshaling(bus=bus, clock=clock, leading=leading, submissions=submissions)
+    meter.watch(marshaling.measures)
+    return Service(
+        port=settings.port,
+        streams=(WORK_IN, WORK_OUT, WORK_LOG, DEAD_LETTERS),
+        subscriptions=partial(nats_api.open_door, marshaling, Hearing(clock=clock, leading=leading), bus),
+        loops=[leading.run, submissions.run],
+        router=http_api.router(marshaling),
+        checks={"leader": marshaling.problem},
+    )
+
+
+def rules(settings: Settings) -> Rules:
+    policy = Policy(
+        retry_max=settings.work_retry_max,
+        retry_delay_seconds=settings.work_retry_delay,
+        retry_delay_most_seconds=settings.work_retry_delay_most,
+    )
+    return Rules(
+        policy=policy,
+        lease_seconds=settings.work_lease_seconds,
+        node_silence_seconds=settings.work_node_silence_seconds,
+        open_most=settings.work_open_most,
+        ended_most=settings.work_ended_kept,
+        ended_keep_seconds=settings.work_ended_kept_seconds,
+        remembered_most=settings.work_remembered_ids,
+        checkpoint_records=settings.work_checkpoint_records,
+        checkpoint_bytes=settings.work_checkpoint_mb * MIB,
+        upkeep_seconds=settings.work_upkeep_seconds,
+    )
