@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from libs.common.bus.observer import CORRELATION_HEADER, correlated
@@ -76,6 +77,8 @@ class LastNet:
 
         try:
             await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            log.debug("http_client_left", path=scope["path"])
         except Exception:
             log.exception("http_request_failed", method=scope["method"], path=scope["path"])
             if not started:

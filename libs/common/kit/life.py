@@ -25,6 +25,7 @@ from libs.common.kit.tracing import Tracing, make_tracing
 log = structlog.get_logger()
 
 AGAIN_SECONDS = 0.25
+READY_SECONDS = 0.02
 
 
 @dataclass(kw_only=True)
@@ -49,8 +50,10 @@ class Life:
     async def ready(self) -> None:
         """Return once the service is up and all its checks hold."""
         await self.up.wait()
+        pause = READY_SECONDS
         while not (await readiness(self.checks)).ready:
-            await self.process.clock.sleep(AGAIN_SECONDS / 5)
+            await self.process.clock.sleep(pause)
+            pause = min(2 * pause, 1.0)
 
     async def _live(self) -> None:
         process, settings = self.process, self.process.settings

@@ -58,11 +58,17 @@ def problem_response(
     }
     sent = dict(headers or {})
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        sent.setdefault("Retry-After", str(error.details.get("retry_after_seconds", RETRY_AFTER_SECONDS)))
+        sent.setdefault("Retry-After", _retry_after(error))
     if status == HTTPStatus.UNAUTHORIZED:
         sent.setdefault("WWW-Authenticate", "Bearer")
     body = json.dumps(document, ensure_ascii=False).encode("utf-8", errors="replace")
     return Response(body, status_code=status, headers=sent, media_type=MEDIA_TYPE)
+
+
+def _retry_after(error: MeshError) -> str:
+    """Whole seconds, at least one: as the error says, if it does."""
+    said = error.details.get("retry_after_seconds")
+    return str(max(1, math.ceil(said)) if isinstance(said, (int, float)) else RETRY_AFTER_SECONDS)
 
 
 def malformed_request(errors: Sequence[Mapping[str, Any]]) -> Malformed:

@@ -19,6 +19,7 @@ from libs.common.contracts.base import JsonObject, Message
 from libs.common.errors import Conflict, Unavailable, WrongSetting
 from libs.common.kit.http import readiness
 from libs.common.kit.http_server import bind, serving
+from libs.common.kit.problems import problem_response
 from tests.unit.kit.doors import door, opened
 
 MIB = 1024 * 1024
@@ -116,6 +117,11 @@ async def test_an_unavailable_service_says_when_to_try_again(client: httpx.Async
     assert answer.headers["retry-after"] == "1"
 
 
+async def test_an_error_may_say_itself_when_to_try_again() -> None:
+    error = Unavailable("Full.", retry_after_seconds=2.5)
+    assert problem_response(error, instance="/").headers["retry-after"] == "3"
+
+
 async def test_a_bug_is_answered_without_detail_and_logged_once(client: httpx.AsyncClient) -> None:
     with structlog.testing.capture_logs() as lines:
         answer = await client.get("/api/v1/orders/500")
@@ -178,9 +184,17 @@ async def test_an_unknown_route_and_a_wrong_method_are_problems(client: httpx.As
     assert wrong_method.headers["allow"] == "POST"
 
 
-async def test_a_body_that_says_it_is_too_large_is_refused(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/api/v1/orders", content=b" " * (MIB + 1))
-    problem = assert_problem(answer, 413, "too_large")
+async def test_a_body_that_says_it_is_too_large_is_refused_before_any_of_it_came(client: httpx.AsyncClient) -> None:
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(b"POST /api/v1/orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+    writer.write(b"Content-Length: %d\r\n\r\n" % (MIB + 1))
+    async with asyncio.timeout(5):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+    writer.close()
+
+
+async def test_a_body_that_is_too_large_is_a_problem(client: httpx.AsyncClient) -> None:
+    problem = assert_problem(await client.post("/api/v1/orders", content=b" " * (MIB + 1)), 413, "too_large")
     assert problem["detail"] == "The body is larger than 1 MiB."
 
 

@@ -102,7 +102,7 @@ async def test_taken_ports_are_all_named_before_any_service_starts(mesh: Running
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        await mesh.run({"node_registry": service(port=port), "other": service(lifespan=lifespan)})
+        await mesh.run({"other": service(lifespan=lifespan), "node_registry": service(port=port)})
     assert isinstance(mesh.failure, WrongSetting)
     expected = f"Port {port} on 127.0.0.1 is taken by another program; stop it or set NODE_REGISTRY_PORT."
     assert mesh.failure.message == expected
