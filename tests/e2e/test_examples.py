@@ -1,0 +1,64 @@
+"""The two examples work together, as somebody outside would run them."""
+
+import ast
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mesh_process import MeshProcess, mesh_process
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NEEDED = ("node_registry", "work_marshaling")
+
+
+def _environment(mesh: MeshProcess) -> dict[str, str]:
+    return {**os.environ, "NATS_URL": mesh.nats_url, "WORK_MARSHALING_URL": mesh.url("work_marshaling")}
+
+
+@contextlib.contextmanager
+def _worker(mesh: MeshProcess) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, str(EXAMPLES / "external_worker.py")]
+    with subprocess.Popen(command, env=_environment(mesh), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waiting for work\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def _submit(mesh: MeshProcess, text: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / "external_submitter.py"), text]
+    return subprocess.run(command, env=_environment(mesh), capture_output=True, text=True, timeout=80, check=False)
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshProcess]:
+    with mesh_process(tmp_path_factory.mktemp("mesh") / "data") as running:
+        yield running.start(("-m", "services", *NEEDED)).wait_ready(NEEDED)
+
+
+def test_an_outside_worker_completes_what_an_outside_submitter_sent(mesh):
+    with _worker(mesh) as worker:
+        first, second = _submit(mesh, "hello"), _submit(mesh, "again")
+
+        assert "{'text': 'HELLO'}" in first.stdout, first.stderr
+        assert "{'text': 'AGAIN'}" in second.stdout, second.stderr
+        assert worker.stdout is not None
+        assert worker.stdout.readline().startswith("completed srv-")
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda example: example.name)
+def test_an_example_is_short_and_uses_nothing_of_ours(example: Path):
+    text = example.read_text(encoding="utf-8")
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name if isinstance(node, ast.Import) else node.module for node in nodes for alias in node.names}
+    roots = {str(name).split(".")[0] for name in names}
+
+    assert text.count("\n") < 40
+    assert roots - set(sys.stdlib_module_names) <= {"nats", "httpx"}
