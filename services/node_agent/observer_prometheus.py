@@ -20,6 +20,7 @@ class Sight:
 
     running: Callable[[], int]
     slots: Callable[[], int]
+    free_slots: Callable[[], int]
     undelivered: Callable[[], int]
     engines: Callable[[], tuple[EngineView, ...]]
 
@@ -70,6 +71,7 @@ class _Present(Collector):
         sight = self._sight
         yield GaugeMetricFamily("mesh_agent_running", "Attempts running now.", value=sight.running())
         yield GaugeMetricFamily("mesh_agent_slots", "Attempts that may run at once.", value=sight.slots())
+        yield GaugeMetricFamily("mesh_agent_slots_free", "Attempts it would take now.", value=sight.free_slots())
         yield GaugeMetricFamily(
             "mesh_agent_outcomes_undelivered", "Outcomes that NATS does not have yet.", value=sight.undelivered()
         )

@@ -1,6 +1,7 @@
 """Jobs that are Python functions, which the owner of this machine enabled by name."""
 
 import asyncio
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -57,12 +58,13 @@ class FunctionRunner:
     """Calls `function(arguments)` in a thread of its own pool.
 
     A payload is `{"function": name, "arguments": any JSON}`. A thread cannot be ended from outside: a function whose
-    attempt was cancelled or timed out keeps its slot until it returns.
+    attempt was cancelled or timed out keeps its slot until it returns; `freed` is called then.
     """
 
-    def __init__(self, functions: Mapping[str, Function], *, slots: int) -> None:
+    def __init__(self, functions: Mapping[str, Function], *, slots: int, freed: Callable[[], None]) -> None:
         self._functions = functions
         self._slots = slots
+        self._freed = freed
         self._threads = _Threads(slots)
         self._lingering: set[Future[Any]] = set()
 
@@ -96,13 +98,23 @@ class FunctionRunner:
             raise JobFailed("no_such_function", f"{name[:64]!r} is not enabled here; {enabled} are", retryable=True)
         return await self._called(name, function, payload.get("arguments"))
 
+    def _linger(self, future: Future[Any]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def freed(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody needs the slot any more
+                loop.call_soon_threadsafe(self._freed)
+
+        self._lingering.add(future)
+        future.add_done_callback(freed)
+
     async def _called(self, name: str, function: Function, arguments: Any) -> Any:
         future = self._threads.submit(function, arguments)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if not future.cancel() and not future.done():
-                self._lingering.add(future)
+                self._linger(future)
             raise
         except JobFailed:
             raise

@@ -293,7 +293,9 @@ class NodeAgent:
 
     async def _result(self, job: _Job) -> Any:
         assignment = job.running.assignment
-        seconds = self._seconds_for(assignment)
+        seconds, too_late = self._limit_for(assignment)
+        if seconds <= 0:
+            raise too_late
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
@@ -301,13 +303,19 @@ class NodeAgent:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise JobFailed("timed_out", f"the attempt took longer than {seconds:g} s", retryable=True) from None
+            raise too_late from None
 
-    def _seconds_for(self, assignment: Assignment) -> float:
+    def _limit_for(self, assignment: Assignment) -> tuple[float, JobFailed]:
+        """How long an attempt may take, and what it then failed of."""
+        seconds = assignment.timeout_seconds
+        timed_out = JobFailed("timed_out", f"the attempt took longer than {seconds:g} s", retryable=True)
         if assignment.deadline is None:
-            return assignment.timeout_seconds
+            return seconds, timed_out
         left = (assignment.deadline - self._clock.now()).total_seconds()
-        return max(0.0, min(assignment.timeout_seconds, left))
+        if left > seconds:
+            return seconds, timed_out
+        deadline = assignment.deadline.isoformat()
+        return left, JobFailed("deadline_passed", f"the item's deadline, {deadline}, has passed", retryable=False)
 
     def _failed(self, running: Running, code: str, message: str) -> Outcome:
         return failed(code, message, retryable=True, started_at=running.started_at, ended_at=self._clock.now())

@@ -58,6 +58,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         Sight(
             running=lambda: len(agent.running()),
             slots=lambda: sum(pool.slots for pool in agent.pools()),
+            free_slots=lambda: sum(pool.free_slots for pool in agent.pools()),
             undelivered=lambda: outbox.undelivered,
             engines=agent.engine_views,
         )
@@ -113,7 +114,7 @@ def _machinery(
     functions = None
     if settings.functions:
         found = load_functions(settings.functions, variable="AGENT_FUNCTIONS")
-        functions = FunctionRunner(found, slots=settings.agent_function_slots)
+        functions = FunctionRunner(found, slots=settings.agent_function_slots, freed=reports.workload_changed)
         pools.append(Pool(functions))
     return _Machinery(engines=engines, pools=pools, functions=functions, launcher=launcher, client=client)
 

@@ -1,0 +1,175 @@
+"""An agent as the kit would run it, on a bus in memory, and who speaks with it."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, generate_latest
+
+from libs.common.bus.bus import Bus
+from libs.common.bus.observer import SilentObserver
+from libs.common.bus.transport_memory import MemoryServer
+from libs.common.clock import SystemClock
+from libs.common.contracts.node_registry import WORKLOAD, NodeWorkload
+from libs.common.contracts.streams import WORK_OUT
+from libs.common.contracts.work_marshaling import (
+    ASSIGN,
+    COMPLETED,
+    FAILED,
+    PROGRESS,
+    STOP,
+    Assignment,
+    AssignmentAnswer,
+    Assignments,
+    AttemptsStopped,
+    StopAttempts,
+    WorkCompleted,
+    WorkFailed,
+    WorkProgress,
+)
+from libs.common.kit.problems import install
+from libs.common.kit.service import Platform, Service
+from libs.common.kit.settings import load
+from services.node_agent.settings import Settings
+from services.node_agent.wiring import build
+from tests.integration.node_agent.conftest import until
+
+NODE = "node-1"
+PLACE = "tests.integration.node_agent.functions"
+FUNCTIONS = ",".join(
+    f"{name}={PLACE}:{name}" for name in ("echo", "append_line", "wait_at", "fail", "huge", "not_json")
+)
+_numbers = itertools.count(1)
+
+
+def function_job(name: str, arguments: Any = None, **changes: Any) -> Assignment:
+    return job("function", {"function": name, "arguments": arguments}, **changes)
+
+
+def job(work_type: str, payload: dict[str, Any], **changes: Any) -> Assignment:
+    number = next(_numbers)
+    return Assignment.model_validate(
+        {
+            "work_id": f"work-{number}",
+            "attempt": 1,
+            "attempt_token": f"token-{number}",
+            "node_id": NODE,
+            "work_type": work_type,
+            "timeout_seconds": 20,
+            "lease_seconds": 3,
+            "payload": payload,
+        }
+        | changes
+    )
+
+
+@dataclass
+class Marshaling:
+    """The other side: assigns, stops, hears."""
+
+    bus: Bus
+    server: MemoryServer
+    progress: list[WorkProgress] = field(default_factory=list)
+    workloads: list[NodeWorkload] = field(default_factory=list)
+    outcomes: list[WorkCompleted | WorkFailed] = field(default_factory=list)
+
+    async def listen(self) -> None:
+        async def heard_progress(message: WorkProgress) -> None:
+            self.progress.append(message)
+
+        async def heard_workload(message: NodeWorkload) -> None:
+            self.workloads.append(message)
+
+        await self.bus.subscribe(PROGRESS, heard_progress)
+        await self.bus.subscribe(WORKLOAD, heard_workload)
+
+    async def read_outcomes(self) -> None:
+        async for batch in self.bus.read(WORK_OUT, after=0):
+            for stored in batch:
+                if stored.subject == COMPLETED.subject:
+                    self.outcomes.append(self.bus.decode(COMPLETED, stored))
+                else:
+                    self.outcomes.append(self.bus.decode(FAILED, stored))
+
+    async def assign(self, *assignments: Assignment) -> list[AssignmentAnswer]:
+        answer = await self.bus.request(ASSIGN, Assignments(epoch=1, assignments=assignments), node_id=NODE, timeout=5)
+        return list(answer.answers)
+
+    async def stop(self, *tokens: str) -> AttemptsStopped:
+        return await self.bus.request(STOP, StopAttempts(attempt_tokens=tokens, reason="test"), node_id=NODE, timeout=5)
+
+    async def outcome_of(self, assignment: Assignment) -> WorkCompleted | WorkFailed:
+        def found() -> list[WorkCompleted | WorkFailed]:
+            return [each for each in self.outcomes if each.attempt_token == assignment.attempt_token]
+
+        await until(found)
+        return found()[0]
+
+
+@dataclass
+class AgentAtWork:
+    service: Service
+    registry: CollectorRegistry
+    stack: AsyncExitStack
+
+    async def end(self) -> None:
+        await self.stack.aclose()
+
+    async def get(self, path: str) -> httpx.Response:
+        app = FastAPI()
+        install(app)
+        app.include_router(self.service.router)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://agent") as client:
+            return await client.get(path)
+
+    def metrics(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+@asynccontextmanager
+async def marshaling(server: MemoryServer | None = None) -> AsyncIterator[Marshaling]:
+    clock = SystemClock()
+    server = server or MemoryServer(clock=clock)
+    async with server.connect("marshaling") as transport:
+        await transport.ensure_stream(WORK_OUT)
+        bus = Bus(transport, name="marshaling", observer=SilentObserver(), clock=clock)
+        other = Marshaling(bus, server)
+        await other.listen()
+        reading = asyncio.create_task(other.read_outcomes())
+        try:
+            yield other
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+async def start_agent(server: MemoryServer, folder: Path, environment: Mapping[str, str] | None = None) -> AgentAtWork:
+    """Everything the kit does for the agent, but the ports."""
+    stack, clock, registry = AsyncExitStack(), SystemClock(), CollectorRegistry()
+    transport = await stack.enter_async_context(server.connect("agent"))
+    bus = Bus(transport, name="agent", observer=SilentObserver(), clock=clock)
+    platform = Platform(
+        bus=bus, clock=clock, metrics=registry, node_id=NODE, boot_id=f"boot-{next(_numbers)}", data_dir=folder
+    )
+    settings = load(Settings, {"ENGINE": "none", "AGENT_FUNCTIONS": FUNCTIONS, **(environment or {})})
+    service = build(platform, settings)
+    await stack.enter_async_context(service.lifespan())
+    await service.subscriptions()
+    return AgentAtWork(service, registry, stack)
+
+
+@asynccontextmanager
+async def agent(
+    server: MemoryServer, folder: Path, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[AgentAtWork]:
+    at_work = await start_agent(server, folder, environment)
+    try:
+        yield at_work
+    finally:
+        await at_work.end()
