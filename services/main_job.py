@@ -44,8 +44,9 @@ class Mesh:
 class Row:
     """What came of one item."""
 
-    work_id: str
+    number: int
     door: str
+    work_id: str
     status: str
     node: str = ""
     engine: str = ""
@@ -125,7 +126,7 @@ async def _earlier_items(mesh: Mesh, console: Console) -> None:
     async def open_items() -> int:
         answer = await mesh.http.get(f"{mesh.urls['work_marshaling']}/api/v1/stats")
         answer.raise_for_status()
-        return int(answer.json()["open"])
+        return int(answer.json()["open_items"])
 
     async def none_open() -> bool | None:
         return await open_items() == 0 or None
@@ -166,8 +167,9 @@ async def _by_rest(mesh: Mesh, engine: Engine, number: int) -> Row:
         json=_item(engine, number).model_dump(mode="json", exclude_none=True),
     )
     if answer.status_code != httpx.codes.ACCEPTED:
-        return Row(work_id="", door="REST", status="refused", problem=answer.text)
-    return await _result(mesh, answer.json()["work_id"], "REST", started)
+        return Row(number=number, door="REST", work_id="", status="refused", problem=answer.text)
+    view, seconds = await _ended(mesh, answer.json()["work_id"], started)
+    return _row(number, "REST", view, seconds)
 
 
 async def _by_nats(mesh: Mesh, engine: Engine, number: int) -> Row:
@@ -180,10 +182,12 @@ async def _by_nats(mesh: Mesh, engine: Engine, number: int) -> Row:
         return str(answer.json()["work_id"]) if answer.status_code == httpx.codes.OK else None
 
     work_id = await _until(mesh, ask, RESULT_SECONDS, f"the item with sequence {receipt.sequence} is not known")
-    return await _result(mesh, work_id, "NATS", started)
+    view, seconds = await _ended(mesh, work_id, started)
+    return _row(number, "NATS", view, seconds)
 
 
-async def _result(mesh: Mesh, work_id: str, door: str, started: float) -> Row:
+async def _ended(mesh: Mesh, work_id: str, started: float) -> tuple[Mapping[str, Any], float]:
+    """The item once it has ended, and the seconds since `started` until then."""
     url = f"{mesh.urls['work_marshaling']}/api/v1/work/{work_id}"
 
     async def ask() -> dict[str, Any] | None:
@@ -192,14 +196,15 @@ async def _result(mesh: Mesh, work_id: str, door: str, started: float) -> Row:
 
     await _until(mesh, ask, RESULT_SECONDS, f"item {work_id} has no result")
     seconds = mesh.clock.monotonic() - started
-    return _row((await mesh.http.get(url)).json(), door, seconds)
+    return (await mesh.http.get(url)).json(), seconds
 
 
-def _row(view: Mapping[str, Any], door: str, seconds: float) -> Row:
+def _row(number: int, door: str, view: Mapping[str, Any], seconds: float) -> Row:
     result = view.get("result") or {}
     return Row(
-        work_id=view["work_id"],
+        number=number,
         door=door,
+        work_id=view["work_id"],
         status=view["status"],
         node=view["attempts"][-1]["node_id"] if view.get("attempts") else "",
         engine=result.get("engine_id", ""),
@@ -239,7 +244,7 @@ def _table(report: Report) -> Table:
     table = Table("item", "by", "status", "node", "engine", title="Main job")
     table.add_column("tokens", justify="right")
     table.add_column("latency", justify="right")
-    for row in sorted(report.rows, key=lambda row: (row.door, row.work_id)):
+    for row in sorted(report.rows, key=lambda row: (row.door, row.number)):
         status = row.status if not row.problem else f"{row.status}: {row.problem}"
         latency = f"{row.seconds * 1000:.0f} ms"
         table.add_row(row.work_id, row.door, status, row.node, row.engine, str(row.tokens), latency)

@@ -87,6 +87,13 @@ class MeshProcess:
             time.sleep(0.05)
         return self
 
+    def wait_until_listed(self, *, timeout: float = 30) -> None:
+        """Until the registry knows this machine: it is told after everything is ready."""
+        until = time.monotonic() + timeout
+        while not httpx.get(f"{self.url('node_registry')}/api/v1/nodes").json()["nodes"]:
+            assert time.monotonic() < until, f"not listed; it said:\n{self.output}"
+            time.sleep(0.05)
+
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.remember_children()

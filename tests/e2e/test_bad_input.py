@@ -28,11 +28,16 @@ HOSTILE = {
     "many keys": json.dumps({f"key{number}": number for number in range(20_000)}).encode(),
 }
 
+# A field that a message does not know is passed over, whatever it holds.
+HARMLESS_IN_UNKNOWN_FIELDS = {"NaN", "an infinity", "a huge integer", "many keys"}
+
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshProcess]:
     with mesh_process(tmp_path_factory.mktemp("mesh") / "data") as running:
-        yield running.start().wait_ready()
+        running.start().wait_ready()
+        running.wait_until_listed()
+        yield running
         assert running.stop() == 0
 
 
@@ -61,7 +66,7 @@ async def test_every_call_answers_hostile_requests_with_an_error(mesh, what):
         except NoRespondersError:
             pytest.fail(f"nobody answers {subject}")
         body = json.loads(answer.data)
-        if what != "many keys":
+        if what not in HARMLESS_IN_UNKNOWN_FIELDS:
             assert body["error"]["code"] == "malformed", f"{subject}: {body}"
             assert body["error"]["message"]
     await client.close()

@@ -11,7 +11,7 @@ import structlog
 
 from libs.common.bus.bus import Bus
 from libs.common.bus.transport import Transport
-from libs.common.contracts.streams import DEAD_LETTERS
+from libs.common.contracts.streams import STREAMS
 from libs.common.errors import Unavailable, WrongSetting
 from libs.common.kit.http import http_door, readiness
 from libs.common.kit.http_server import bind, serving
@@ -113,7 +113,8 @@ class Life:
             leaving.create_task(bus.drain(seconds))
 
     async def _declare(self, transport: Transport, service: Service) -> None:
-        for stream in dict.fromkeys([DEAD_LETTERS, *service.streams]):
+        # Every service declares every stream: strangers' work is kept even when its own service is away.
+        for stream in dict.fromkeys([*STREAMS, *service.streams]):
             await self._patiently(partial(transport.ensure_stream, stream))
         for bucket in service.buckets:
             await self._patiently(partial(transport.ensure_bucket, bucket))
