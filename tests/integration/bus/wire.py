@@ -8,15 +8,22 @@ _CHUNK = 65536
 
 
 class Wire:
-    """`url` leads through the wire. What is done to it concerns the connections that are there."""
+    """`url` leads through the wire. What is done to it concerns the connections that are there.
+
+    While it `refuses`, it hangs up on new ones.
+    """
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
         self._calls: set[_Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.url = ""
+        self.refuses = False
 
     async def open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuses:
+            writer.transport.abort()
+            return
         to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
         call = _Call((reader, writer), to_server)
         self._calls.add(call)
