@@ -12,6 +12,7 @@ from docs.generate.metrics import metrics
 from docs.generate.rest import rest
 from docs.generate.settings import settings
 from docs.generate.subjects import subjects
+from docs.generate.work_states import work_states
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCES: Mapping[str, Callable[[], str]] = {
@@ -21,6 +22,7 @@ REFERENCES: Mapping[str, Callable[[], str]] = {
     "errors.md": errors,
     "metrics.md": metrics,
     "settings.md": settings,
+    "work-states.md": work_states,
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from docs.generate.markdown import code, page, sentence, table
 from docs.generate.running import import_everything
-from libs.common.errors import MeshError, WrongSetting
+from libs.common.errors import MeshError
 
 INTRODUCTION = """\
 The same error reads the same over NATS and over HTTP. Over NATS a request is answered with
@@ -13,11 +13,13 @@ The same error reads the same over NATS and over HTTP. Over NATS a request is an
 
 *Again* says whether the very same request may succeed later."""
 
+NEVER_ANSWERED = frozenset({"wrong_setting", "service_failed"})  # they end the process
+
 
 def errors() -> str:
     import_everything()
-    kinds = {kind.code: kind for kind in sorted(_kinds(MeshError), key=_place) if kind is not WrongSetting}
-    rows = [[code(name), str(kinds[name].status), _again(kinds[name]), _meaning(kinds[name])] for name in sorted(kinds)]
+    kinds = {kind.code: kind for kind in sorted(_kinds(MeshError), key=_place)}
+    rows = [_row(kinds[name]) for name in sorted(kinds) if name not in NEVER_ANSWERED]
     return page("Errors", INTRODUCTION, table(["code", "HTTP status", "again", "meaning"], rows))
 
 
@@ -32,9 +34,5 @@ def _place(kind: type[MeshError]) -> tuple[bool, str]:
     return kind.__module__ == MeshError.__module__, kind.__qualname__
 
 
-def _again(kind: type[MeshError]) -> str:
-    return "yes" if kind.retryable else "no"
-
-
-def _meaning(kind: type[MeshError]) -> str:
-    return sentence(kind.__doc__)
+def _row(kind: type[MeshError]) -> list[str]:
+    return [code(kind.code), str(kind.status), "yes" if kind.retryable else "no", sentence(kind.__doc__)]
