@@ -1,4 +1,7 @@
-"""The HTTP door of every service: its own routes, and `/healthz`, `/readyz`, `/metrics`, `/version`, `/docs`."""
+"""The HTTP door of every service: its own routes, and `/healthz`, `/readyz`, `/metrics`, `/version`, `/docs`.
+
+The page at `/docs` loads its scripts from a public server; without the internet read `/openapi.json`.
+"""
 
 import asyncio
 from collections.abc import Mapping

@@ -189,7 +189,8 @@ async def test_stopping_before_the_start_is_over_ends_at_once(mesh: Running) -> 
         await asyncio.Event().wait()
         yield
 
-    await mesh.run({"slow": service(lifespan=slow)})
+    async with asyncio.timeout(3):
+        await mesh.run({"slow": service(lifespan=slow)})
     assert mesh.failure is None
 
 
