@@ -1,0 +1,280 @@
+"""Who gets which item, and why not somebody else."""
+
+from time import perf_counter
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from libs.common.contracts.node_registry import (
+    Cpu,
+    EngineState,
+    Gpu,
+    Inventory,
+    Memory,
+    NodeAnnounced,
+    NodeState,
+    NodeStatus,
+    Platform,
+    Tier,
+)
+from services.work_marshaling.matching import demand, why_not
+from services.work_marshaling.model import WorkItem
+from services.work_marshaling.nodes import Nodes
+from services.work_marshaling.scheduler import Queue
+from tests.unit.work_marshaling.builders import NOW, engine, memory, submitted, workload
+
+
+def item(work_id: str, sequence: int, **fields: object) -> WorkItem:
+    from services.work_marshaling.machine import decide
+    from tests.unit.work_marshaling.builders import POLICY
+
+    kept = memory()
+    for fact in decide(None, submitted(work_id, sequence, **fields), POLICY, NOW, 0.5):
+        kept.take(fact)
+    return kept.items[work_id]
+
+
+def nodes(*told: object) -> Nodes:
+    known = Nodes(silence_seconds=30)
+    for each in told or (workload(),):
+        known.hear_workload(each, 0.0)  # type: ignore[arg-type]
+    return known
+
+
+def chosen(queue: Queue, known: Nodes, free: dict[str, int], most: int = 1000) -> list[tuple[str, str]]:
+    return [(choice.work_id, choice.node_id) for choice in queue.choose(known, free, most=most)]
+
+
+def queue_of(*items: WorkItem) -> Queue:
+    queue = Queue()
+    for each in items:
+        queue.add(each)
+    return queue
+
+
+def announced(node_id: str = "n1", **fields: object) -> NodeAnnounced:
+    inventory = Inventory(hostname="h", platform=Platform.CPU_ONLY, operating_system="Linux", cpu=Cpu())
+    told: dict[str, object] = {"node_id": node_id, "boot_id": "b1", "at": NOW, "tier": Tier.CPU_ONLY}
+    return NodeAnnounced.model_validate(told | {"inventory": inventory} | fields)
+
+
+def test_the_highest_priority_goes_first_then_the_oldest():
+    queue = queue_of(item("c", 3, priority=5), item("a", 2, priority=0), item("b", 1, priority=5))
+
+    assert [work for work, _ in chosen(queue, nodes(), {"n1": 3})] == ["a", "b", "c"]
+
+
+def test_priority_holds_across_different_demands():
+    known = nodes(workload(engines=(engine("m"),)))
+    queue = queue_of(item("late", 1, priority=9), item("first", 2, priority=0, model_name="m"))
+
+    assert chosen(queue, known, {"n1": 1}) == [("first", "n1")]
+
+
+def test_no_node_gets_more_than_its_free_slots():
+    queue = queue_of(*(item(f"w{number}", number) for number in range(1, 10)))
+
+    assert len(chosen(queue, nodes(), {"n1": 4})) == 4
+    assert len(queue) == 5
+
+
+def test_the_node_with_most_free_slots_is_taken():
+    known = nodes(workload("n1"), workload("n2"))
+    queue = queue_of(*(item(f"w{number}", number) for number in range(1, 5)))
+
+    taken = [node for _, node in chosen(queue, known, {"n1": 1, "n2": 3})]
+
+    assert sorted(taken) == ["n1", "n2", "n2", "n2"]
+    assert taken[0] == "n2"
+
+
+def test_a_preferred_node_comes_before_a_freer_one():
+    known = nodes(workload("n1"), workload("n2"))
+    queue = queue_of(item("w", 1, requirements={"prefer_node_ids": ["n1"]}))
+
+    assert chosen(queue, known, {"n1": 1, "n2": 3}) == [("w", "n1")]
+
+
+def test_an_item_that_no_node_can_take_does_not_hold_up_the_others():
+    queue = queue_of(item("stuck", 1, priority=0, model_name="absent"), item("w", 2, priority=9))
+
+    assert chosen(queue, nodes(), {"n1": 1}) == [("w", "n1")]
+
+
+def test_a_removed_item_is_not_chosen():
+    queue = queue_of(item("w", 1))
+    queue.remove("w")
+
+    assert chosen(queue, nodes(), {"n1": 1}) == []
+
+
+def test_an_external_item_goes_outside_whatever_nodes_there_are():
+    queue = queue_of(item("w", 1, requirements={"node_ids": ["external"]}))
+
+    assert chosen(queue, Nodes(silence_seconds=30), {}) == [("w", "external")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([None, "a", "b"])), max_size=40),
+    st.dictionaries(st.sampled_from(["n1", "n2", "n3"]), st.integers(0, 5)),
+    st.integers(1, 50),
+)
+def test_whatever_waits_the_choice_is_fair_and_within_bounds(
+    asked: list[tuple[int, str | None]], free: dict[str, int], most: int
+):
+    known = nodes(*(workload(name, slots=5, engines=(engine("a"),)) for name in ("n1", "n2", "n3")))
+    items = {
+        f"w{number}": item(f"w{number}", number, priority=priority, model_name=model)
+        for number, (priority, model) in enumerate(asked, start=1)
+    }
+    queue = queue_of(*items.values())
+    runnable = sorted(
+        (each for each in items.values() if each.spec.model_name != "b"),
+        key=lambda each: (each.spec.priority, each.sequence),
+    )
+
+    taken = chosen(queue, known, free, most)
+
+    expected = min(len(runnable), sum(free.values()), most)
+    assert [work for work, _ in taken] == [each.work_id for each in runnable[:expected]]
+    assert all([node for _, node in taken].count(name) <= slots for name, slots in free.items())
+    assert len(queue) == len(items) - len(taken)
+
+
+def test_a_turn_costs_no_more_with_many_items_waiting():
+    def seconds(waiting: int) -> float:
+        template = item("w", 1)
+        queue = Queue()
+        for number in range(waiting):
+            from dataclasses import replace
+
+            queue.add(replace(template, work_id=f"w{number}", sequence=number))
+        known = nodes()
+        started = perf_counter()
+        for _ in range(200):
+            chosen(queue, known, {"n1": 1})
+        return perf_counter() - started
+
+    few = min(seconds(1_000) for _ in range(3))
+    many = min(seconds(50_000) for _ in range(2))
+    assert many < 5 * few
+
+
+@pytest.mark.parametrize(
+    ("fields", "told", "reason"),
+    [
+        ({}, {"work_types": ("embedding",)}, "does not run work of type chat"),
+        ({"model_name": "m"}, {}, "does not serve the model m"),
+        ({"model_name": "m"}, {"engines": (engine("m", EngineState.STARTING),)}, "does not serve the model m"),
+        ({"requirements": {"node_ids": ["other"]}}, {}, "not among the item's `node_ids`"),
+        ({"requirements": {"avoid_node_ids": ["n1"]}}, {}, "the item avoids it"),
+        ({"requirements": {"requires_gpu": True}}, {}, "nothing is known yet"),
+        ({}, {"draining": True}, "draining"),
+        ({}, {"slots": 0}, "no slots"),
+    ],
+)
+def test_a_node_is_excluded_with_the_reason(fields: dict[str, object], told: dict[str, object], reason: str):
+    known = nodes(workload(**told))
+
+    assert reason in str(why_not(demand(item("w", 1, **fields)), known["n1"]))
+
+
+def test_a_node_that_fits_has_no_reason_against_it():
+    assert why_not(demand(item("w", 1)), nodes()["n1"]) is None
+
+
+@pytest.mark.parametrize(
+    ("requirements", "reason"),
+    [
+        ({"requires_gpu": True}, "no working GPU"),
+        ({"min_vram_mb_per_gpu": 1000}, "no GPU with 1000 MiB"),
+        ({"ram_mb": 9000}, "8192 MiB of RAM where 9000 are needed"),
+        ({"labels": {"room": "b"}}, "no label room=b"),
+        ({"labels": {"room": "a"}, "ram_mb": 8000}, None),
+    ],
+)
+def test_what_a_node_lacks_is_named(requirements: dict[str, object], reason: str | None):
+    known = nodes()
+    inventory = Inventory(
+        hostname="h",
+        platform=Platform.CPU_ONLY,
+        operating_system="Linux",
+        memory=Memory(total_mb=16384, available_mb=8200),
+    )
+    known.hear_announcement(announced(labels={"room": "a"}, inventory=inventory))
+
+    found = why_not(demand(item("w", 1, requirements=requirements)), known["n1"])
+
+    assert found == reason if reason is None else reason in str(found)
+
+
+def test_a_gpu_that_is_broken_is_no_gpu():
+    known = nodes()
+    broken = Gpu(uuid="g", index=0, name="x", vendor="NVIDIA", vram_total_mb=24000, healthy=False)
+    inventory = Inventory(hostname="h", platform=Platform.CUDA, operating_system="Linux", gpus=(broken,))
+    known.hear_announcement(announced(inventory=inventory))
+
+    asked = demand(item("w", 1, requirements={"requires_gpu": True}))
+    assert why_not(asked, known["n1"]) == "it has no working GPU"
+
+
+def test_a_silent_node_gets_nothing_until_it_speaks_again():
+    known = nodes()
+    known.pass_time(31.0)
+    asked = demand(item("w", 1))
+    assert "silent" in str(why_not(asked, known["n1"]))
+
+    known.hear_workload(workload(), 32.0)
+    assert why_not(asked, known["n1"]) is None
+
+
+@pytest.mark.parametrize("state", [NodeState.OFFLINE, NodeState.SUSPECT])
+def test_a_node_that_the_registry_doubts_gets_nothing(state: NodeState):
+    known = nodes()
+    known.hear_status(NodeStatus(node_id="n1", state=state, previous=NodeState.ONLINE, reason="silent", at=NOW))
+
+    assert state.value in str(why_not(demand(item("w", 1)), known["n1"]))
+
+
+def test_a_node_that_refused_is_left_alone_for_a_moment():
+    known = nodes()
+    known.avoid("n1", "full", until=10.0)
+    asked = demand(item("w", 1))
+    assert "full" in str(why_not(asked, known["n1"]))
+
+    known.pass_time(10.0)
+    assert why_not(asked, known["n1"]) is None
+
+
+def test_free_memory_that_wobbles_is_no_news():
+    known = nodes()
+    inventory = Inventory(
+        hostname="h", platform=Platform.CPU_ONLY, operating_system="Linux", memory=Memory(available_mb=1000)
+    )
+    known.hear_announcement(announced(inventory=inventory))
+    before = known.version
+    known.hear_announcement(announced(inventory=inventory.model_copy(update={"memory": Memory(available_mb=1010)})))
+
+    assert known.version == before
+
+
+def test_an_item_prefers_a_node_where_it_was_not_tried_yet():
+    from dataclasses import replace
+
+    from services.work_marshaling.model import Attempt, Outcome
+
+    tried = Attempt(number=1, token="t", node_id="n1", assigned_at=NOW, outcome=Outcome.EXPIRED)
+    again = replace(item("w", 1), attempts=(tried,))
+    known = nodes(workload("n1", slots=9), workload("n2", slots=1))
+
+    assert chosen(queue_of(again), known, {"n1": 9, "n2": 1}) == [("w", "n2")]
+    assert chosen(queue_of(again), known, {"n1": 9, "n2": 0}) == [("w", "n1")]
+
+
+def test_the_queue_tells_how_many_wait_by_priority():
+    queue = queue_of(item("a", 1, priority=0), item("b", 2, priority=5), item("c", 3, priority=5))
+    queue.remove("b")
+
+    assert {priority: count for priority, count in queue.by_priority.items() if count} == {0: 1, 5: 1}
