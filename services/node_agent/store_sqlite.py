@@ -37,7 +37,6 @@ CREATE TABLE IF NOT EXISTS attempts (
     result TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS open_attempts ON attempts (accepted_at) WHERE state IN ('accepted', 'ended');
-CREATE INDEX IF NOT EXISTS by_time ON attempts (accepted_at);
 """
 _ACCEPT = (
     "INSERT OR IGNORE INTO attempts (token, work_id, state, accepted_at, assignment) VALUES (?, ?, 'accepted', ?, ?)"
@@ -134,15 +133,15 @@ class SqliteJournal:
         return found[0] if found else None
 
     async def recent(self, limit: int) -> list[Attempt]:
-        return await self._select("ORDER BY accepted_at DESC LIMIT ?", limit)
+        return await self._select("ORDER BY rowid DESC LIMIT ?", limit)
 
     async def forget(self, *, before: datetime, keep: int) -> int:
         def write(database: sqlite3.Connection) -> int:
             over = "state IN ('delivered', 'stopped')"
             old = database.execute(f"DELETE FROM attempts WHERE {over} AND accepted_at < ?", (before.isoformat(),))
             many = database.execute(
-                f"DELETE FROM attempts WHERE {over} AND accepted_at <"
-                " (SELECT accepted_at FROM attempts ORDER BY accepted_at DESC LIMIT 1 OFFSET ?)",
+                f"DELETE FROM attempts WHERE {over} AND rowid <="
+                " (SELECT rowid FROM attempts ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
                 (keep,),
             )
             return old.rowcount + many.rowcount
