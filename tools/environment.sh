@@ -23,7 +23,7 @@ command -v "$python" >/dev/null 2>&1 ||
 echo "Installing the pinned packages into .venv (about 400 MB on disk; a minute or two the first time) …"
 # The constraints hold for the build tools too.
 PIP_CONSTRAINT=$(pwd)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    .venv/bin/python -m pip install --quiet --progress-bar on --editable ".[$extras]" ||
+    .venv/bin/python -m pip install --progress-bar on --editable ".[$extras]" ||
     fail "The packages could not be installed (see above); when the network is back, type the same command again."
 
 .venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null ||
