@@ -2,7 +2,7 @@
 
 from pydantic_settings import BaseSettings
 
-from docs.generate.markdown import code, page, sentence, table
+from docs.generate.markdown import code, page, table
 from docs.generate.running import all_settings
 from libs.common.kit.settings import environment_names
 
@@ -11,6 +11,9 @@ All settings are environment variables. An empty one counts as not set. A wrong 
 that names the variable, its value and what is allowed. Lists are written as JSON or with commas between their parts.
 
 A service reads the variables under its own name and those of the machine, which all services on it share."""
+
+
+NOTHING = ("()", "[]", "{}")
 
 
 def settings() -> str:
@@ -22,19 +25,14 @@ def _section(kind: type[BaseSettings]) -> str:
         [
             " or ".join(code(name) for name in (variable.name, *variable.also)),
             variable.allowed,
-            "required" if variable.required else code(variable.default),
+            "required" if variable.required else "" if variable.default in NOTHING else code(variable.default),
             variable.description,
         ]
         for variable in environment_names(kind)
     ]
-    head = f"## {_title(kind)}\n\n{_about(kind)}".rstrip()
-    return f"{head}\n\n{table(['variable', 'allowed', 'default', 'meaning'], rows)}"
+    return f"## {_title(kind)}\n\n{table(['variable', 'allowed', 'default', 'meaning'], rows)}"
 
 
 def _title(kind: type[BaseSettings]) -> str:
     parts = kind.__module__.split(".")
     return parts[1] if parts[0] == "services" else "The machine"
-
-
-def _about(kind: type[BaseSettings]) -> str:
-    return sentence(kind.__doc__) if kind.__doc__ != BaseSettings.__doc__ else ""

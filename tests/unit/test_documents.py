@@ -71,3 +71,22 @@ def _documented() -> dict[str, list[str]]:
 
 def test_every_dependency_has_its_reason():
     assert _documented() == _declared()
+
+
+WRITTEN = [page for page in PAGES if "reference" not in page.parts]
+NAMES = re.compile(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+|mesh_[a-z_]+|compute\.[a-z_.]+\.v\d+)(?:=[^`]*)?`")
+
+
+def _known() -> str:
+    sources = [*(ROOT / "docs" / "reference").glob("*.md"), *(ROOT / "examples").glob("*.py")]
+    return "".join(source.read_text(encoding="utf-8") for source in sources)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_names_exists(page: Path):
+    """Settings, streams, states, metrics, subjects: each is in a reference that is made from the code, or an example."""
+    known = _known()
+
+    named = NAMES.findall(page.read_text(encoding="utf-8"))
+
+    assert [name for name in named if not re.search(rf"\b{re.escape(name)}\b", known)] == []
