@@ -34,7 +34,8 @@ def write(folder: Path) -> None:
 
 def differences(folder: Path) -> list[str]:
     """The lines of a diff from what is there to what should be; none when all is up to date."""
-    found: list[str] = []
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in REFERENCES)
+    found = [f"{name} is there, but nothing writes it" for name in strangers]
     for name, text in _texts().items():
         path = folder / name
         there = path.read_text(encoding="utf-8") if path.is_file() else ""

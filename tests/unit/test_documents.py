@@ -84,7 +84,7 @@ def _known() -> str:
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_names_exists(page: Path):
-    """Settings, streams, states, metrics, subjects: each is in a reference that is made from the code, or an example."""
+    """Settings, streams, states, metrics, subjects: each is in a reference made from the code, or an example."""
     known = _known()
 
     named = NAMES.findall(page.read_text(encoding="utf-8"))

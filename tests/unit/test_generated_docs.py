@@ -36,11 +36,13 @@ def test_a_difference_is_shown_and_fails_the_check(references: Path, tmp_path: P
     for file in references.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "errors.md").write_text("# Errors\n", encoding="utf-8")
+    (tmp_path / "old.md").write_text("", encoding="utf-8")
 
     checked = _generate("--check", "--folder", str(tmp_path))
 
     assert checked.returncode == 1
     assert "+| `not_found` | 404 |" in checked.stdout
+    assert "old.md is there, but nothing writes it" in checked.stdout
     assert "run `make docs`" in checked.stdout
 
 
