@@ -1,5 +1,6 @@
 """Jobs of inference, run on an engine of this machine over its OpenAI HTTP door."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +26,7 @@ from services.node_agent.observer import AgentObserver
 from services.node_agent.runner import Tell
 
 _CONNECT_SECONDS = 5.0
+_JSON = {"Content-Type": "application/json"}
 _BUSY = frozenset({408, 425, 429, 502, 503, 504})
 _KINDS: Mapping[str, WorkKind] = {"inference": "inference", "chat": "chat", "embedding": "embedding"}
 
@@ -72,8 +74,11 @@ class EngineRunner:
 
     async def _asked(self, url: str, request: EngineRequest, tell: Tell) -> Answer:
         timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+        posted = self._client.stream(
+            "POST", url + request.path, content=json.dumps(request.body), headers=_JSON, timeout=timeout
+        )
         try:
-            async with self._client.stream("POST", url + request.path, json=request.body, timeout=timeout) as response:
+            async with posted as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     raise _refused(response)
