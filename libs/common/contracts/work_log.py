@@ -187,6 +187,7 @@ EPOCH = Topic(
     subject="compute.work.epoch.v1",
     message=LogEpoch,
     owner="work_marshaling",
+    heard_by="work_marshaling",
     summary="A leader took over the log, or began a checkpoint.",
     stream="WORK_LOG",
 )
@@ -194,6 +195,7 @@ RECORD = Topic(
     subject="compute.work.log.v1",
     message=WorkRecord,
     owner="work_marshaling",
+    heard_by="work_marshaling",
     summary="What the leader decided.",
     stream="WORK_LOG",
 )
