@@ -47,6 +47,7 @@ class NvidiaProbe:
         self._helper = helper
         self._root = root
         self._absent: str | None = None
+        self._fault = False
         self._look_again_at = 0.0
         self._devices: int | None = None
 
@@ -62,13 +63,18 @@ class NvidiaProbe:
                 answer = await self._helper.ask()
             except Unavailable as error:
                 return Nvidia(processes={}, problems=(problem(SOURCE, error.message),))
-            self._absent = answer.get("absent")
+            self._absent, self._fault = answer.get("absent"), bool(answer.get("fault"))
             if self._absent is None:
                 return from_answer(answer, self._root)
             await self._helper.restart()
             self._look_again_at = now + LOOK_AGAIN_SECONDS
-        missed = problem(SOURCE, f"{devices} NVIDIA device(s) on the PCI bus, but {self._absent}")
-        return Nvidia(processes={}, problems=(missed,) if devices else ())
+        return Nvidia(processes={}, problems=self._missed(devices))
+
+    def _missed(self, devices: int) -> tuple[Problem, ...]:
+        """A machine without NVIDIA devices and without the library lacks nothing."""
+        if devices:
+            return (problem(SOURCE, f"{devices} NVIDIA device(s) on the PCI bus, but {self._absent}"),)
+        return (problem(SOURCE, self._absent or ""),) if self._fault else ()
 
     def look_now(self) -> None:
         """Somebody asked on purpose: do not wait for the next time."""

@@ -51,13 +51,17 @@ class NvmlHelper:
     async def ask(self) -> dict[str, Any]:
         """What NVML says of all GPUs. Raises `Unavailable` with the reason, within the time for an answer."""
         async with self._turn:
-            try:
-                return await self._ask()
-            except Unavailable:
-                raise
-            except (OSError, ValueError, asyncio.IncompleteReadError) as error:
-                await self._give_up()
-                raise Unavailable(f"the NVML process ended: {error or type(error).__name__}") from None
+            now = asyncio.get_running_loop().time()
+            if now < self._not_before:
+                raise Unavailable(f"NVML did not answer; it is asked again in {self._not_before - now:.0f} s")
+            if self._child is None:
+                self._child = await self._start()
+                self._first = asyncio.create_task(self._talk(self._child, self._start_seconds), name="nvml-start")
+            if not await self._is_started():
+                raise TimedOut("the NVIDIA driver is still starting")
+            answer = await self._answer(self._child)
+            self._failures = 0
+            return answer
 
     async def restart(self) -> None:
         """NVML sees GPUs that were added only when it is started anew."""
@@ -68,40 +72,39 @@ class NvmlHelper:
     async def close(self) -> None:
         await self.restart()
 
-    async def _ask(self) -> dict[str, Any]:
-        now = asyncio.get_running_loop().time()
-        if now < self._not_before:
-            raise Unavailable(f"NVML did not answer; it is asked again in {self._not_before - now:.0f} s")
-        if self._child is None:
-            self._child = await self._start()
-            self._first = asyncio.create_task(self._talk(self._child, self._start_seconds), name="nvml-start")
-        answer = await self._talk(self._child, self._answer_seconds) if self._first is None else await self._started()
-        self._failures = 0
-        return answer
-
-    async def _started(self) -> dict[str, Any]:
-        """The first answer, which may take long: until then we say so and come back later."""
-        assert self._first is not None
+    async def _is_started(self) -> bool:
+        """Its first answer may take long: until then we come back later."""
+        if self._first is None:
+            return True
         done, _ = await asyncio.wait({self._first}, timeout=self._answer_seconds)
-        if not done:
-            raise TimedOut("the NVIDIA driver is still starting")
+        return bool(done)
+
+    async def _answer(self, child: Process) -> dict[str, Any]:
         first, self._first = self._first, None
-        return first.result()
+        try:
+            return first.result() if first is not None else await self._talk(child, self._answer_seconds)
+        except TimedOut:
+            await self._give_up()
+            raise
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            await self._give_up()
+            raise Unavailable(f"the NVML process ended: {error or type(error).__name__}") from None
 
     async def _talk(self, child: Process, seconds: float) -> dict[str, Any]:
         assert child.stdin is not None
         assert child.stdout is not None
         self._asked += 1
+        number = self._asked
         try:
             async with asyncio.timeout(seconds):
-                child.stdin.write(json.dumps({"id": self._asked, "ask": "gpus"}).encode() + b"\n")
+                child.stdin.write(json.dumps({"id": number, "ask": "gpus"}).encode() + b"\n")
                 await child.stdin.drain()
-                line = await child.stdout.readuntil(b"\n")
+                while True:
+                    answer: dict[str, Any] = json.loads(await child.stdout.readuntil(b"\n"))
+                    if answer["id"] == number:  # the answer to a question that was given up may come first
+                        return answer
         except TimeoutError:
-            await self._give_up()
             raise TimedOut(f"NVML does not answer within {seconds:g} s") from None
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
     async def _start(self) -> Process:
         return await asyncio.create_subprocess_exec(
@@ -125,7 +128,7 @@ class NvmlHelper:
     async def _stop(self) -> None:
         first, self._first = self._first, None
         child, self._child = self._child, None
-        if first is not None and first is not asyncio.current_task():
+        if first is not None:
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
         if child is None:

@@ -1,7 +1,8 @@
 """A process that talks to NVML for us, because a call that is stuck cannot be killed, but a process can.
 
 One JSON object per line comes in, one goes out for each: `{"id", "ask"}` is answered by `{"id", "gpus", …}` or, where
-NVML cannot be had, by `{"id", "absent": reason}`. It ends when its input does, also in the middle of a stuck call.
+NVML cannot be had, by `{"id", "absent": reason, "fault"}`. It ends when its input does, even in the middle of a call
+that is stuck.
 """
 
 import json
@@ -192,16 +193,16 @@ def _pci_address(bus: str | bytes) -> str:
     return address[4:] if address.startswith("0000") and len(address) == 16 else address
 
 
-def _open() -> Gpus | str:
-    """NVML, or why it cannot be had."""
+def _open() -> Gpus | dict[str, Any]:
+    """NVML, or why it cannot be had. Without the library nobody expects a GPU; a library that fails is a fault."""
     import pynvml
 
     try:
         return Gpus(pynvml)
     except pynvml.NVMLError_LibraryNotFound:
-        return "the library libnvidia-ml is not installed"
+        return {"absent": "the library libnvidia-ml is not installed", "fault": False}
     except Exception as error:  # noqa: BLE001  # a broken driver is an answer too
-        return f"NVML does not start: {error or type(error).__name__}"
+        return {"absent": f"NVML does not start: {error or type(error).__name__}", "fault": True}
 
 
 def _listen(questions: "queue.Queue[dict[str, Any]]") -> None:
@@ -224,7 +225,7 @@ def main() -> None:
     gpus = _open()
     while True:
         question = questions.get()
-        found = {"absent": gpus} if isinstance(gpus, str) else gpus.answer()
+        found = gpus if isinstance(gpus, dict) else gpus.answer()
         answers.write(json.dumps({"id": question["id"], **found}) + "\n")
         answers.flush()
 
