@@ -106,6 +106,9 @@ HEAVY = frozenset({"numpy", "gguf", "xllamacpp", "pynvml", "cpuinfo"})
 CHOOSING = ("wiring", "__main__", "settings", "adapter", "program")
 CHOSEN = ("libs.common.bus.*_*", "libs.common.kit.settings", "libs.common.kit.runner")
 
+READS_ENVIRONMENT = "libs/common/kit/settings.py"
+ENVIRONMENT = ("environ", "getenv", "environb")
+
 FILE_LINES = 400
 FUNCTION_LINES = 60
 
@@ -247,6 +250,7 @@ def violations(files: Sequence[Source]) -> list[str]:
         found.extend(_technologies(file, kind or above))
         found.extend(_sizes(file))
         found.extend(_subjects(file))
+        found.extend(_environment(file))
         if kind is not None:
             found.extend(_kinds(file, kind, house))
         if kind in ("model", "pure") or any(fnmatch(file.path, place) for place in PURE_PLACES):
@@ -305,6 +309,16 @@ def _subjects(file: Source) -> Iterator[str]:
             words = node.value.split(".")
             if words[0] == "compute" and len(words) > 2 and not any(character.isspace() for character in node.value):
                 yield f"{file.path} writes the subject {node.value} in line {node.lineno}: only contracts do"
+
+
+def _environment(file: Source) -> Iterator[str]:
+    """Settings are the one way in; `os.getenv` anywhere else would be a knob that no reference lists."""
+    if file.path == READS_ENVIRONMENT:
+        return
+    imported = [found.name for found in file.imports if found.package == "os" and found.name in ENVIRONMENT]
+    read = [ast.unparse(node) for node in ast.walk(file.tree) if isinstance(node, ast.Attribute)]
+    for name in [*imported, *(text for text in read if text in {f"os.{name}" for name in ENVIRONMENT})]:
+        yield f"{file.path} uses {name}: only {READS_ENVIRONMENT} reads the environment"
 
 
 def _sizes(file: Source) -> Iterator[str]:
