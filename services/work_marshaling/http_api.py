@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from libs.common.contracts.work_marshaling import (
     CancelWork,
@@ -25,6 +25,8 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 Statuses = Annotated[list[WorkStatus] | None, Query(max_length=8)]
 Text = Annotated[str | None, Query(max_length=256)]
 Reason = Annotated[str, Query(max_length=512)]
+WorkId = Annotated[str, Path(min_length=1, max_length=128)]
+Sequence = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 def router(marshaling: WorkMarshaling) -> APIRouter:
@@ -59,22 +61,22 @@ def router(marshaling: WorkMarshaling) -> APIRouter:
         return await marshaling.find(wanted, limit=limit, cursor=cursor)
 
     @routes.get("/work/by-sequence/{sequence}")
-    async def by_sequence(sequence: int) -> WorkView:
+    async def by_sequence(sequence: Sequence) -> WorkView:
         """The item that a durable receipt of NATS speaks of."""
         return await marshaling.look_up(WorkLookup(sequence=sequence))
 
     @routes.get("/work/{work_id}")
-    async def get(work_id: str) -> WorkView:
+    async def get(work_id: WorkId) -> WorkView:
         """An item: its state, its attempts, its error; its result when it is small."""
         return await marshaling.look_up(WorkLookup(work_id=work_id))
 
     @routes.get("/work/{work_id}/result")
-    async def result(work_id: str, wait_seconds: Wait = 0.0) -> WorkResult:
+    async def result(work_id: WorkId, wait_seconds: Wait = 0.0) -> WorkResult:
         """How an item ended. 404 as long as it has not, after waiting so long for it."""
         return await marshaling.result(work_id, wait_seconds)
 
     @routes.delete("/work/{work_id}")
-    async def cancel(work_id: str, reason: Reason = "") -> WorkView:
+    async def cancel(work_id: WorkId, reason: Reason = "") -> WorkView:
         """Cancel an item in any state. 409 when it has ended."""
         return await marshaling.cancel(CancelWork(work_id=work_id, reason=reason))
 
