@@ -1,0 +1,258 @@
+"""The log has one writer at a time, and a new one finds everything that was acknowledged."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import pytest
+
+from libs.common.bus.bus import Bus
+from libs.common.bus.observer import SilentObserver
+from libs.common.bus.transport_memory import MemoryServer
+from libs.common.clock import ManualClock
+from libs.common.contracts.base import Topic
+from libs.common.contracts.log import LogEpoch, LogRecord, RecordKind
+from libs.common.contracts.streams import Stream
+from libs.common.errors import StreamFull
+from libs.common.log.fenced_log import FencedLog, Stamp, SteppedDown
+
+STREAM = Stream(name="TEST_LOG", subjects=("test.epoch", "test.log"), max_bytes=100_000, summary="")
+
+
+class Note(LogRecord):
+    text: str
+
+
+EPOCHS = Topic(subject="test.epoch", message=LogEpoch, owner="test", summary="", stream="TEST_LOG")
+NOTES = Topic(subject="test.log", message=Note, owner="test", summary="", stream="TEST_LOG")
+
+
+class Told:
+    """What a replay told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.epochs: list[int] = []
+
+    def begin_epoch(self, epoch: LogEpoch) -> None:
+        self.epochs.append(epoch.epoch)
+
+    def apply(self, record: Note) -> None:
+        self.texts.append(record.text)
+
+    def restore(self, checkpoint: Sequence[Note]) -> None:
+        self.texts = [record.text for record in checkpoint if record.kind is RecordKind.CHECKPOINT]
+
+
+class House:
+    def __init__(self, server: MemoryServer, clock: ManualClock, stack: AsyncExitStack) -> None:
+        self.server = server
+        self.clock = clock
+        self._stack = stack
+
+    async def writer(self, name: str, patience_seconds: float = 60.0) -> FencedLog[Note]:
+        transport = await self._stack.enter_async_context(self.server.connect(name))
+        await transport.ensure_stream(STREAM)
+        self.bus = Bus(transport, name=name, observer=SilentObserver(), clock=self.clock)
+        return FencedLog(
+            self.bus,
+            STREAM,
+            epochs=EPOCHS,
+            records=NOTES,
+            holder=name,
+            clock=self.clock,
+            patience_seconds=patience_seconds,
+        )
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    clock = ManualClock()
+    async with AsyncExitStack() as stack:
+        yield House(MemoryServer(clock=clock), clock, stack)
+
+
+def note(text: str, kind: RecordKind = RecordKind.FACTS):
+    def make(stamp: Stamp) -> Note:
+        return Note(epoch=stamp.epoch, n=stamp.n, at=datetime(2030, 1, 1, tzinfo=UTC), kind=kind, text=text)
+
+    return make
+
+
+async def replayed(log: FencedLog[Note]) -> Told:
+    told = Told()
+    await log.replay(told)
+    return told
+
+
+async def test_the_first_writer_begins_with_epoch_one(house: House):
+    assert await (await house.writer("a")).take_over({}) == 1
+
+
+async def test_a_new_writer_finds_everything_in_order(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    for text in ("one", "two", "three"):
+        await first.append(note(text))
+
+    await second.take_over({})
+
+    assert (await replayed(second)).texts == ["one", "two", "three"]
+
+
+async def test_a_writer_that_was_replaced_cannot_write(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await second.take_over({})
+
+    with pytest.raises(SteppedDown) as stepped_down:
+        await first.append(note("late"))
+
+    assert stepped_down.value.fenced
+    await second.append(note("mine"))
+    third = await house.writer("c")
+    await third.take_over({})
+    assert (await replayed(third)).texts == ["mine"]
+
+
+async def test_a_writer_that_was_replaced_stays_replaced(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await second.take_over({})
+    for _ in range(2):
+        with pytest.raises(SteppedDown):
+            await first.append(note("late"))
+
+    with pytest.raises(SteppedDown):
+        await first.begin_checkpoint({})
+
+
+async def test_a_replay_stops_at_the_own_epoch(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await second.take_over({})
+    await second.append(note("after"))
+
+    with_first = Told()
+    await first.replay(with_first)
+
+    assert with_first.texts == []
+
+
+async def test_the_log_of_an_empty_stream_is_empty(house: House):
+    log = await house.writer("a")
+    await log.take_over({})
+
+    assert (await replayed(log)).texts == []
+
+
+async def test_a_finished_checkpoint_stands_for_all_before_it(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await first.append(note("old"))
+    await first.begin_checkpoint({})
+    await first.append(note("all", RecordKind.CHECKPOINT))
+    await first.append(note("", RecordKind.DONE))
+    await first.append(note("new"))
+
+    await second.take_over({})
+
+    assert (await replayed(second)).texts == ["all", "new"]
+
+
+async def test_after_a_checkpoint_older_records_can_go(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await first.append(note("old"))
+    await first.begin_checkpoint({})
+    await first.append(note("all", RecordKind.CHECKPOINT))
+    await first.append(note("", RecordKind.DONE))
+    await first.purge()
+    await first.append(note("new"))
+
+    await second.take_over({})
+    told = await replayed(second)
+
+    assert told.texts == ["all", "new"]
+    assert (await house.bus.stream_state(STREAM)).first_sequence == 3
+
+
+async def test_an_unfinished_checkpoint_changes_nothing(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await first.append(note("old"))
+    await first.begin_checkpoint({})
+    await first.append(note("half", RecordKind.CHECKPOINT))
+
+    await second.take_over({})
+    await second.append(note("new"))
+    third = await house.writer("c")
+    await third.take_over({})
+
+    assert (await replayed(third)).texts == ["old", "new"]
+
+
+async def test_a_writer_without_receipts_steps_down(house: House):
+    log = await house.writer("a", patience_seconds=60)
+    await log.take_over({})
+    house.server.stop()
+    writing = asyncio.create_task(log.append(note("lost")))
+    while not writing.done():
+        house.clock.advance(5)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    with pytest.raises(SteppedDown) as stepped_down:
+        writing.result()
+    assert not stepped_down.value.fenced
+
+
+async def test_an_outage_shorter_than_its_patience_costs_nothing(house: House):
+    log = await house.writer("a", patience_seconds=60)
+    await log.take_over({})
+    house.server.stop()
+    writing = asyncio.create_task(log.append(note("kept")))
+    for _ in range(5):
+        house.clock.advance(1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+    house.server.start()
+    while not writing.done():
+        house.clock.advance(1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+    writing.result()
+
+    second = await house.writer("b")
+    await second.take_over({})
+    assert (await replayed(second)).texts == ["kept"]
+
+
+async def test_the_same_record_sent_twice_is_kept_once(house: House):
+    log = await house.writer("a")
+    await log.take_over({})
+    receipt = await log.append(note("once"))
+    again = await house.bus.append(NOTES, note("once")(Stamp(1, 1, house.clock.now())), message_id="1.1")
+
+    assert again.duplicate
+    assert again.sequence == receipt.sequence
+
+
+async def test_a_full_log_is_told_and_ends_no_term(house: House):
+    log = await house.writer("a")
+    await log.take_over({})
+    with pytest.raises(StreamFull):
+        await log.append(note("x" * 200_000))
+
+    await log.append(note("small"))
+
+
+async def test_two_that_take_over_at_once_are_not_both_the_writer(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    outcomes = await asyncio.gather(first.take_over({}), second.take_over({}), return_exceptions=True)
+    written = await asyncio.gather(
+        *(log.append(note(name)) for log, name in ((first, "a"), (second, "b"))), return_exceptions=True
+    )
+
+    assert sum(not isinstance(outcome, Exception) for outcome in written) == 1, (outcomes, written)
