@@ -17,7 +17,7 @@ from libs.common.bus.observer import SilentObserver
 from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import SystemClock
 from libs.common.contracts.node_registry import WORKLOAD, NodeWorkload
-from libs.common.contracts.streams import WORK_OUT
+from libs.common.contracts.streams import WORK_OUT, Stream
 from libs.common.contracts.work_marshaling import (
     ASSIGN,
     COMPLETED,
@@ -36,9 +36,16 @@ from libs.common.contracts.work_marshaling import (
 from libs.common.kit.problems import install
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
+from services.node_agent.observer_prometheus import PrometheusObserver
+from services.node_agent.outbox import Outbox
+from services.node_agent.reports import Reports
+from services.node_agent.runner_function import FunctionRunner
 from services.node_agent.settings import Settings
+from services.node_agent.store_sqlite import SqliteJournal
+from services.node_agent.use_cases import NodeAgent, Pool
 from services.node_agent.wiring import build
 from tests.integration.node_agent.conftest import until
+from tests.integration.node_agent.functions import echo
 
 NODE = "node-1"
 PLACE = "tests.integration.node_agent.functions"
@@ -133,11 +140,11 @@ class AgentAtWork:
 
 
 @asynccontextmanager
-async def marshaling(server: MemoryServer | None = None) -> AsyncIterator[Marshaling]:
+async def marshaling(stream: Stream = WORK_OUT) -> AsyncIterator[Marshaling]:
     clock = SystemClock()
-    server = server or MemoryServer(clock=clock)
+    server = MemoryServer(clock=clock)
     async with server.connect("marshaling") as transport:
-        await transport.ensure_stream(WORK_OUT)
+        await transport.ensure_stream(stream)
         bus = Bus(transport, name="marshaling", observer=SilentObserver(), clock=clock)
         other = Marshaling(bus, server)
         await other.listen()
@@ -173,3 +180,30 @@ async def agent(
         yield at_work
     finally:
         await at_work.end()
+
+
+@asynccontextmanager
+async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
+    """The use cases without doors and loops: nothing is told or delivered."""
+    clock = SystemClock()
+    journal = SqliteJournal(folder / "journal.db")
+    observer = PrometheusObserver(CollectorRegistry())
+    async with MemoryServer(clock=clock).connect("bare") as transport:
+        bus = Bus(transport, name="bare", observer=SilentObserver(), clock=clock)
+        reports = Reports(bus, clock, node_id=NODE, boot_id="boot")
+        functions = FunctionRunner({"echo": echo}, slots=slots, freed=reports.workload_changed)
+        await journal.open()
+        try:
+            yield NodeAgent(
+                boot_id="boot",
+                clock=clock,
+                journal=journal,
+                outbox=Outbox(bus, journal, clock, observer),
+                reports=reports,
+                observer=observer,
+                pools=[Pool(functions)],
+                engines=[],
+            )
+        finally:
+            functions.close()
+            await journal.close()

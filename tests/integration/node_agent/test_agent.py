@@ -1,6 +1,7 @@
 """The agent's promises, with function jobs on a bus in memory."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -8,21 +9,25 @@ from pathlib import Path
 import pytest
 
 from libs.common.contracts.node_registry import DISCOVER, Discover
-from libs.common.contracts.work_marshaling import WorkCompleted, WorkFailed
+from libs.common.contracts.streams import WORK_OUT
+from libs.common.contracts.work_marshaling import Assignments, StopAttempts, WorkCompleted, WorkFailed
 from libs.common.errors import WrongSetting
 from services.node_agent.model import Outcome
 from services.node_agent.store_sqlite import SqliteJournal
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import gate, reached
-from tests.integration.node_agent.mesh import agent, function_job, job, marshaling, start_agent
+from tests.integration.node_agent.mesh import agent, bare_agent, function_job, job, marshaling, start_agent
 
 
 async def test_an_attempt_is_run_and_its_result_told_under_its_token(tmp_path: Path):
     assignment = function_job("echo", {"a": [1, 2]})
-    async with marshaling() as other, agent(other.server, tmp_path):
+    async with marshaling() as other, agent(other.server, tmp_path) as at_work:
         answers = await other.assign(assignment)
         outcome = await other.outcome_of(assignment)
+        await until(lambda: "mesh_agent_outcomes_undelivered 0.0" in at_work.metrics())
+        shown = (await at_work.get(f"/api/v1/jobs/{assignment.attempt_token}")).json()
 
+    assert (shown["state"], shown["succeeded"]) == ("delivered", True)
     assert [answer.accepted for answer in answers] == [True]
     assert isinstance(outcome, WorkCompleted)
     assert outcome.result == {"a": [1, 2]}
@@ -145,13 +150,30 @@ async def test_a_stopped_attempt_ends_without_an_outcome(tmp_path: Path):
     assert other.outcomes == []
 
 
-async def test_an_attempt_stopped_in_the_moment_of_its_start_gives_its_slot_back(tmp_path: Path):
-    assignment = function_job("wait_at", "stopped-at-once")
-    async with marshaling() as other, agent(other.server, tmp_path, {"AGENT_FUNCTION_SLOTS": "1"}) as at_work:
-        await other.assign(assignment)
-        await other.stop(assignment.attempt_token or "")
-        gate("stopped-at-once").set()
-        await until(lambda: "mesh_agent_slots_free 1.0" in at_work.metrics())
+async def test_an_attempt_stopped_before_its_first_step_gives_its_slot_back(tmp_path: Path):
+    assignment = function_job("echo")
+    async with bare_agent(tmp_path, slots=1) as bare:
+        # Awaited directly, nothing else runs between the two.
+        await bare.assign(Assignments(epoch=1, assignments=(assignment,)))
+        answer = await bare.stop(StopAttempts(attempt_tokens=(assignment.attempt_token or "",), reason="test"))
+        shown = await bare.job(assignment.attempt_token or "")
+
+        assert answer.stopped == (assignment.attempt_token,)
+        assert shown.state == "stopped"
+        assert bare.pools()[0].free_slots == 1
+
+
+async def test_outcomes_wait_while_the_stream_is_full(tmp_path: Path):
+    small = replace(WORK_OUT, max_bytes=1500)
+    jobs = [function_job("echo", "x" * 800) for _ in range(2)]
+    async with marshaling(stream=small) as other, agent(other.server, tmp_path) as at_work:
+        await other.assign(*jobs)
+        await until(lambda: "mesh_agent_outcome_delivery_failures_total 1.0" in at_work.metrics())
+        await until(lambda: len(other.outcomes) == 1)
+        await other.bus.purge(WORK_OUT, below=10)
+        await until(lambda: len(other.outcomes) == 2)
+
+    assert {outcome.attempt_token for outcome in other.outcomes} == {each.attempt_token for each in jobs}
 
 
 async def test_leases_are_renewed_within_a_third_of_the_lease_however_busy_the_job(tmp_path: Path):
