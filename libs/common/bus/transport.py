@@ -227,7 +227,10 @@ class Transport(Protocol):
     async def delete(self, bucket: str, key: str, *, revision: int) -> None: ...
 
     def watch(self, bucket: str) -> AsyncIterator[Entry]:
-        """Every key's present value, then each change in order."""
+        """Every key's present value, then the changes in order.
+
+        A bucket keeps the newest value of a key only: one that was written over before it could be told is left out.
+        """
         ...
 
 

@@ -122,7 +122,7 @@ async def _expiry(bus: Bus, bucket: Bucket, key: str) -> None:
                 return
 
 
-async def test_a_watch_tells_the_present_values_and_then_each_change_in_order(mesh: Mesh) -> None:
+async def test_a_watch_tells_the_present_values_and_then_the_changes_in_order(mesh: Mesh) -> None:
     bucket, bus = await _bucket(mesh), await mesh.bus()
     first = await bus.put(bucket, "a", Note(text="a1"), revision=0)
     gone = await bus.put(bucket, "gone", Note(text="gone"), revision=0)
@@ -134,11 +134,28 @@ async def test_a_watch_tells_the_present_values_and_then_each_change_in_order(me
         present = [await soon(anext(entries)) for _ in range(2)]
         assert sorted((entry.key, _text(entry)) for entry in present) == [("a", "a2"), ("b", "b1")]
 
-        revision = await bus.put(bucket, "c", Note(text="c1"), revision=0)
-        revision = await bus.put(bucket, "c", Note(text="c2"), revision=revision)
+        changes: list[Entry] = []
+        revision = 0
+        for text in ("c1", "c2"):
+            revision = await bus.put(bucket, "c", Note(text=text), revision=revision)
+            changes.append(await soon(anext(entries)))
         await bus.delete(bucket, "c", revision=revision)
-        changes = [await soon(anext(entries)) for _ in range(3)]
+        changes.append(await soon(anext(entries)))
         assert [(entry.key, _text(entry)) for entry in changes] == [("c", "c1"), ("c", "c2"), ("c", None)]
+
+
+async def test_a_watch_that_is_outrun_ends_at_the_newest_value(mesh: Mesh) -> None:
+    bucket, bus = await _bucket(mesh), await mesh.bus()
+    revision = await bus.put(bucket, "key", Note(text="0"), revision=0)
+    async with aclosing(cast(Any, (await mesh.bus()).watch(bucket))) as entries:
+        told = [await soon(anext(entries))]
+        for number in range(1, 51):
+            revision = await bus.put(bucket, "key", Note(text=str(number)), revision=revision)
+        while told[-1].revision < revision:
+            told.append(await soon(anext(entries)))
+
+    assert _text(told[-1]) == "50"
+    assert [entry.revision for entry in told] == sorted({entry.revision for entry in told})
 
 
 async def test_keys_may_be_as_odd_as_subjects_allow(mesh: Mesh) -> None:
