@@ -1,6 +1,6 @@
 """The seven services: how each is built, and where its HTTP door is. The one list of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from libs.common.kit.service import Build
 from libs.common.kit.settings import load
@@ -29,17 +29,17 @@ SUITE: Mapping[str, Build] = {
     "node_agent": node_agent.build,
 }
 
-_SETTINGS = {
-    "node_registry": node_registry_settings.Settings,
-    "resource_detector": resource_detector_settings.Settings,
-    "vllm_orchestrator": vllm_orchestrator_settings.Settings,
-    "work_marshaling": work_marshaling_settings.Settings,
-    "gpu_orchestrator": gpu_orchestrator_settings.Settings,
-    "benchmark_runner": benchmark_runner_settings.Settings,
-    "node_agent": node_agent_settings.Settings,
+_PORTS: Mapping[str, Callable[[], int]] = {
+    "node_registry": lambda: load(node_registry_settings.Settings).port,
+    "resource_detector": lambda: load(resource_detector_settings.Settings).port,
+    "vllm_orchestrator": lambda: load(vllm_orchestrator_settings.Settings).port,
+    "work_marshaling": lambda: load(work_marshaling_settings.Settings).port,
+    "gpu_orchestrator": lambda: load(gpu_orchestrator_settings.Settings).port,
+    "benchmark_runner": lambda: load(benchmark_runner_settings.Settings).port,
+    "node_agent": lambda: load(node_agent_settings.Settings).port,
 }
 
 
 def addresses(host: str) -> Mapping[str, str]:
     """Where each service's HTTP door is, by its settings. Raises `WrongSetting`."""
-    return {name: f"http://{host}:{load(settings).port}" for name, settings in _SETTINGS.items()}
+    return {name: f"http://{host}:{port()}" for name, port in _PORTS.items()}
