@@ -11,6 +11,9 @@ from services.node_registry.observer_prometheus import PrometheusObserver
 from services.node_registry.settings import Settings
 from services.node_registry.use_cases import NodeRegistry
 
+LATE_SECONDS = 1.0
+"""Who looks so much later than it wanted to was stopped or starved, and has not listened either."""
+
 
 def build(platform: Platform, settings: Settings | None = None) -> Service:
     settings = settings or load(Settings)
@@ -18,6 +21,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         suspect_beats=settings.suspect_beats,
         offline_beats=settings.offline_beats,
         mass_nodes=settings.mass_nodes,
+        attention_seconds=settings.watch_seconds + LATE_SECONDS,
     )
     registry = NodeRegistry(
         bus=platform.bus,

@@ -23,9 +23,14 @@ class Simulator:
         machine.write(self.description)
 
     @property
+    def settings(self) -> dict[str, str]:
+        """What a process needs in its environment to see the simulated GPUs."""
+        return {"LD_LIBRARY_PATH": str(self.folder), "NVML_SIMULATOR": str(self.description)}
+
+    @property
     def environment(self) -> dict[str, str]:
-        """For a child process that is to see the simulated GPUs."""
-        return {**os.environ, "LD_LIBRARY_PATH": str(self.folder), "NVML_SIMULATOR": str(self.description)}
+        """The whole environment of such a process."""
+        return {**os.environ, **self.settings}
 
 
 def compiler() -> str | None:
