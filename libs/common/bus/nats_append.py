@@ -1,14 +1,14 @@
 """Durable publishing: a bounded window, deadlines, and the same bytes again until the server has them."""
 
 import asyncio
-import json
 from collections import deque
 
 import structlog
 from nats.aio.msg import Msg
+from pydantic_core import from_json
 
 from libs.common.bus.nats_connection import Connection
-from libs.common.bus.nats_inbox import NO_RESPONDERS, STATUS, Inbox
+from libs.common.bus.nats_inbox import NO_RESPONDERS, STATUS, Inbox, looked_at
 from libs.common.bus.nats_jetstream import MESSAGE_ID, JetStream
 from libs.common.bus.nats_link import Link
 from libs.common.bus.nats_refusals import TRY_AGAIN, refusal
@@ -62,13 +62,16 @@ class Appender:
         append.reply = self._inbox.reply_subject(append.number)
         append.headers = _headers(headers, message_id or f"{self._unique}.{append.number}", expect)
         try:
-            return await self._through_window(append)
+            if not self._window.enter_at_once(len(payload)):
+                await self._window.enter(len(payload), append.deadline)
+            return await self._in_window(append)
         except WrongRevision as error:
             if expect is None or expect.subject not in (None, subject) or not (message_id or append.sent > 1):
                 raise
             return await self._kept_before(append, expect.sequence, error)
         finally:
             self._inbox.forget(append.number)
+            looked_at(append.receipt)
 
     async def _kept_before(self, append: "_Append", after: int, error: WrongRevision) -> Receipt:
         """The server looks at the expected sequence before the message id, so our own message may be in the way."""
@@ -78,27 +81,20 @@ class Appender:
             raise error
         return Receipt(stream=stream, sequence=sequence, duplicate=True)
 
-    async def _through_window(self, append: "_Append") -> Receipt:
-        size = len(append.payload)
-        if not self._window.enter_at_once(size):
-            await self._window.enter(size, append.deadline)
-        try:
-            return await self._in_window(append)
-        finally:
-            self._window.leave(size)
-
     async def _in_window(self, append: "_Append") -> Receipt:
-        self._link.check_open()
-        if not self._pending:
-            self._wake.set()
-        self._pending[append.number] = append
         try:
+            if not append.receipt.done():
+                self._link.check_open()
+            if not self._pending:
+                self._wake.set()
+            self._pending[append.number] = append
             connection = self._link.current
             if connection is not None:
                 await self._send(append, connection)
             return await append.receipt
         finally:
-            del self._pending[append.number]
+            self._pending.pop(append.number, None)
+            self._window.leave(len(append.payload))
 
     async def _send(self, append: "_Append", connection: Connection) -> None:
         now = append.loop.time()
@@ -157,7 +153,7 @@ class _Append:
             self.nobody = True
             self._again()
             return
-        answer = json.loads(message.data)
+        answer = from_json(message.data)
         error = answer.get("error")
         if error is None:
             self.receipt.set_result(

@@ -16,8 +16,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from libs.common.bus.nats_address import Address, sign_in
-from libs.common.bus.transport import Headers
-from libs.common.errors import Disconnected, Malformed, MeshError, Unauthorized, WrongSetting
+from libs.common.errors import Disconnected, Malformed, MeshError, TooLarge, Unauthorized, WrongSetting
 
 OLDEST_SERVER = (2, 15)
 WRITE_AHEAD_BYTES = 2 * 1024 * 1024
@@ -134,13 +133,15 @@ class Connection:
         if not self.ended.done():
             self.ended.set_result(self._last_error or reason)
 
-    async def publish(self, subject: str, payload: bytes, headers: Headers | None, reply: str = "") -> None:
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str] | None, reply: str = "") -> None:
         """Raises `Disconnected` when it was not sent, `Malformed`."""
         try:
-            await self._client.publish(subject, payload, reply, dict(headers) if headers else None)
+            await self._client.publish(subject, payload, reply, headers or None)
         except (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError) as error:
             self.end("closed")
             raise Disconnected("The connection to NATS was lost") from error
+        except errors.MaxPayloadError as error:
+            raise TooLarge(f"{len(payload)} bytes are more than the nats-server takes", subject=subject) from error
         except (errors.BadSubjectError, errors.BadHeaderError) as error:
             raise Malformed(f"Cannot be published on {subject!r}: {error}", subject=subject) from error
         if self._client.pending_data_size > WRITE_AHEAD_BYTES:
@@ -212,8 +213,10 @@ class Connection:
             self._on_denied(found[1], self._as_written(found[2]))
         elif isinstance(error, errors.SlowConsumerError):
             _log.warning("nats_messages_dropped", subject=error.subject, reason="the receiver is too slow")
-        else:
+        elif isinstance(error, errors.Error | OSError | TimeoutError):
             self._last_error = told or type(error).__name__
+        else:
+            _log.error("nats_callback_failed", exc_info=error)
 
     def _as_written(self, lowered: str) -> str:
         """nats-py lowers the server's refusals; this finds how a subscription wrote its subject."""

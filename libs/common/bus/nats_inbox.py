@@ -1,7 +1,7 @@
 """One subscription for every answer that is awaited: of requests and of appends."""
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from nats.aio.msg import Msg
 
@@ -82,6 +82,7 @@ class Inbox:
         finally:
             timer.cancel()
             self.forget(number)
+            looked_at(question.answer)
         if message.headers is not None and message.headers.get(STATUS) == NO_RESPONDERS and not message.data:
             raise NobodyAnswers(f"Nobody answers on {subject}", subject=subject)
         return message
@@ -115,6 +116,12 @@ class _Question:
             self.refused(
                 Disconnected(f"The connection was lost before {self.subject} was answered", subject=self.subject)
             )
+
+
+def looked_at(outcome: "asyncio.Future[Any]") -> None:
+    """Nobody waits for it any more (another error came first): that is no reason for asyncio to complain."""
+    if outcome.done() and not outcome.cancelled():
+        outcome.exception()
 
 
 def incoming(message: Msg) -> Incoming:

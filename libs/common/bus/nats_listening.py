@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 import structlog
+from nats import errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.micro.request import ERROR_CODE_HEADER, Request
@@ -60,7 +61,10 @@ class _Served(_Wanted):
         await self.hear(message)
 
     async def open(self, connection: Connection, micro: "Micro") -> None:
-        await micro.add(self, connection)
+        try:
+            await micro.add(self, connection)
+        except errors.Error as error:
+            raise Disconnected("The connection to NATS was lost") from error
 
     def report(self, stats: EndpointStats) -> dict[str, Any]:
         stats.num_requests = self.requests

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 
 import pytest
+from structlog.testing import capture_logs
 
 from libs.common.bus.transport import Incoming
 from libs.common.bus.transport_nats import NatsTransport, connect
@@ -149,10 +150,12 @@ async def test_appends_on_a_wire_that_keeps_breaking_are_kept_once(wire: Wire, o
     assert max(kept.values()) == 1
 
 
-async def test_the_reason_of_an_outage_is_told(wire: Wire, ours: NatsTransport, server: NatsProcess) -> None:
-    wire.swallow()
-    await until(lambda: ours.problem() is not None)
-    assert "silent" in str(ours.problem())
+async def test_the_reason_of_an_outage_is_logged_once(wire: Wire, ours: NatsTransport) -> None:
+    with capture_logs() as lines:
+        wire.swallow()
+        await until(lambda: ours.connections == 2)
+    lost = [line for line in lines if line["event"] == "nats_connection_lost"]
+    assert [line["reason"] for line in lost] == ["The nats-server is silent"]
 
 
 async def test_a_request_in_flight_on_a_wire_that_is_cut_fails_at_once(wire: Wire, ours: NatsTransport) -> None:
