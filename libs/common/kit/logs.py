@@ -3,10 +3,11 @@
 Our own lines and those of libraries take the same way to the same place. Times are UTC.
 """
 
+import io
 import logging
 import sys
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -16,10 +17,12 @@ from libs.common.bus.observer import correlation_id
 Format = Literal["console", "json"]
 Level = Literal["debug", "info", "warning", "error"]
 
+LARGE_BYTES = 20 * 1024 * 1024
+
 
 def configure(format: Format, level: Level, *, file: Path | None = None) -> None:
     """Send all logs to stderr, or to `file`. Called once, at start, by whoever owns the process."""
-    lines = sys.stderr if file is None else file.open("a", encoding="utf-8", buffering=1)
+    lines = sys.stderr if file is None else cast(TextIO, BoundedFile(file))
     handler = logging.StreamHandler(lines)
     chain = [*_context(), *_rendering(format, lines)]
     structlog.configure(
@@ -35,6 +38,33 @@ def configure(format: Format, level: Level, *, file: Path | None = None) -> None
         )
     )
     _route_libraries(handler, level)
+
+
+class BoundedFile(io.TextIOBase):
+    """A log file that stays small: what has grown large is put aside as `….1`, and only the newest of those is kept."""
+
+    def __init__(self, path: Path, large_bytes: int = LARGE_BYTES) -> None:
+        self._path = path
+        self._large_bytes = large_bytes
+        self._open()
+
+    def _open(self) -> None:
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._bytes = self._path.stat().st_size
+
+    def write(self, text: str) -> int:
+        if self._bytes > self._large_bytes:
+            self._file.close()
+            self._path.replace(self._path.with_suffix(self._path.suffix + ".1"))
+            self._open()
+        self._bytes += len(text)
+        return self._file.write(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _route_libraries(handler: logging.Handler, level: Level) -> None:

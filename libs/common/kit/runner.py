@@ -20,6 +20,7 @@ import structlog
 
 from libs.common.bus.transport import Connect
 from libs.common.clock import SystemClock
+from libs.common.contracts.streams import MIB, WORK_IN, WORK_LOG, WORK_OUT
 from libs.common.errors import MeshError, WrongSetting
 from libs.common.kit import identity, logs
 from libs.common.kit.life import Life
@@ -211,6 +212,11 @@ def _connecting(url: str, settings: PlatformSettings) -> Connect:
         url,
         credentials=settings.nats_credentials,
         replicas=settings.stream_replicas,
+        max_bytes={
+            WORK_IN.name: settings.work_in_max_mb * MIB,
+            WORK_OUT.name: settings.work_out_max_mb * MIB,
+            WORK_LOG.name: settings.work_log_max_mb * MIB,
+        },
         service_version=version(DISTRIBUTION),
     )
     return lambda name: connected(name=name)

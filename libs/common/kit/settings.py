@@ -31,6 +31,9 @@ class PlatformSettings(BaseSettings):
     nats_credentials: Path | None = Field(None, description="A credentials file for `NATS_URL`.")
     nats_port: int = Field(4222, ge=0, le=65535, description="Where the NATS server that is started here listens.")
     stream_replicas: int = Field(1, ge=1, le=5, description="Copies of every stream; 3 in a cluster.")
+    work_in_max_mb: int = Field(1024, ge=1, le=1_048_576, description="The most that `WORK_IN` keeps, in MiB.")
+    work_out_max_mb: int = Field(1024, ge=1, le=1_048_576, description="The most that `WORK_OUT` keeps, in MiB.")
+    work_log_max_mb: int = Field(1024, ge=1, le=1_048_576, description="The most that `WORK_LOG` keeps, in MiB.")
     http_host: str = Field("127.0.0.1", min_length=1, description="The address the HTTP doors listen on.")
     http_private_network: bool = Field(
         False, description="The network around `HTTP_HOST` is private, so it may be opened without `API_TOKEN`."

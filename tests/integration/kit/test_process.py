@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nats as nats_py
 import psutil
 import pytest
 
+from libs.common.contracts.streams import MIB
 from tests.integration.kit.conftest import SmallMesh, free_port
 from tests.nats_process import NatsProcess
 
@@ -179,3 +181,16 @@ def test_credentials_that_nats_refuses_end_the_process_with_one_clear_line(small
     assert [line["event"] for line in errors] == ["service_failed"]
     assert "credentials" in errors[0]["reason"]
     assert "wrong@" not in small_mesh.output
+
+
+async def test_the_sizes_of_the_streams_are_settings(small_mesh: SmallMesh, nats: NatsProcess) -> None:
+    small_mesh.environment |= {"NATS_URL": nats.url, "WORK_IN_MAX_MB": "3", "WORK_LOG_MAX_MB": "5"}
+    small_mesh.start()
+    small_mesh.wait_ready()
+    client = await nats_py.connect(nats.url)
+    sizes = {
+        name: (await client.jetstream().stream_info(name)).config.max_bytes
+        for name in ("WORK_IN", "WORK_OUT", "WORK_LOG")
+    }
+    await client.close()
+    assert sizes == {"WORK_IN": 3 * MIB, "WORK_OUT": 1024 * MIB, "WORK_LOG": 5 * MIB}

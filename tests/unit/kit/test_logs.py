@@ -5,6 +5,8 @@ import subprocess
 import sys
 from typing import Any
 
+from libs.common.kit.logs import BoundedFile
+
 SAY = """
 import logging, warnings, structlog
 from libs.common.bus.observer import correlated
@@ -68,3 +70,15 @@ def test_the_console_is_for_people() -> None:
     assert "work_accepted" in first
     assert "service=work_marshaling" in first
     assert "\x1b[" not in first
+
+
+def test_a_log_file_that_has_grown_large_is_put_aside_and_the_one_before_forgotten(tmp_path):
+    path = tmp_path / "mesh.log"
+    with BoundedFile(path, large_bytes=100) as lines:
+        for number in range(30):
+            lines.write(f"line {number:03} of thirty\n")
+
+    kept = (tmp_path / "mesh.log.1").read_text() + path.read_text()
+    assert kept.endswith("line 029 of thirty\n")
+    assert path.stat().st_size <= 120
+    assert len(list(tmp_path.iterdir())) == 2
