@@ -15,6 +15,7 @@ from libs.common.contracts.catalogue import catalogue
 from libs.common.contracts.node_registry import NodeQuery
 from libs.common.contracts.work_marshaling import WorkItem
 from libs.common.errors import Malformed, MeshError, NotFound
+from tests.contract.bus.hostile import HOSTILE_PAYLOADS
 
 MESSAGES = sorted(catalogue().messages().items())
 
@@ -92,6 +93,13 @@ def _refuse(constant: str) -> None:
 def test_the_free_part_of_a_message_refuses_what_is_not_json_everywhere(value: Any) -> None:
     with pytest.raises(ValueError, match="value"):
         Free(value=value)
+
+
+@pytest.mark.parametrize("payload", HOSTILE_PAYLOADS.values(), ids=HOSTILE_PAYLOADS.keys())
+def test_the_free_part_of_a_message_refuses_it_also_as_it_came(payload: bytes) -> None:
+    """Pydantic's own JSON reader lets NaN and infinities through."""
+    with pytest.raises(Malformed, match=r"payload|not JSON"):
+        decode(WorkItem, b'{"work_type": "chat", "payload": ' + payload + b"}")
 
 
 def test_nesting_is_allowed_up_to_its_limit() -> None:

@@ -15,7 +15,7 @@ from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import DISCOVER, Discover
 from libs.common.contracts.streams import WORK_IN, Bucket
 from libs.common.contracts.work_marshaling import SUBMIT, WorkItem
-from libs.common.errors import Disconnected, TimedOut
+from libs.common.errors import Disconnected, TimedOut, Unavailable
 
 T = TypeVar("T")
 LEASES = Bucket(name="leases", summary="Who leads.")
@@ -127,6 +127,26 @@ async def test_a_long_handler_keeps_its_message(bus: Bus, transport: MemoryTrans
     await asyncio.gather(consuming, return_exceptions=True)
 
     assert handled == [1]
+
+
+async def test_a_message_that_was_declined_holds_up_no_other(bus: Bus, clock: ManualClock) -> None:
+    """While it is kept back for a pause, which ends only when the clock is advanced."""
+    handled: asyncio.Queue[int] = asyncio.Queue()
+    for _ in range(3):
+        await bus.append(SUBMIT, ITEM, message_id=None)
+
+    async def decline(stored: Any) -> None:
+        handled.put_nowait(stored.sequence)
+        raise Unavailable("not now")
+
+    consuming = asyncio.create_task(bus.consume(WORK_IN, durable="worker", handler=decline, at_once=1))
+    assert [await soon(handled.get()) for _ in range(3)] == [1, 2, 3]
+    await settled()
+    assert handled.empty()
+    clock.advance(1)
+    assert sorted([await soon(handled.get()) for _ in range(3)]) == [1, 2, 3]
+    consuming.cancel()
+    await asyncio.gather(consuming, return_exceptions=True)
 
 
 async def test_an_answer_is_waited_for_as_long_as_was_said(transport: MemoryTransport, clock: ManualClock) -> None:
