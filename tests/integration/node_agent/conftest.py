@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from libs.common.clock import SystemClock
@@ -21,6 +22,14 @@ async def until(condition: Callable[[], object], *, seconds: float = 20.0) -> No
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process; one that ended and that nobody has collected yet does not run."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def spec_in(folder: Path) -> EngineSpec:

@@ -6,11 +6,10 @@ import signal
 from pathlib import Path
 
 import httpx
-import psutil
 
 from libs.common.contracts.node_registry import EngineState
 from services.node_agent.process_posix import PosixLauncher
-from tests.integration.node_agent.conftest import EngineMaker, until
+from tests.integration.node_agent.conftest import EngineMaker, runs, until
 
 
 async def asked(method: str, url: str, **more: object) -> httpx.Response:
@@ -96,7 +95,7 @@ async def test_an_engine_that_was_found_again_is_watched_and_ended_like_our_own(
 
     await second.stop()
 
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not runs(pid)
 
 
 async def test_an_engine_left_running_with_other_settings_is_replaced(engine: EngineMaker):
@@ -134,7 +133,7 @@ async def test_stopping_leaves_no_process_and_no_lock_behind(engine: EngineMaker
 
     await at_work.stop()
 
-    assert not psutil.pid_exists(pid)
+    assert not runs(pid)
     hold = PosixLauncher().hold(tmp_path / "engine.lock")
     assert hold is not None
     hold.release()
