@@ -120,7 +120,7 @@ class ErrorBody(Message):
 
     code: str
     message: str
-    details: dict[str, Any] = {}
+    details: JsonObject = {}
 
 
 class ErrorReply(Message):
