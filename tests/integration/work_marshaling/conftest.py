@@ -1,0 +1,212 @@
+"""Work marshaling as a process of its own that can be killed, and a worker that knows nothing but the contracts."""
+
+import asyncio
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from libs.common.bus.bus import Bus
+from libs.common.bus.observer import SilentObserver
+from libs.common.bus.transport_nats import connect
+from libs.common.clock import SystemClock
+from libs.common.contracts.node_registry import WORKLOAD, NodeWorkload
+from libs.common.contracts.work_marshaling import (
+    ASSIGN,
+    COMPLETED,
+    PROGRESS,
+    STOP,
+    Assignment,
+    AssignmentAnswer,
+    AssignmentAnswers,
+    Assignments,
+    AttemptProgress,
+    AttemptsStopped,
+    StopAttempts,
+    WorkCompleted,
+    WorkProgress,
+)
+from tests.nats_process import NatsProcess
+
+NODE = "worker"
+READY_SECONDS = 20
+
+
+@dataclass
+class Marshaling:
+    """`start` and `kill` as often as a test likes."""
+
+    environment: dict[str, str]
+    output: Path
+    url: str
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.output.open("ab") as out:
+            command = [sys.executable, "-m", "services.work_marshaling"]
+            self.process = subprocess.Popen(command, env=self.environment, stdout=out, stderr=out)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    async def ready(self) -> None:
+        async def look() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, self.output.read_text()
+            try:
+                return (await self.client.get("/readyz")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await eventually(look, READY_SECONDS)
+
+    async def __aenter__(self) -> "Marshaling":
+        self.client = httpx.AsyncClient(base_url=self.url, timeout=30)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.client.aclose()
+
+    async def ask(self, method: str, path: str, **fields: Any) -> httpx.Response:
+        """Again until somebody is there: a client that does not give up."""
+        found: list[httpx.Response] = []
+
+        async def look() -> bool:
+            try:
+                answer = await self.client.request(method, path, **fields)
+            except httpx.TransportError:
+                return False
+            found.append(answer)
+            return answer.status_code != 503
+
+        await eventually(look, READY_SECONDS)
+        return found[-1]
+
+    async def totals(self) -> dict[str, int]:
+        told: dict[str, int] = (await self.ask("GET", "/api/v1/stats")).json()["totals"]
+        return told
+
+
+async def eventually(look: Any, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while True:
+            if await look():
+                return
+            await asyncio.sleep(0.05)
+
+
+@dataclass
+class Worker:
+    """Runs what it is given for a moment and completes it. `runs` counts how often each item was begun."""
+
+    bus: Bus
+    chance: random.Random
+    slots: int = 150
+    runs: Counter[str] = field(default_factory=Counter)
+    known: dict[str, Assignment] = field(default_factory=dict)
+    running: dict[str, Assignment] = field(default_factory=dict)
+    tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    seconds: tuple[float, float] = (0.05, 0.6)
+
+    async def open(self) -> None:
+        await self.bus.serve(ASSIGN, self._assign, node_id=NODE)
+        await self.bus.serve(STOP, self._stop, node_id=NODE)
+        self._own(self._tell())
+
+    async def close(self) -> None:
+        for task in tuple(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _assign(self, asked: Assignments) -> AssignmentAnswers:
+        answers = []
+        for each in asked.assignments:
+            token = each.attempt_token or ""
+            if token not in self.known:
+                self.known[token] = self.running[token] = each
+                self._own(self._work(each))
+            answers.append(AssignmentAnswer(attempt_token=token, accepted=True))
+        return AssignmentAnswers(boot_id="b1", answers=tuple(answers))
+
+    async def _stop(self, asked: StopAttempts) -> AttemptsStopped:
+        return AttemptsStopped(stopped=(), unknown=asked.attempt_tokens)
+
+    async def _work(self, given: Assignment) -> None:
+        self.runs[given.work_id] += 1
+        await asyncio.sleep(self.chance.uniform(*self.seconds))
+        told = WorkCompleted(
+            work_id=given.work_id, attempt_token=given.attempt_token, node_id=NODE, result={"echo": given.payload}
+        )
+        await self.bus.append(COMPLETED, told, message_id=given.attempt_token, timeout=30)
+        self.running.pop(given.attempt_token or "")
+
+    async def _tell(self) -> None:
+        while True:
+            now = SystemClock().now()
+            told = NodeWorkload(
+                node_id=NODE, boot_id="b1", at=now, slots=self.slots, free_slots=self.slots, work_types=("echo",)
+            )
+            await self.bus.publish(WORKLOAD, told)
+            attempts = tuple(
+                AttemptProgress(attempt_token=token, work_id=given.work_id) for token, given in self.running.items()
+            )
+            await self.bus.publish(PROGRESS, WorkProgress(node_id=NODE, boot_id="b1", at=now, attempts=attempts))
+            await asyncio.sleep(0.3)
+
+    def _own(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def process(nats: NatsProcess, tmp_path: Path) -> Iterator[Marshaling]:
+    port = free_port()
+    environment = {
+        **os.environ,
+        "NATS_URL": nats.url,
+        "MESH_DATA_DIR": str(tmp_path / "data"),
+        "WORK_MARSHALING_PORT": str(port),
+        "WORK_RETRY_DELAY": "0.5",
+        "WORK_UPKEEP_SECONDS": "1",
+        "WORK_CHECKPOINT_RECORDS": "200",
+    }
+    started = Marshaling(environment, tmp_path / "marshaling.log", f"http://127.0.0.1:{port}")
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+async def marshaling(process: Marshaling) -> AsyncIterator[Marshaling]:
+    async with process:
+        yield process
+
+
+@pytest.fixture
+async def bus(nats: NatsProcess) -> AsyncIterator[Bus]:
+    async with connect(nats.url, name="test") as transport:
+        yield Bus(transport, name="test", observer=SilentObserver(), clock=SystemClock())
+
+
+@pytest.fixture
+async def worker(bus: Bus) -> AsyncIterator[Worker]:
+    working = Worker(bus, random.Random(7))
+    yield working
+    await working.close()

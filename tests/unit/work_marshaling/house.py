@@ -1,0 +1,220 @@
+"""A queue in memory with a clock of the test's own, and a node that does what the test says."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from libs.common.bus.bus import Bus
+from libs.common.bus.observer import SilentObserver
+from libs.common.bus.transport_memory import MemoryServer
+from libs.common.clock import ManualClock
+from libs.common.contracts.node_registry import WORKLOAD
+from libs.common.contracts.streams import DEAD_LETTERS, WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.contracts.work_marshaling import (
+    ASSIGN,
+    COMPLETED,
+    FAILED,
+    PROGRESS,
+    STOP,
+    SUBMIT,
+    Assignment,
+    AssignmentAnswer,
+    AssignmentAnswers,
+    Assignments,
+    AttemptProgress,
+    AttemptsStopped,
+    StopAttempts,
+    WorkCompleted,
+    WorkError,
+    WorkFailed,
+    WorkItem,
+    WorkLookup,
+    WorkProgress,
+    WorkStatus,
+    WorkView,
+)
+from services.work_marshaling import nats_api
+from services.work_marshaling.hearing import Hearing
+from services.work_marshaling.leading import Leading
+from services.work_marshaling.model import Policy, Rules
+from services.work_marshaling.submission import Submissions
+from services.work_marshaling.term import Chances
+from services.work_marshaling.use_cases import WorkMarshaling
+from tests.unit.work_marshaling.builders import workload
+
+T = TypeVar("T")
+RULES = Rules(policy=Policy(retry_max=2, retry_delay_seconds=5.0))
+PATIENCE_TURNS = 20_000
+
+
+class QuietMeter:
+    def appended(self, seconds: float, facts: int) -> None: ...
+    def assigned(self, seconds_since_submission: float) -> None: ...
+    def lease_expired(self) -> None: ...
+    def refused(self, node_id: str) -> None: ...
+    def stream_fill(self, stream: str, ratio: float) -> None: ...
+    def led(self, leading: bool) -> None: ...
+
+
+class Instance:
+    """One running work marshaling. `ended` holds what made it end."""
+
+    def __init__(self, marshaling: WorkMarshaling, leading: Leading) -> None:
+        self.marshaling = marshaling
+        self.leading = leading
+        self.ended: BaseException | None = None
+
+
+class House:
+    """`stream_bytes` makes all streams that small."""
+
+    def __init__(self, stream_bytes: int | None = None) -> None:
+        streams = (WORK_IN, WORK_OUT, WORK_LOG, DEAD_LETTERS)
+        self._streams = [replace(each, max_bytes=stream_bytes or each.max_bytes) for each in streams]
+        self.clock = ManualClock()
+        self.server = MemoryServer(clock=self.clock)
+        self._numbers = itertools.count()
+
+    def _token(self) -> str:
+        return f"t{next(self._numbers)}"
+
+    @asynccontextmanager
+    async def bus(self, name: str) -> AsyncIterator[Bus]:
+        async with self.server.connect(name) as transport:
+            for stream in self._streams:
+                await transport.ensure_stream(stream)
+            yield Bus(transport, name=name, observer=SilentObserver(), clock=self.clock)
+
+    @asynccontextmanager
+    async def marshaling(self, rules: Rules = RULES) -> AsyncIterator[Instance]:
+        """Leaving the block is a `kill -9`: nothing is told, nothing is flushed."""
+        async with self.bus("work_marshaling") as bus:
+            leading = Leading(
+                bus=bus,
+                clock=self.clock,
+                rules=rules,
+                chances=Chances(number=lambda: 0.5, token=self._token),
+                meter=QuietMeter(),
+                new_id=self._token,
+            )
+            submissions = Submissions(bus, self._token)
+            marshaling = WorkMarshaling(bus=bus, clock=self.clock, leading=leading, submissions=submissions)
+            instance = Instance(marshaling, leading)
+            await nats_api.open_door(marshaling, Hearing(clock=self.clock, leading=leading), bus)
+            loops = [asyncio.create_task(leading.run()), asyncio.create_task(submissions.run())]
+            loops[0].add_done_callback(lambda task: _note_end(instance, task))
+            try:
+                await asyncio.wait_for(leading.begun(), 5)
+                yield instance
+            finally:
+                for loop in loops:
+                    loop.cancel()
+                await asyncio.gather(*loops, return_exceptions=True)
+
+    async def settle(self) -> None:
+        """Let everything happen that can happen without time passing."""
+        for _ in range(200):
+            await asyncio.sleep(0)
+
+    async def pass_time(self, seconds: float, step: float = 0.1) -> None:
+        """In small steps, as time does."""
+        for _ in range(round(seconds / step)):
+            self.clock.advance(step)
+            for _ in range(20):
+                await asyncio.sleep(0)
+        await self.settle()
+
+    async def eventually(self, look: Callable[[], Awaitable[T | None]], seconds: float = 5.0) -> T:
+        """Look until there is something; time passes meanwhile."""
+        for _ in range(int(seconds / 0.1)):
+            found = await look()
+            if found:
+                return found
+            await self.pass_time(0.1)
+        raise AssertionError("it did not happen")
+
+
+def _note_end(instance: Instance, task: "asyncio.Task[None]") -> None:
+    if not task.cancelled():
+        instance.ended = task.exception()
+
+
+class Node:
+    """Takes what it is given and does nothing by itself."""
+
+    def __init__(self, house: House, bus: Bus, node_id: str) -> None:
+        self.node_id = node_id
+        self.taken: list[Assignment] = []
+        self.stopped: list[str] = []
+        self.accepts = True
+        self._house = house
+        self._bus = bus
+
+    async def open(self, **fields: object) -> None:
+        await self._bus.serve(ASSIGN, self._assign, node_id=self.node_id)
+        await self._bus.serve(STOP, self._stop, node_id=self.node_id)
+        await self.announce(**fields)
+
+    async def announce(self, **fields: object) -> None:
+        await self._bus.publish(WORKLOAD, workload(self.node_id, **fields))  # type: ignore[arg-type]
+        await self._house.settle()
+
+    async def _assign(self, asked: Assignments) -> AssignmentAnswers:
+        if self.accepts:
+            self.taken.extend(asked.assignments)
+        answers = tuple(
+            AssignmentAnswer(attempt_token=each.attempt_token or "", accepted=self.accepts, reason="full")
+            for each in asked.assignments
+        )
+        return AssignmentAnswers(boot_id="b1", answers=answers)
+
+    async def _stop(self, asked: StopAttempts) -> AttemptsStopped:
+        self.stopped.extend(asked.attempt_tokens)
+        return AttemptsStopped(stopped=asked.attempt_tokens, unknown=())
+
+    async def takes(self, count: int = 1) -> Assignment:
+        """Wait until it was given so many in all; the newest."""
+
+        async def enough() -> Assignment | None:
+            return self.taken[-1] if len(self.taken) >= count else None
+
+        return await self._house.eventually(enough, seconds=60)
+
+    async def complete(self, given: Assignment, result: object = "done") -> None:
+        told = {"work_id": given.work_id, "attempt_token": given.attempt_token, "node_id": self.node_id}
+        await self._bus.append(COMPLETED, WorkCompleted.model_validate(told | {"result": result}), message_id=None)
+        await self._house.settle()
+
+    async def fail(self, given: Assignment, *, retryable: bool = True) -> None:
+        error = WorkError(code="broken", message="it broke", retryable=retryable)
+        told = WorkFailed(work_id=given.work_id, attempt_token=given.attempt_token, node_id=self.node_id, error=error)
+        await self._bus.append(FAILED, told, message_id=None)
+        await self._house.settle()
+
+    async def progress(self, given: Assignment) -> None:
+        attempt = AttemptProgress(attempt_token=given.attempt_token or "", work_id=given.work_id)
+        told = WorkProgress(node_id=self.node_id, boot_id="b1", at=self._house.clock.now(), attempts=(attempt,))
+        await self._bus.publish(PROGRESS, told)
+        await self._house.settle()
+
+
+async def submit(instance: Instance, **fields: object) -> str:
+    item = WorkItem.model_validate({"work_type": "chat", "payload": {"prompt": "hi"}} | fields)
+    return (await instance.marshaling.submit(item)).work_id
+
+
+async def publish_plainly(bus: Bus, **fields: object) -> None:
+    """As a stranger does: no acknowledgement, no id."""
+    item = WorkItem.model_validate({"work_type": "chat", "payload": {"prompt": "hi"}} | fields)
+    await bus.publish(SUBMIT, item)
+
+
+async def view_of(instance: Instance, work_id: str) -> WorkView:
+    return await instance.marshaling.look_up(WorkLookup(work_id=work_id))
+
+
+async def status_of(instance: Instance, work_id: str) -> WorkStatus:
+    return (await view_of(instance, work_id)).status
