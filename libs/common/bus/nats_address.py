@@ -81,7 +81,7 @@ def sign_in(address: Address) -> dict[str, Any]:
     if address.credentials is None:
         return {"user": address.user, "password": address.password, "token": address.token}
     jwt, seed = _read(address.credentials)
-    return {"user_jwt_cb": lambda: bytearray(jwt), "signature_cb": _signer(seed)}
+    return {"user_jwt_cb": lambda: bytearray(jwt), "signature_cb": _signer(address.credentials, seed)}
 
 
 def _read(path: Path) -> tuple[bytes, bytes]:
@@ -95,16 +95,16 @@ def _read(path: Path) -> tuple[bytes, bytes]:
     return jwt[1], seed[1]
 
 
-def _signer(seed: bytes) -> Callable[[str], bytes]:
+def _signer(path: Path, seed: bytes) -> Callable[[str], bytes]:
     try:
         import nkeys  # type: ignore[import-untyped]  # only who has a credentials file needs it
     except ImportError as error:
         raise WrongSetting("A NATS credentials file needs the package nkeys: pip install nkeys") from error
-
-    def sign(nonce: str) -> bytes:
-        return base64.b64encode(nkeys.from_seed(bytearray(seed)).sign(nonce.encode()))
-
-    return sign
+    try:
+        keys = nkeys.from_seed(bytearray(seed))
+    except (nkeys.NkeysError, ValueError) as error:
+        raise WrongSetting(f"The NATS credentials file {path} holds no valid seed") from error
+    return lambda nonce: base64.b64encode(keys.sign(nonce.encode()))
 
 
 def user_name(address: Address) -> str:

@@ -9,10 +9,10 @@ from pydantic_core import from_json
 
 from libs.common.bus.nats_connection import Connection
 from libs.common.bus.nats_inbox import NO_RESPONDERS, STATUS, Inbox, looked_at
-from libs.common.bus.nats_jetstream import MESSAGE_ID, JetStream
+from libs.common.bus.nats_jetstream import JetStream
 from libs.common.bus.nats_link import Link
 from libs.common.bus.nats_refusals import TRY_AGAIN, refusal
-from libs.common.bus.transport import Expect, Headers, Receipt
+from libs.common.bus.transport import MESSAGE_ID_HEADER, Expect, Headers, Receipt
 from libs.common.errors import Disconnected, MeshError, NobodyAnswers, TimedOut, WrongRevision
 
 IN_FLIGHT = 1024
@@ -76,7 +76,7 @@ class Appender:
     async def _kept_before(self, append: "_Append", after: int, error: WrongRevision) -> Receipt:
         """The server looks at the expected sequence before the message id, so our own message may be in the way."""
         stream = append.stream
-        sequence = await self._jetstream.kept_under(stream, append.subject, append.headers[MESSAGE_ID], after)
+        sequence = await self._jetstream.kept_under(stream, append.subject, append.headers[MESSAGE_ID_HEADER], after)
         if sequence is None:
             raise error
         return Receipt(stream=stream, sequence=sequence, duplicate=True)
@@ -185,7 +185,7 @@ class _Append:
 
 
 def _headers(given: Headers, message_id: str, expect: Expect | None) -> dict[str, str]:
-    headers = {**given, MESSAGE_ID: message_id}
+    headers = {**given, MESSAGE_ID_HEADER: message_id}
     if expect is not None:
         headers["Nats-Expected-Last-Subject-Sequence"] = str(expect.sequence)
         if expect.subject is not None:

@@ -49,6 +49,7 @@ class Connection:
         self._client = _Client()
         self._on_denied = on_denied
         self._last_error = ""
+        self._dropped = 0
 
     @classmethod
     async def open(cls, address: Address, number: int, *, servers: list[str], on_denied: Denied) -> "Connection":
@@ -82,7 +83,7 @@ class Connection:
                 closed_cb=self._hear_closed,
                 **proof,
             )
-        except (errors.Error, OSError, TimeoutError) as error:
+        except (errors.Error, OSError, TimeoutError, ValueError) as error:
             raise self._refusal(address, error) from error
         # nats-py returns as if connected when the server hung up instead of answering.
         if not self._client.is_connected:
@@ -163,12 +164,17 @@ class Connection:
         await self._client._send_unsubscribe(subscription._id)
         if handle_pending_within and subscription._id in self._client._subs:
             await self.flush(handle_pending_within)
-            handled = asyncio.ensure_future(subscription._pending_queue.join())
-            either: set[asyncio.Future[Any]] = {handled, self.ended}
-            await asyncio.wait(either, timeout=handle_pending_within, return_when=asyncio.FIRST_COMPLETED)
-            handled.cancel()
+            await self._handled(subscription, handle_pending_within)
         subscription._stop_processing()
         self._client._remove_sub(subscription._id)
+
+    async def _handled(self, subscription: Subscription, within: float) -> None:
+        handled = asyncio.ensure_future(subscription._pending_queue.join())
+        either: set[asyncio.Future[Any]] = {handled, self.ended}
+        try:
+            await asyncio.wait(either, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            handled.cancel()
 
     async def flush(self, timeout: float) -> None:
         """Return when the server has had everything sent before. Raises `Disconnected`.
@@ -212,7 +218,9 @@ class Connection:
         if (found := _DENIED.search(told)) is not None:
             self._on_denied(found[1], self._as_written(found[2]))
         elif isinstance(error, errors.SlowConsumerError):
-            _log.warning("nats_messages_dropped", subject=error.subject, reason="the receiver is too slow")
+            self._dropped += 1
+            if self._dropped.bit_count() == 1:  # the 1st, 2nd, 4th …: a flood must not become a flood of lines
+                _log.warning("nats_messages_dropped", subject=error.subject, dropped=self._dropped)
         elif isinstance(error, errors.Error | OSError | TimeoutError):
             self._last_error = told or type(error).__name__
         else:

@@ -13,11 +13,10 @@ from nats.aio.msg import Msg
 from libs.common.bus.nats_inbox import NO_HEADERS, STATUS, Inbox
 from libs.common.bus.nats_link import Link
 from libs.common.bus.nats_refusals import TRY_AGAIN, refusal
-from libs.common.bus.transport import Headers, Stored, StreamState
+from libs.common.bus.transport import MESSAGE_ID_HEADER, Headers, Stored, StreamState
 from libs.common.errors import Disconnected, MeshError, NobodyAnswers, NotFound, TimedOut, Unavailable
 
 API = "$JS.API"
-MESSAGE_ID = "Nats-Msg-Id"
 CALL_SECONDS = 5.0
 ONE_TRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.25
@@ -140,7 +139,7 @@ class JetStream:
     async def kept_under(self, stream: str, subject: str, message_id: str, after: int) -> int | None:
         """The sequence of the first message on the subject after `after`, if it has this message id."""
         found = await self._from_leader(stream, {"seq": after + 1, "next_by_subj": subject})
-        return found.sequence if found is not None and found.headers.get(MESSAGE_ID) == message_id else None
+        return found.sequence if found is not None and found.headers.get(MESSAGE_ID_HEADER) == message_id else None
 
 
 _ADDED_BY_DIRECT_GET = frozenset(

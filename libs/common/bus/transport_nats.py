@@ -20,6 +20,7 @@ from libs.common.bus.nats_consuming import DurableConsumer
 from libs.common.bus.nats_inbox import Inbox, incoming
 from libs.common.bus.nats_jetstream import CALL_SECONDS, JetStream
 from libs.common.bus.nats_keys import Keys, Watch
+from libs.common.bus.nats_limits import APPEND_RESERVE_BYTES, check_size
 from libs.common.bus.nats_link import Link, Timing
 from libs.common.bus.nats_listening import Listening, Micro
 from libs.common.bus.nats_reading import OrderedReader
@@ -37,13 +38,10 @@ from libs.common.bus.transport import (
     StreamState,
 )
 from libs.common.contracts.streams import Bucket, Stream
-from libs.common.errors import Disconnected, TooLarge
+from libs.common.errors import Disconnected
 
 GOODBYE_SECONDS = 0.3
 CANCEL_AGAIN_SECONDS = 0.05
-_HEADER_FRAME = len("NATS/1.0\r\n\r\n")
-# What we add to the headers of an append: message id and expected sequence with their names.
-_HEADER_RESERVE = 512
 _default_timing = Timing()
 _log = structlog.get_logger()
 
@@ -80,12 +78,12 @@ class NatsTransport:
         await self._link.failed()
 
     async def publish(self, subject: str, payload: bytes, headers: Headers, *, reply: str | None = None) -> None:
-        self._check_size(subject, payload, headers)
+        check_size(self.max_payload, subject, payload, headers)
         await self._link.send(subject, payload, headers, reply or "", within=self._link.timing.publish_patience)
         self._listening.unanswered.published(subject, headers)
 
     async def request(self, subject: str, payload: bytes, headers: Headers, *, timeout: float) -> Incoming:
-        self._check_size(subject, payload, headers)
+        check_size(self.max_payload, subject, payload, headers)
         return incoming(await self._inbox.request(subject, payload, headers, timeout))
 
     async def subscribe(self, subject: str, deliver: Deliver, *, group: str | None = None) -> None:
@@ -110,7 +108,7 @@ class NatsTransport:
         expect: Expect | None = None,
         timeout: float,
     ) -> Receipt:
-        self._check_size(subject, payload, headers, _HEADER_RESERVE)
+        check_size(self.max_payload, subject, payload, headers, APPEND_RESERVE_BYTES)
         return await self._appender.append(
             subject, payload, headers, message_id=message_id, expect=expect, timeout=timeout
         )
@@ -178,7 +176,7 @@ class NatsTransport:
         ttl_seconds: int | None = None,
         timeout: float = 5,
     ) -> int:
-        self._check_size(key, payload, {}, _HEADER_RESERVE)
+        check_size(self.max_payload, key, payload, {}, APPEND_RESERVE_BYTES)
         return await self._keys.put(bucket, key, payload, revision=revision, ttl_seconds=ttl_seconds, timeout=timeout)
 
     async def delete(self, bucket: str, key: str, *, revision: int) -> None:
@@ -201,18 +199,6 @@ class NatsTransport:
 
     def _next_name(self) -> str:
         return f"{self._unique}_{next(self._numbers)}"
-
-    def _check_size(self, subject: str, payload: bytes, headers: Headers, reserve: int = 0) -> None:
-        limit = self._link.max_payload
-        size = len(payload) + reserve
-        if headers:
-            size += _HEADER_FRAME + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
-        if size > limit:
-            raise TooLarge(
-                f"{len(payload)} bytes with their headers are more than the nats-server's limit of {limit}",
-                subject=subject,
-                limit=limit,
-            )
 
     def live(self) -> list["asyncio.Task[None]"]:
         """Start what goes on by itself; it ends only by being cancelled."""

@@ -225,3 +225,27 @@ async def test_a_subject_that_is_none_is_refused(ours: NatsTransport) -> None:
         with pytest.raises(Malformed):
             await ours.append(subject, b"", {}, message_id=None, timeout=1)
     assert ours.connections == 1
+
+
+async def test_a_reader_that_misses_a_message_reads_on_from_the_last_it_had(
+    wire: Wire, ours: NatsTransport, asker: NatsTransport
+) -> None:
+    """The server seems to deliver a later message first: the reader takes nothing for granted."""
+    read: list[int] = []
+    after = (await ours.stream_state(NUMBERS.name)).last_sequence
+
+    async def reading() -> None:
+        async for batch in ours.read(NUMBERS.name, after=after):
+            read.extend(stored.sequence - after for stored in batch)
+
+    async with in_background(reading()):
+        for number in range(20_000, 20_003):
+            await append(asker, number)
+        await until(lambda: len(read) == 3)
+        wire.inject(b"MSG test.numbers.v1 2 $JS.ACK.NUMBERS.reader.1.999999.9.1800000000000000000.0 1\r\n0\r\n")
+        for number in range(20_003, 20_006):
+            await append(asker, number)
+        await until(lambda: len(read) >= 6)
+
+    assert read == [1, 2, 3, 4, 5, 6]
+    assert ours.connections == 1
