@@ -38,18 +38,18 @@ async def test_a_pending_item_is_still_pending(house: House):
 
 
 async def test_what_strangers_publish_while_it_is_down_is_done(house: House):
-    async with house.marshaling():
-        pass
+    async with house.marshaling() as before:
+        await submit(before, payload={"number": 20})
     async with house.bus("test") as bus:
         for number in range(20):
             await publish_plainly(bus, payload={"number": number})
         async with house.marshaling() as after:
             node = Node(house, bus, "n1")
             await node.open(slots=100)
-            await node.takes(20)
+            await node.takes(21)
             for given in tuple(node.taken):
                 await node.complete(given)
-            assert (await after.marshaling.stats()).by_status["completed"] == 20
+            assert (await after.marshaling.stats()).by_status["completed"] == 21
 
 
 async def test_an_assigned_item_is_offered_again_with_the_same_token(house: House):
@@ -177,6 +177,18 @@ async def test_inputs_that_are_no_longer_needed_are_trimmed(house: House):
 
         assert (await bus.stream_state(WORK_IN)).messages < 100
         assert (await bus.stream_state(WORK_OUT)).messages < 100
+
+
+async def test_a_payload_that_is_still_needed_is_not_trimmed(house: House):
+    async with house.marshaling(OFTEN) as queue, house.bus("test") as bus:
+        await submit(queue, model_name="absent", payload={"text": "x" * 50_000})
+        for _ in range(1_100):
+            await publish_plainly(bus, model_name="absent")
+        await house.pass_time(3)
+
+        node = Node(house, bus, "n1")
+        await node.open(engines=[engine("absent")], slots=1)
+        assert (await node.takes()).payload == {"text": "x" * 50_000}
 
 
 async def test_an_old_open_item_does_not_block_the_trimming(house: House):

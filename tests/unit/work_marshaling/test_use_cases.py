@@ -468,6 +468,21 @@ async def test_ended_items_are_forgotten_but_not_run_again(house: House):
             await submit(queue, work_id="w1", priority=0)
 
 
+async def test_an_end_is_told_only_when_it_is_on_disk(house: House, queue: Instance):
+    work_id = await submit(queue)
+    house.server.stop()
+    cancelling = asyncio.create_task(queue.marshaling.cancel(CancelWork(work_id=work_id)))
+    asking = asyncio.create_task(queue.marshaling.result(work_id, 30))
+    await house.settle()
+    assert not cancelling.done()
+    assert not asking.done()
+
+    house.server.start()
+    await house.pass_time(3)
+    assert (await cancelling).status is WorkStatus.CANCELLED
+    assert (await asking).status is WorkStatus.CANCELLED
+
+
 async def test_a_second_leader_ends_the_first(house: House):
     async with house.marshaling() as first, house.marshaling() as second:
         await submit(second, work_id="w")
