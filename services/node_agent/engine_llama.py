@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import NoReturn
 
 import httpx
@@ -16,10 +14,11 @@ from libs.common.clock import Clock
 from libs.common.contracts.node_agent import EngineView
 from libs.common.contracts.node_registry import Engine, EngineState
 from libs.common.errors import MeshError, Unavailable
+from services.node_agent.engine import EngineFiles
 from services.node_agent.engine_facts import EngineReport, EngineSpec
 from services.node_agent.machine import failures_in_a_row, pause_before_restart, seems_hung
 from services.node_agent.model import EMBEDDING_TYPE, INFERENCE_TYPES
-from services.node_agent.process import Hold, Launcher, Process
+from services.node_agent.process import Launcher, Process
 
 log = structlog.get_logger()
 
@@ -30,7 +29,6 @@ PATIENCE_SECONDS = 30.0
 CONSPICUOUS_SECONDS = 6.0
 FIND_SECONDS = 15.0
 GRACE_SECONDS = 5.0
-LOG_BYTES = 8 * 1024 * 1024
 
 
 class EngineLost(Unavailable):
@@ -50,7 +48,7 @@ class LlamaEngine:
         self,
         spec: EngineSpec,
         *,
-        folder: Path,
+        files: EngineFiles,
         launcher: Launcher,
         client: httpx.AsyncClient,
         clock: Clock,
@@ -59,9 +57,7 @@ class LlamaEngine:
         prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._spec = spec
-        self._lock = folder / "engine.lock"
-        self._report = folder / "engine.json"
-        self._log = folder / "engine.log"
+        self._files = files
         self._launcher = launcher
         self._client = client
         self._clock = clock
@@ -154,7 +150,7 @@ class LlamaEngine:
 
     async def _adopt(self) -> Process | None:
         """The engine that an earlier agent left running, if it is the one we want; any other is ended."""
-        hold = self._launcher.hold(self._lock)
+        hold = self._launcher.hold(self._files.lock)
         if hold is not None:
             hold.release()
             return None
@@ -171,26 +167,25 @@ class LlamaEngine:
         """Who holds the lock. One that was started a moment ago has not reported yet."""
         deadline = self._clock.monotonic() + FIND_SECONDS
         while self._clock.monotonic() < deadline:
-            told = self._read_report()
+            told = self._files.report()
             process = self._launcher.find(told.pid) if told else None
             if told and process and process.alive():
                 return process, told
             await self._clock.sleep(POLL_SECONDS)
-        raise EngineLost(f"another process holds {self._lock} and does not say who it is")
+        raise EngineLost(f"another process holds {self._files.lock} and does not say who it is")
 
     async def _answers_soon(self, told: EngineReport) -> bool:
         """A report without an address is of an engine that still loads; that one is waited for later."""
         return told.url is None or await self._healthy(told.url)
 
     async def _start(self) -> Process:
-        hold = self._launcher.hold(self._lock)
+        hold = self._launcher.hold(self._files.lock)
         if hold is None:
-            raise EngineLost(f"another process took {self._lock} first")
+            raise EngineLost(f"another process took {self._files.lock} first")
         try:
-            self._report.unlink(missing_ok=True)
-            self._log.unlink(missing_ok=True)
+            self._files.clear()
             self._told, self._adopted = None, False
-            starting = asyncio.ensure_future(self._launcher.start(self._command(), log=self._log, hold=hold))
+            starting = asyncio.ensure_future(self._launcher.start(self._command(), log=self._files.log, hold=hold))
             return await self._kept(starting)
         finally:
             hold.release()
@@ -208,7 +203,7 @@ class LlamaEngine:
         spec = self._spec
         command = [
             *(sys.executable, "-m", "services.node_agent.llama_server"),
-            *("--report", str(self._report.resolve()), "--fingerprint", spec.fingerprint()),
+            *("--report", str(self._files.report_path), "--fingerprint", spec.fingerprint()),
             *("--model", spec.model_path, "--name", spec.model_name),
             *("--slots", str(spec.slots), "--context", str(spec.context_tokens)),
             *("--threads", str(spec.threads), "--device", spec.device),
@@ -218,13 +213,15 @@ class LlamaEngine:
     async def _listening(self, process: Process) -> str:
         deadline = self._clock.monotonic() + self._start_seconds
         while self._clock.monotonic() < deadline:
-            told = self._read_report()
+            told = self._files.report()
             if told is not None and told.pid == process.pid:
                 self._told = told
                 if told.url is not None:
                     return told.url
             if not process.alive():
-                raise EngineLost(f"the engine ended {process.ended_how()} before it listened: {self._last_words()}")
+                raise EngineLost(
+                    f"the engine ended {process.ended_how()} before it listened: {self._files.last_words()}"
+                )
             await self._clock.sleep(FIRST_HEALTH_SECONDS)
         raise EngineLost(f"the engine did not listen within {self._start_seconds:g} s")
 
@@ -232,7 +229,7 @@ class LlamaEngine:
         deadline = self._clock.monotonic() + self._start_seconds
         while not await self._healthy(url):
             if not process.alive():
-                raise EngineLost(f"the engine ended {process.ended_how()} while it started: {self._last_words()}")
+                raise self._dead(process, "while it started")
             if self._clock.monotonic() > deadline:
                 raise EngineLost(f"the engine did not become healthy within {self._start_seconds:g} s")
             await self._clock.sleep(FIRST_HEALTH_SECONDS)
@@ -243,16 +240,19 @@ class LlamaEngine:
         while True:
             await self._a_moment()
             if not process.alive():
-                raise EngineLost(f"the engine ended {process.ended_how()}")
+                raise self._dead(process, "while it served")
             if self._clock.monotonic() < look_again:
                 continue
-            self._bound_log()
+            self._files.bound_log()
             if await self._healthy(url):
                 last_answer, cpu_then = self._clock.monotonic(), process.cpu_seconds()
                 self._become(EngineState.READY, None)
             elif process.alive():
                 self._judge_silence(process, self._clock.monotonic() - last_answer, cpu_then)
             look_again = self._clock.monotonic() + HEALTH_SECONDS
+
+    def _dead(self, process: Process, when: str) -> EngineLost:
+        return EngineLost(f"the engine ended {process.ended_how()} {when}: {self._files.last_words()}")
 
     def _judge_silence(self, process: Process, silent: float, cpu_then: float | None) -> None:
         cpu_now = process.cpu_seconds()
@@ -287,44 +287,3 @@ class LlamaEngine:
         if (state, problem) != (self._state, self._problem):
             self._state, self._problem = state, problem
             self._changed()
-
-    def _read_report(self) -> EngineReport | None:
-        try:
-            return EngineReport.from_json(json.loads(self._report.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _last_words(self) -> str:
-        try:
-            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        except OSError:
-            return "it left no output"
-        return " | ".join(line.strip() for line in lines[-3:])[-600:] or "it left no output"
-
-    def _bound_log(self) -> None:
-        """The process appends, so cutting the file under it is safe."""
-        with contextlib.suppress(OSError):
-            if self._log.stat().st_size > LOG_BYTES:
-                with self._log.open("r+b") as file:
-                    file.truncate(0)
-
-
-class TinyModel:
-    """Makes the test model where there is none yet."""
-
-    def __init__(self, launcher: Launcher, *, path: Path) -> None:
-        self._launcher = launcher
-        self.path = path
-
-    async def ensure(self) -> None:
-        """Raises `Unavailable` when it cannot be made."""
-        if self.path.is_file():
-            return
-        command = [sys.executable, "-m", "services.node_agent.tiny_model", str(self.path)]
-        status, output = await self._launcher.run(command, timeout=120)
-        if status != 0:
-            raise Unavailable(f"the test model could not be made: {output.strip().splitlines()[-1:]}")
-        log.info("test_model_made", path=str(self.path))
-
-
-__all__ = ["EngineLost", "Hold", "LlamaEngine", "TinyModel"]

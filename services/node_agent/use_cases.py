@@ -2,9 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import structlog
 
@@ -20,51 +18,21 @@ from libs.common.contracts.work_marshaling import (
     StopAttempts,
 )
 from libs.common.errors import NotFound, Unavailable
+from services.node_agent.attempts import Attempts, Job, Pool
 from services.node_agent.engine import EngineDoor
-from services.node_agent.model import Attempt, AttemptState, JobFailed, Outcome, Running
+from services.node_agent.model import Outcome, Running
 from services.node_agent.observer import AgentObserver
 from services.node_agent.outbox import Outbox
-from services.node_agent.outcomes import completed, failed
+from services.node_agent.outcomes import failed
 from services.node_agent.reports import Reports
-from services.node_agent.runner import Runner
 from services.node_agent.store import Journal
+from services.node_agent.views import view_of_kept, view_of_running
 
 log = structlog.get_logger()
 
 REMEMBERED = timedelta(hours=24)
 REMEMBERED_ATTEMPTS = 100_000
 SHOWN_JOBS = 200
-
-
-class Pool:
-    """The slots of a runner. Taken before the first wait, so that two assignments never get the same one."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-        self.taken = 0
-
-    @property
-    def free(self) -> int:
-        return max(0, self.runner.slots - self.taken - self.runner.lingering) if self.runner.work_types() else 0
-
-    def show(self) -> SlotPool:
-        return SlotPool(work_types=self.runner.work_types(), slots=self.runner.slots, free_slots=self.free)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    running: Running
-    pool: Pool
-    task: "asyncio.Task[None] | None" = None
-    begun: bool = False
-    cut_short: bool = False
-    stop_reason: str | None = None
-
-    def cancel(self) -> None:
-        """A task that is cancelled before its first step would never run, and never end its attempt."""
-        self.cut_short = True
-        if self.begun and self.task is not None:
-            self.task.cancel()
 
 
 class NodeAgent:
@@ -90,7 +58,8 @@ class NodeAgent:
         self._observer = observer
         self._pools = pools
         self._engines = engines
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
+        self._attempts = Attempts(clock, reports)
         self._draining = False
 
     # What others ask
@@ -136,20 +105,20 @@ class NodeAgent:
 
     async def jobs(self) -> Jobs:
         """What runs, then what ended last."""
-        running = [_view(job.running) for job in self._jobs.values()]
+        running = [view_of_running(job.running) for job in self._jobs.values()]
         recent = await self._journal.recent(SHOWN_JOBS)
-        over = [_view_of(attempt) for attempt in recent if attempt.token not in self._jobs]
+        over = [view_of_kept(attempt) for attempt in recent if attempt.token not in self._jobs]
         return Jobs(jobs=(*running, *over), running=len(running), undelivered=self._outbox.undelivered)
 
     async def job(self, token: str) -> JobView:
         """Raises `NotFound`."""
         job = self._jobs.get(token)
         if job is not None:
-            return _view(job.running)
+            return view_of_running(job.running)
         attempt = await self._journal.find(token)
         if attempt is None:
             raise NotFound(f"there is no attempt {token!r} on this node", attempt_token=token)
-        return _view_of(attempt)
+        return view_of_kept(attempt)
 
     async def engines(self) -> Engines:
         return Engines(engines=self.engine_views())
@@ -240,7 +209,7 @@ class NodeAgent:
 
     def _begin(self, assignment: Assignment, pool: Pool) -> None:
         now = self._clock.now()
-        job = _Job(Running(assignment=assignment, accepted_at=now, started_at=now), pool)
+        job = Job(Running(assignment=assignment, accepted_at=now, started_at=now), pool)
         self._jobs[assignment.attempt_token or ""] = job
         job.task = asyncio.get_running_loop().create_task(self._attempt(job), name=f"attempt {assignment.work_id}")
         self._observer.accepted(assignment.work_type)
@@ -256,11 +225,11 @@ class NodeAgent:
             answers.append(AssignmentAnswer(attempt_token=token, accepted=reason is None, reason=reason or ""))
         return AssignmentAnswers(boot_id=self._boot_id, answers=tuple(answers))
 
-    async def _attempt(self, job: _Job) -> None:
+    async def _attempt(self, job: Job) -> None:
         """One attempt from its start to its journaled end."""
         assignment = job.running.assignment
         job.begun = True
-        outcome = await self._outcome(job)
+        outcome = await self._attempts.outcome(job)
         job.pool.taken -= 1
         try:
             await self._close(job, outcome)
@@ -268,59 +237,7 @@ class NodeAgent:
             del self._jobs[assignment.attempt_token or ""]
             self._reports.workload_changed()
 
-    async def _outcome(self, job: _Job) -> Outcome | None:
-        """None when it was stopped: then nobody waits for an outcome."""
-        running = job.running
-        try:
-            if job.cut_short:
-                raise asyncio.CancelledError
-            result = await self._result(job)
-        except JobFailed as error:
-            told = error.error
-            return failed(
-                told.code,
-                told.message,
-                retryable=told.retryable,
-                started_at=running.started_at,
-                ended_at=self._clock.now(),
-            )
-        except asyncio.CancelledError:
-            return None if job.stop_reason is not None else self._failed(running, "agent_stopping", "the node stops")
-        except Exception:
-            log.exception("job_broke", work=running.assignment.work_id)
-            return self._failed(running, "internal", "the node agent has a bug; its log tells more")
-        return completed(result, started_at=running.started_at, ended_at=self._clock.now())
-
-    async def _result(self, job: _Job) -> Any:
-        assignment = job.running.assignment
-        seconds, too_late = self._limit_for(assignment)
-        if seconds <= 0:
-            raise too_late
-        limit = asyncio.timeout(seconds)
-        try:
-            async with limit:
-                return await job.pool.runner.run(assignment, lambda text: self._reports.produced(job.running, text))
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise too_late from None
-
-    def _limit_for(self, assignment: Assignment) -> tuple[float, JobFailed]:
-        """How long an attempt may take, and what it then failed of."""
-        seconds = assignment.timeout_seconds
-        timed_out = JobFailed("timed_out", f"the attempt took longer than {seconds:g} s", retryable=True)
-        if assignment.deadline is None:
-            return seconds, timed_out
-        left = (assignment.deadline - self._clock.now()).total_seconds()
-        if left > seconds:
-            return seconds, timed_out
-        deadline = assignment.deadline.isoformat()
-        return left, JobFailed("deadline_passed", f"the item's deadline, {deadline}, has passed", retryable=False)
-
-    def _failed(self, running: Running, code: str, message: str) -> Outcome:
-        return failed(code, message, retryable=True, started_at=running.started_at, ended_at=self._clock.now())
-
-    async def _close(self, job: _Job, outcome: Outcome | None) -> None:
+    async def _close(self, job: Job, outcome: Outcome | None) -> None:
         assignment = job.running.assignment
         if outcome is None:
             self._observer.ended(assignment.work_type, "stopped")
@@ -342,33 +259,3 @@ class NodeAgent:
 def _nearer(reason: str, refusal: str | None) -> str:
     """An engine that is away explains more than "not done here"."""
     return f"{reason} now: {refusal}" if refusal else reason
-
-
-def _view(running: Running) -> JobView:
-    assignment = running.assignment
-    return JobView(
-        attempt_token=assignment.attempt_token or "",
-        work_id=assignment.work_id,
-        attempt=assignment.attempt,
-        work_type=assignment.work_type,
-        model_name=assignment.model_name,
-        state="running",
-        accepted_at=running.accepted_at,
-    )
-
-
-def _view_of(attempt: Attempt) -> JobView:
-    assignment, outcome = attempt.assignment, attempt.outcome
-    known = outcome is not None and attempt.state != AttemptState.STOPPED
-    return JobView(
-        attempt_token=attempt.token,
-        work_id=assignment.work_id,
-        attempt=assignment.attempt,
-        work_type=assignment.work_type,
-        model_name=assignment.model_name,
-        state="running" if outcome is None else attempt.state.value,
-        accepted_at=attempt.accepted_at,
-        ended_at=outcome.ended_at if outcome else None,
-        succeeded=(outcome.error is None) if known and outcome else None,
-        error=outcome.error if outcome else None,
-    )

@@ -14,8 +14,11 @@ from libs.common.contracts.streams import WORK_OUT
 from libs.common.kit.loops import every
 from libs.common.kit.service import Check, Platform, Service
 from libs.common.kit.settings import load
+from services.node_agent.attempts import Pool
 from services.node_agent.engine_facts import EngineSpec
-from services.node_agent.engine_llama import LlamaEngine, TinyModel
+from services.node_agent.engine_folder import EngineFolder
+from services.node_agent.engine_llama import LlamaEngine
+from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.http_api import routes
 from services.node_agent.life import AgentLife
 from services.node_agent.nats_api import open_doors
@@ -28,7 +31,7 @@ from services.node_agent.runner_openai import EngineRunner
 from services.node_agent.settings import Settings
 from services.node_agent.store import Journal
 from services.node_agent.store_sqlite import SqliteJournal
-from services.node_agent.use_cases import NodeAgent, Pool
+from services.node_agent.use_cases import NodeAgent
 
 TINY_MODEL = "tiny-random-llama"
 ENGINE_ID = "llama-1"
@@ -137,7 +140,7 @@ def _engine(
     tiny = TinyModel(launcher, path=Path(spec.model_path)) if spec.test_model else None
     return LlamaEngine(
         spec,
-        folder=folder,
+        files=EngineFolder(folder),
         launcher=launcher,
         client=client,
         clock=platform.clock,

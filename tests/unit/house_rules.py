@@ -52,6 +52,7 @@ FIXED_NAMES = {"__init__": "package", "model": "model", "machine": "pure"} | {
 # Files that belong to the use cases of a large service, under names of their own.
 MORE_USE_CASES: frozenset[str] = frozenset(
     {
+        "services/node_agent/attempts.py",
         "services/node_agent/life.py",
         "services/node_agent/outbox.py",
         "services/node_agent/reports.py",

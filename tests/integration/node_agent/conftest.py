@@ -13,7 +13,9 @@ import pytest
 from libs.common.clock import SystemClock
 from libs.common.contracts.node_registry import EngineState
 from services.node_agent.engine_facts import EngineSpec
-from services.node_agent.engine_llama import LlamaEngine, TinyModel
+from services.node_agent.engine_folder import EngineFolder
+from services.node_agent.engine_llama import LlamaEngine
+from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.process_posix import PosixLauncher
 
 
@@ -58,7 +60,7 @@ class EngineAtWork:
         self.client = httpx.AsyncClient(trust_env=False)
         self.engine = LlamaEngine(
             self.spec,
-            folder=folder,
+            files=EngineFolder(folder),
             launcher=self.launcher,
             client=self.client,
             clock=SystemClock(),

@@ -36,13 +36,14 @@ from libs.common.contracts.work_marshaling import (
 from libs.common.kit.problems import install
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
+from services.node_agent.attempts import Pool
 from services.node_agent.observer_prometheus import PrometheusObserver
 from services.node_agent.outbox import Outbox
 from services.node_agent.reports import Reports
 from services.node_agent.runner_function import FunctionRunner
 from services.node_agent.settings import Settings
 from services.node_agent.store_sqlite import SqliteJournal
-from services.node_agent.use_cases import NodeAgent, Pool
+from services.node_agent.use_cases import NodeAgent
 from services.node_agent.wiring import build
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import echo

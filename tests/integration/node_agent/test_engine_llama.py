@@ -6,8 +6,10 @@ import signal
 from pathlib import Path
 
 import httpx
+import pytest
 
 from libs.common.contracts.node_registry import EngineState
+from services.node_agent import engine_llama
 from services.node_agent.process_posix import PosixLauncher
 from tests.integration.node_agent.conftest import EngineMaker, runs, until
 
@@ -156,3 +158,38 @@ async def test_the_page_of_a_browser_may_not_read_the_engines_answers(engine: En
     answer = await asked("GET", f"{url}/v1/models", headers={"Origin": "https://example.com"})
 
     assert answer.headers.get("access-control-allow-origin") in (None, "http://127.0.0.1")
+
+
+async def test_an_engine_that_freezes_while_it_serves_is_ended_and_started_again(
+    engine: EngineMaker, monkeypatch: pytest.MonkeyPatch
+):
+    for name, seconds in (("HEALTH_SECONDS", 0.2), ("CONSPICUOUS_SECONDS", 0.5), ("PATIENCE_SECONDS", 1.0)):
+        monkeypatch.setattr(engine_llama, name, seconds)
+    at_work = engine()
+    await at_work.ready()
+    pid = at_work.engine.view().pid
+    assert pid is not None
+
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: at_work.engine.now().state == EngineState.FAILED)
+    assert "does not answer" in str(at_work.engine.now().problem)
+    await until(lambda: not runs(pid))
+    await at_work.ready()
+
+    assert at_work.engine.view().restarts == 1
+
+
+async def test_an_engine_that_froze_and_goes_on_is_kept(engine: EngineMaker, monkeypatch: pytest.MonkeyPatch):
+    for name, seconds in (("HEALTH_SECONDS", 0.2), ("CONSPICUOUS_SECONDS", 0.5), ("PATIENCE_SECONDS", 60.0)):
+        monkeypatch.setattr(engine_llama, name, seconds)
+    at_work = engine()
+    await at_work.ready()
+    pid = at_work.engine.view().pid
+    assert pid is not None
+
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: at_work.engine.now().state == EngineState.FAILED)
+    os.kill(pid, signal.SIGCONT)
+    await at_work.ready()
+
+    assert (at_work.engine.view().pid, at_work.engine.view().restarts) == (pid, 0)

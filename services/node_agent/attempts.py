@@ -1,0 +1,108 @@
+"""One attempt, from its first step to its outcome; and the slots that attempts take."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from libs.common.clock import Clock
+from libs.common.contracts.node_registry import SlotPool
+from libs.common.contracts.work_marshaling import Assignment
+from services.node_agent.model import JobFailed, Outcome, Running
+from services.node_agent.outcomes import completed, failed
+from services.node_agent.reports import Reports
+from services.node_agent.runner import Runner
+
+log = structlog.get_logger()
+
+
+class Pool:
+    """The slots of a runner. Taken before the first wait, so that two assignments never get the same one."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.taken = 0
+
+    @property
+    def free(self) -> int:
+        return max(0, self.runner.slots - self.taken - self.runner.lingering) if self.runner.work_types() else 0
+
+    def show(self) -> SlotPool:
+        return SlotPool(work_types=self.runner.work_types(), slots=self.runner.slots, free_slots=self.free)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    running: Running
+    pool: Pool
+    task: "asyncio.Task[None] | None" = None
+    begun: bool = False
+    cut_short: bool = False
+    stop_reason: str | None = None
+
+    def cancel(self) -> None:
+        """A task that is cancelled before its first step would never run, and never end its attempt."""
+        self.cut_short = True
+        if self.begun and self.task is not None:
+            self.task.cancel()
+
+
+class Attempts:
+    """Runs jobs to an outcome, whatever they do."""
+
+    def __init__(self, clock: Clock, reports: Reports) -> None:
+        self._clock = clock
+        self._reports = reports
+
+    async def outcome(self, job: Job) -> Outcome | None:
+        """None when it was stopped: then nobody waits for an outcome."""
+        running = job.running
+        try:
+            if job.cut_short:
+                raise asyncio.CancelledError
+            result = await self._result(job)
+        except JobFailed as error:
+            told = error.error
+            return failed(
+                told.code,
+                told.message,
+                retryable=told.retryable,
+                started_at=running.started_at,
+                ended_at=self._clock.now(),
+            )
+        except asyncio.CancelledError:
+            return None if job.stop_reason is not None else self._failed(running, "agent_stopping", "the node stops")
+        except Exception:
+            log.exception("job_broke", work=running.assignment.work_id)
+            return self._failed(running, "internal", "the node agent has a bug; its log tells more")
+        return completed(result, started_at=running.started_at, ended_at=self._clock.now())
+
+    async def _result(self, job: Job) -> Any:
+        assignment = job.running.assignment
+        seconds, too_late = self._limit_for(assignment)
+        if seconds <= 0:
+            raise too_late
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await job.pool.runner.run(assignment, lambda text: self._reports.produced(job.running, text))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise too_late from None
+
+    def _limit_for(self, assignment: Assignment) -> tuple[float, JobFailed]:
+        """How long an attempt may take, and what it then failed of."""
+        seconds = assignment.timeout_seconds
+        timed_out = JobFailed("timed_out", f"the attempt took longer than {seconds:g} s", retryable=True)
+        if assignment.deadline is None:
+            return seconds, timed_out
+        left = (assignment.deadline - self._clock.now()).total_seconds()
+        if left > seconds:
+            return seconds, timed_out
+        deadline = assignment.deadline.isoformat()
+        return left, JobFailed("deadline_passed", f"the item's deadline, {deadline}, has passed", retryable=False)
+
+    def _failed(self, running: Running, code: str, message: str) -> Outcome:
+        return failed(code, message, retryable=True, started_at=running.started_at, ended_at=self._clock.now())
