@@ -18,6 +18,7 @@ from libs.common.contracts.node_registry import Gpu, Inventory, Tier, TierVerdic
 FACTORY_MB = 30 * 1024
 PEER_MB = 20 * 1024
 ORDER = tuple(Tier)
+_RANK = {tier: rank for rank, tier in enumerate(ORDER)}
 _CAPABILITY = re.compile(r"(\d+)\.(\d+)")
 _AMD_ARCHITECTURE = re.compile(r"gfx(\d+)([0-9a-f])([0-9a-f])")
 
@@ -39,7 +40,7 @@ def classify(inventory: Inventory, *, override: Tier | None = None) -> TierVerdi
 
 
 def better_or_equal(tier: Tier, least: Tier) -> bool:
-    return ORDER.index(tier) <= ORDER.index(least)
+    return _RANK[tier] <= _RANK[least]
 
 
 def usable_mb(gpu: Gpu, ram_mb: int | None) -> int | None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 from libs.common.contracts.node_registry import EngineState, Gpu, NodeQuery, NodeState, Platform, Tier
@@ -16,22 +17,16 @@ E = TypeVar("E", bound=StrEnum)
 _CAPABILITY = re.compile(r"(\d+)\.(\d+)")
 
 
+Clause = Callable[[Node], str | None]
+"""Why a node does not satisfy one demand; None when it does."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A query whose names have been read."""
+    """A query that has been read: what it demands, one clause for each demand, the cheap ones first."""
 
-    query: NodeQuery
-    tier: Tier | None
-    min_tier: Tier | None
-    platform: Platform | None
-    states: frozenset[NodeState] | None
+    clauses: tuple[Clause, ...]
     order: "Order"
-
-    @property
-    def about_gpus(self) -> bool:
-        query = self.query
-        asked = (query.gpu_model, query.compute_capability, query.min_vram_mb_per_gpu, query.min_free_vram_mb)
-        return bool(query.requires_gpu or query.min_gpu_count) or any(clause is not None for clause in asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +35,10 @@ class Order:
 
     key: Callable[[Node], float | None] | None
     downwards: bool
+
+    @property
+    def by_id(self) -> bool:
+        return self.key is None and not self.downwards
 
     def sorted(self, nodes: Sequence[Node]) -> list[Node]:
         by_id = sorted(nodes, key=lambda node: node.node_id, reverse=self.key is None and self.downwards)
@@ -60,18 +59,21 @@ def read(query: NodeQuery) -> Wanted:
     if query.after is not None and order != "node_id":
         raise Malformed("after: pages are told only in the order of node_id, without `sort`", field="after")
     return Wanted(
-        query=query,
-        tier=_named(Tier, "tier", query.tier),
-        min_tier=_named(Tier, "min_tier", query.min_tier),
-        platform=_named(Platform, "platform", query.platform),
-        states=_states(query.states),
+        clauses=(*_about_node(query), *_about_machine(query), *_about_gpus(query)),
         order=Order(_ORDERS[word], order.startswith("-")),
     )
 
 
+def matches(node: Node, wanted: Wanted) -> bool:
+    for clause in wanted.clauses:  # noqa: SIM110  # runs for every node: a generator would take twice as long
+        if clause(node) is not None:
+            return False
+    return True
+
+
 def refusals(node: Node, wanted: Wanted) -> list[str]:
     """Why this node does not match, one sentence for each clause; none when it does."""
-    return [*_about_node(node, wanted), *_about_machine(node, wanted), *_about_gpus(node, wanted)]
+    return [reason for clause in wanted.clauses if (reason := clause(node)) is not None]
 
 
 def free_vram_mb(node: Node, gpu: Gpu) -> int | None:
@@ -89,65 +91,121 @@ def free_ram_mb(node: Node) -> int | None:
     return told if told is not None else node.announced.inventory.memory.available_mb
 
 
-def _about_node(node: Node, wanted: Wanted) -> Iterator[str]:
-    query, state, tier = wanted.query, node.life.state, node.announced.tier
-    if query.node_ids is not None and node.node_id not in query.node_ids:
-        yield "node_ids: it is not among them"
-    if query.online_only and state is not NodeState.ONLINE:
-        yield f"online_only: it is {state} ({node.life.reason})"
-    if wanted.states is not None and state not in wanted.states:
-        yield f"states: it is {state}"
-    if wanted.tier is not None and tier is not wanted.tier:
-        yield f"tier: it is {tier}, not {wanted.tier}"
-    if wanted.min_tier is not None and not better_or_equal(tier, wanted.min_tier):
-        yield f"min_tier: it is {tier}, less than {wanted.min_tier}"
+def _about_node(query: NodeQuery) -> Iterator[Clause]:
+    if query.node_ids is not None:
+        among = frozenset(query.node_ids)
+        yield lambda node: None if node.node_id in among else "node_ids: it is not among them"
+    if query.online_only:
+        yield _is_online
+    if (states := _states(query.states)) is not None:
+        yield lambda node: None if node.life.state in states else f"states: it is {node.life.state}"
+    if (tier := _named(Tier, "tier", query.tier)) is not None:
+        yield lambda node: None if node.announced.tier is tier else f"tier: it is {node.announced.tier}, not {tier}"
+    if (least := _named(Tier, "min_tier", query.min_tier)) is not None:
+        yield partial(_has_tier, least)
     for label, value in query.labels.items():
-        if node.announced.labels.get(label) != value:
-            yield f"labels: {label} is {node.announced.labels.get(label, 'not set')}, not {value}"
-    if query.model_name is not None and query.model_name not in _models(node):
-        yield f"model_name: {query.model_name} is not loaded and ready there"
+        yield partial(_has_label, label, value)
+    if query.model_name is not None:
+        yield partial(_has_model, query.model_name)
 
 
-def _about_machine(node: Node, wanted: Wanted) -> Iterator[str]:
-    query, inventory = wanted.query, node.announced.inventory
-    if wanted.platform is not None and inventory.platform is not wanted.platform:
-        yield f"platform: it is {inventory.platform}, not {wanted.platform}"
-    if _less(inventory.memory.total_mb, query.min_ram_mb):
-        yield f"min_ram_mb: it has {_known(inventory.memory.total_mb)}, not {query.min_ram_mb}"
-    if _less(inventory.cpu.threads, query.min_cpu_threads):
-        yield f"min_cpu_threads: it has {_known(inventory.cpu.threads)}, not {query.min_cpu_threads}"
+def _about_machine(query: NodeQuery) -> Iterator[Clause]:
+    if (platform := _named(Platform, "platform", query.platform)) is not None:
+        yield partial(_has_platform, platform)
+    if (ram := query.min_ram_mb) is not None:
+        yield lambda node: _at_least("min_ram_mb", node.announced.inventory.memory.total_mb, ram)
+    if (threads := query.min_cpu_threads) is not None:
+        yield lambda node: _at_least("min_cpu_threads", node.announced.inventory.cpu.threads, threads)
 
 
-def _about_gpus(node: Node, wanted: Wanted) -> Iterator[str]:
-    query, gpus = wanted.query, [gpu for gpu in node.announced.inventory.gpus if _works(node, gpu)]
-    ram = node.announced.inventory.memory.total_mb
-    total = sum(usable_mb(gpu, ram) or 0 for gpu in gpus)
-    if _less(total, query.min_total_vram_mb):
-        yield f"min_total_vram_mb: its GPUs have {total} together, not {query.min_total_vram_mb}"
-    if not wanted.about_gpus:
-        return
-    if not gpus:
-        yield "requires_gpu: it has no GPU that works"
-        return
-    needed = max(1, query.min_gpu_count or 0)
-    short = {gpu.uuid: list(_gpu_lacks(node, gpu, wanted)) for gpu in gpus}
-    fit = sum(not reasons for reasons in short.values())
-    if fit < needed:
-        lacks = "; ".join(dict.fromkeys(reason for reasons in short.values() for reason in reasons))
-        yield f"min_gpu_count: {fit} of its {len(gpus)} GPUs fit, not {needed}" + (f" ({lacks})" if lacks else "")
+def _about_gpus(query: NodeQuery) -> Iterator[Clause]:
+    """A GPU fits when it satisfies every demand made of a GPU; `min_gpu_count` says how many must fit."""
+    if (total := query.min_total_vram_mb) is not None:
+        yield partial(_has_vram, total)
+    demands = tuple(_about_one_gpu(query))
+    if demands or query.requires_gpu or query.min_gpu_count:
+        yield partial(_has_gpus, demands, max(1, query.min_gpu_count or 0))
 
 
-def _gpu_lacks(node: Node, gpu: Gpu, wanted: Wanted) -> Iterator[str]:
-    query = wanted.query
-    usable, free = usable_mb(gpu, node.announced.inventory.memory.total_mb), free_vram_mb(node, gpu)
-    if _less(usable, query.min_vram_mb_per_gpu):
-        yield f"min_vram_mb_per_gpu: {gpu.name} has {_known(usable)} usable, not {query.min_vram_mb_per_gpu}"
-    if _less(free, query.min_free_vram_mb):
-        yield f"min_free_vram_mb: {gpu.name} has {_known(free)} free, not {query.min_free_vram_mb}"
-    if query.gpu_model is not None and query.gpu_model.lower() not in gpu.name.lower():
-        yield f"gpu_model: it is {gpu.name}"
-    if query.compute_capability is not None and not _capable(gpu.compute_capability, query.compute_capability):
-        yield f"compute_capability: {gpu.name} has {gpu.compute_capability or 'an unknown one'}"
+Demand = Callable[[Node, Gpu], str | None]
+
+
+def _about_one_gpu(query: NodeQuery) -> Iterator[Demand]:
+    if (name := query.gpu_model) is not None:
+        yield lambda _, gpu: None if name.lower() in gpu.name.lower() else f"gpu_model: it is {gpu.name}"
+    if (capability := query.compute_capability) is not None:
+        yield (
+            lambda _, gpu: (
+                None
+                if _capable(gpu.compute_capability, capability)
+                else f"compute_capability: {gpu.name} has {gpu.compute_capability or 'an unknown one'}"
+            )
+        )
+    if (size := query.min_vram_mb_per_gpu) is not None:
+        yield lambda node, gpu: _at_least(f"min_vram_mb_per_gpu: {gpu.name}", _usable(node, gpu), size)
+    if (free := query.min_free_vram_mb) is not None:
+        yield lambda node, gpu: _at_least(f"min_free_vram_mb: {gpu.name}", free_vram_mb(node, gpu), free)
+
+
+def _is_online(node: Node) -> str | None:
+    if node.life.state is NodeState.ONLINE:
+        return None
+    return f"online_only: it is {node.life.state} ({node.life.reason})"
+
+
+def _has_tier(least: Tier, node: Node) -> str | None:
+    tier = node.announced.tier
+    return None if better_or_equal(tier, least) else f"min_tier: it is {tier}, less than {least}"
+
+
+def _has_label(label: str, value: str, node: Node) -> str | None:
+    has = node.announced.labels.get(label)
+    return None if has == value else f"labels: {label} is {'not set' if has is None else has}, not {value}"
+
+
+def _has_model(name: str, node: Node) -> str | None:
+    return None if name in _models(node) else f"model_name: {name} is not loaded and ready there"
+
+
+def _has_platform(platform: Platform, node: Node) -> str | None:
+    has = node.announced.inventory.platform
+    return None if has is platform else f"platform: it is {has}, not {platform}"
+
+
+def _has_vram(wanted: int, node: Node) -> str | None:
+    total = sum(_usable(node, gpu) or 0 for gpu in node.announced.inventory.gpus if _works(node, gpu))
+    return _at_least("min_total_vram_mb: its GPUs together", total, wanted)
+
+
+def _has_gpus(demands: Sequence[Demand], needed: int, node: Node) -> str | None:
+    """Looks no further once enough GPUs fit."""
+    fit = 0
+    for gpu in node.announced.inventory.gpus:
+        if _works(node, gpu) and not any(demand(node, gpu) for demand in demands):
+            fit += 1
+            if fit >= needed:
+                return None
+    return _too_few_gpus(demands, fit, needed, node)
+
+
+def _too_few_gpus(demands: Sequence[Demand], fit: int, needed: int, node: Node) -> str:
+    working = [gpu for gpu in node.announced.inventory.gpus if _works(node, gpu)]
+    if not working:
+        return "requires_gpu: it has no GPU that works"
+    lacks = dict.fromkeys(reason for gpu in working for demand in demands if (reason := demand(node, gpu)))
+    why = f" ({'; '.join(lacks)})" if lacks else ""
+    return f"min_gpu_count: {fit} of its {len(working)} GPUs fit, not {needed}{why}"
+
+
+def _at_least(what: str, has: int | None, wanted: int) -> str | None:
+    """What is not known does not satisfy a demand above zero."""
+    if (has or 0) >= wanted:
+        return None
+    return f"{what}: it has {'an unknown amount' if has is None else has}, not {wanted}"
+
+
+def _usable(node: Node, gpu: Gpu) -> int | None:
+    return usable_mb(gpu, node.announced.inventory.memory.total_mb)
 
 
 def _works(node: Node, gpu: Gpu) -> bool:
@@ -165,15 +223,6 @@ def _capable(has: str | None, wanted: str) -> bool:
 def _models(node: Node) -> frozenset[str]:
     engines = node.workload.engines if node.workload is not None else ()
     return frozenset(engine.model_name for engine in engines if engine.state is EngineState.READY)
-
-
-def _less(has: int | None, wanted: int | None) -> bool:
-    """What is not known does not satisfy a demand above zero."""
-    return wanted is not None and (has or 0) < wanted
-
-
-def _known(amount: int | None) -> str:
-    return "an unknown amount" if amount is None else str(amount)
 
 
 def _states(names: Sequence[str] | None) -> frozenset[NodeState] | None:

@@ -24,7 +24,7 @@ from libs.common.contracts.node_registry import (
 )
 from libs.common.errors import NotFound, Unavailable
 from services.node_registry.machine import born, heard, listen, missed, sweep
-from services.node_registry.matching import read, refusals
+from services.node_registry.matching import Wanted, matches, read, refusals
 from services.node_registry.model import Change, Ear, Guard, Life, Node, Rules
 from services.node_registry.observer import Observer
 from services.node_registry.views import view
@@ -94,17 +94,19 @@ class NodeRegistry:
     async def query(self, query: NodeQuery) -> NodesFound:
         """Raises `Malformed` for a name that does not exist."""
         wanted, now = read(query), self._clock.monotonic()
-        judged = [(node, refusals(node, wanted)) for node in self._nodes.values()]
-        found = wanted.order.sorted([node for node, reasons in judged if not reasons])
-        page = [node for node in found if query.after is None or node.node_id > query.after]
+        found = wanted.order.sorted([node for node in self._nodes.values() if matches(node, wanted)])
+        page = found if query.after is None else [node for node in found if node.node_id > query.after]
         shown = page[: query.limit]
-        excluded = [NodeExcluded(node_id=node.node_id, reasons=tuple(why)) for node, why in judged if why]
         return NodesFound(
             nodes=tuple(view(node, now) for node in shown),
             total=len(found),
-            next_after=shown[-1].node_id if len(page) > len(shown) and query.sort == "node_id" else None,
-            excluded=tuple(excluded) if query.explain else None,
+            next_after=shown[-1].node_id if len(page) > len(shown) and wanted.order.by_id else None,
+            excluded=self._excluded(wanted) if query.explain else None,
         )
+
+    def _excluded(self, wanted: Wanted) -> tuple[NodeExcluded, ...]:
+        judged = ((node.node_id, refusals(node, wanted)) for node in self._nodes.values())
+        return tuple(NodeExcluded(node_id=node_id, reasons=tuple(why)) for node_id, why in judged if why)
 
     async def get(self, node_id: str) -> NodeView:
         """Raises `NotFound`."""
