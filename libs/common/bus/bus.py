@@ -181,7 +181,7 @@ class Bus:
         receipt = await self.append(DEAD_LETTER, letter, message_id=letter_id(stored))
         self._observer.dead_lettered(stored.subject, error.code)
         _log.warning(
-            "dead letter kept",
+            "dead_letter_kept",
             subject=stored.subject,
             stream=stored.stream,
             sequence=stored.sequence,
@@ -232,12 +232,12 @@ class Bus:
             async with asyncio.timeout(deadline_seconds):
                 await self._transport.stop_listening()
         except TimeoutError:
-            _log.warning("not everything delivered was taken up", deadline_seconds=deadline_seconds)
+            _log.warning("deliveries_dropped", deadline_seconds=deadline_seconds)
         except MeshError as error:
-            _log.warning("subscriptions could not be ended", code=error.code, reason=error.message)
+            _log.warning("subscriptions_not_ended", code=error.code, reason=error.message)
         left = max(0.0, deadline_seconds - (self._clock.monotonic() - started))
         for subject in await self._handlers.finish(left):
-            _log.warning("handler cut short", subject=subject, deadline_seconds=deadline_seconds)
+            _log.warning("handler_cut_short", subject=subject, deadline_seconds=deadline_seconds)
 
     async def _kept_already(self, topic: Topic[M], message_id: str | None) -> Receipt | None:
         """A server compares the expected sequence before it looks at the message id."""
@@ -280,7 +280,7 @@ class Bus:
                     _log_declined(kind, subject, error, payload)
                 raise
             except Exception:
-                _log.exception("handler failed", kind=kind, subject=subject)
+                _log.exception("handler_failed", kind=kind, subject=subject)
                 raise
 
     async def _answer(self, incoming: Incoming, payload: bytes, headers: Headers) -> None:
@@ -292,12 +292,12 @@ class Bus:
         try:
             await self._answer(incoming, payload, headers)
         except MeshError as unsent:
-            _log.warning("error could not be answered", subject=incoming.subject, code=unsent.code)
+            _log.warning("error_not_answered", subject=incoming.subject, code=unsent.code)
 
 
 def _log_declined(kind: Kind, subject: str, error: MeshError, payload: bytes) -> None:
     shown = {"payload": repr(payload[:_SHOWN_BYTES])} if isinstance(error, Malformed) else {}
-    _log.warning("message declined", kind=kind, subject=subject, code=error.code, reason=error.message, **shown)
+    _log.warning("message_declined", kind=kind, subject=subject, code=error.code, reason=error.message, **shown)
 
 
 __all__ = ["AT_ONCE", "Bus", "Delivery", "Entry", "Expect", "Receipt", "Stored", "StreamState"]

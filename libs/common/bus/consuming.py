@@ -52,13 +52,13 @@ class Consuming:
         while True:
             await self._clock.sleep(WORKING_SECONDS)
             for delivery in tuple(self._unsettled):
-                await _try(delivery.working(), "delivery could not be kept", delivery)
+                await _try(delivery.working(), "delivery_not_kept", delivery)
 
     async def _settle(self, delivery: Delivery) -> None:
         try:
             refusal = await self._handle(delivery.message)
             if refusal is None:
-                await _try(delivery.ack(), "delivery could not be acknowledged", delivery)
+                await _try(delivery.ack(), "delivery_not_acknowledged", delivery)
             elif isinstance(refusal, Malformed):
                 await self._bury(delivery, refusal)
             else:
@@ -82,12 +82,12 @@ class Consuming:
         except MeshError as error:  # not kept: then it must come again
             await self._give_back(delivery, error)
         else:
-            await _try(delivery.term(reason.code), "delivery could not be ended", delivery)
+            await _try(delivery.term(reason.code), "delivery_not_ended", delivery)
 
     async def _give_back(self, delivery: Delivery, refusal: MeshError) -> None:
         stored = delivery.message
         _log.warning(
-            "delivery given back",
+            "delivery_given_back",
             subject=stored.subject,
             sequence=stored.sequence,
             delivered=delivery.delivered,
@@ -95,7 +95,7 @@ class Consuming:
             reason=refusal.message,
         )
         await self._clock.sleep(PAUSE_SECONDS)
-        await _try(delivery.nak(), "delivery could not be given back", delivery)
+        await _try(delivery.nak(), "delivery_not_given_back", delivery)
 
 
 async def _try(settling: Awaitable[None], event: str, delivery: Delivery) -> None:
