@@ -171,6 +171,9 @@ class Transport(Protocol):
         Until `timeout` the same bytes are sent again after a lost connection or a missing receipt, which
         `message_id` makes harmless. Raises `TimedOut` (it may or may not be there), `StreamFull`, `WrongRevision`,
         `TooLarge`, `Forbidden`, `NobodyAnswers` (no stream keeps this subject).
+
+        A server looks at `expect` before the message id: what is sent again may be refused with `WrongRevision`
+        because of itself. `Bus.append` tells that apart.
         """
         ...
 
