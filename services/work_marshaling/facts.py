@@ -21,11 +21,12 @@ from libs.common.contracts.work_log import (
     RetryAt,
     Started,
 )
-from libs.common.contracts.work_marshaling import SERVER_PREFIX, WorkError, WorkStatus
+from libs.common.contracts.work_marshaling import SERVER_PREFIX, Requirements, WorkError, WorkStatus
 from services.work_marshaling.identity import payload_text
 from services.work_marshaling.model import Attempt, ItemFact, Outcome, Spec, Submission, WorkItem
 
 INLINE_BYTES = 4096
+NO_REQUIREMENTS = Requirements()
 REFUSALS_KEPT = 32
 
 AttemptFact = Assigned | Started | Expired | AttemptFailed
@@ -73,7 +74,7 @@ def _admitted(fact: Admitted) -> WorkItem:
         work_type=asked.work_type,
         model_name=asked.model_name,
         priority=asked.priority,
-        requirements=asked.requirements,
+        requirements=NO_REQUIREMENTS if asked.requirements == NO_REQUIREMENTS else asked.requirements,
         timeout_seconds=asked.timeout_seconds,
         deadline=asked.deadline,
         not_before=asked.not_before,

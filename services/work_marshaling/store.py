@@ -22,13 +22,12 @@ from libs.common.contracts.work_log import (
     WorkRecord,
 )
 from libs.common.contracts.work_marshaling import Requirements, WorkStatus
-from services.work_marshaling.facts import apply
+from services.work_marshaling.facts import NO_REQUIREMENTS, apply
 from services.work_marshaling.model import ItemFact, Refusal, WorkItem
 from services.work_marshaling.remembered import RememberedIds
 
 REFUSALS_KEPT = 10_000
 ALIASES_KEPT = 100_000
-NO_REQUIREMENTS = Requirements()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,9 @@ class Memory:
         if item.digest:
             self._alias(item.sequence, item.work_id)
         asked = item.spec.requirements
-        shared = self._requirements.setdefault(repr(asked), asked) if asked != NO_REQUIREMENTS else NO_REQUIREMENTS
+        if asked is NO_REQUIREMENTS:
+            return item
+        shared = self._requirements.setdefault(repr(asked), asked)
         if len(self._requirements) > REFUSALS_KEPT:
             self._requirements.clear()
         return replace(item, spec=replace(item.spec, requirements=shared)) if shared is not asked else item
