@@ -43,8 +43,8 @@ class Consuming:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep())
             async for delivery in deliveries:
+                self._unsettled.add(delivery)  # also while it waits for its place, or another would get it meanwhile
                 await self._places.acquire()
-                self._unsettled.add(delivery)
                 tasks.create_task(self._settle(delivery))
 
     async def _keep(self) -> None:
