@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import aclosing
 
 import httpx
 
@@ -12,6 +13,7 @@ from libs.inference.sse import EventReader
 from services.benchmark_runner.model import Sample, Target
 
 CONNECT_SECONDS = 5.0
+CONNECTION_CLOSED = "connection_closed"
 
 
 class HttpLoad:
@@ -32,17 +34,11 @@ class HttpLoad:
         }
         if ignore_eos:
             body["ignore_eos"] = True
-        sent = self._clock.monotonic()
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._streamed(target, body, sent)
-        except TimeoutError:
-            error = "timed_out"
-        except httpx.HTTPError as problem:
-            error = type(problem).__name__
-        except Malformed:
-            error = "unusable_answer"
-        return Sample(end_to_end_seconds=self._clock.monotonic() - sent, error=error)
+        sample = await self._measured(target, body, timeout)
+        if sample.error == CONNECTION_CLOSED:
+            # Servers end kept connections when they like, also while we send; a new one measures the engine again.
+            sample = await self._measured(target, body, timeout)
+        return sample
 
     async def first_model(self, base_url: str) -> str:
         try:
@@ -52,18 +48,38 @@ class HttpLoad:
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise Unavailable(f"{base_url} does not name its models: {error!r}") from error
 
-    async def _streamed(self, target: Target, body: dict[str, object], sent: float) -> Sample:
-        reader, answer = EventReader(), StreamedAnswer()
-        first: float | None = None
+    async def _measured(self, target: Target, body: dict[str, object], timeout: float) -> Sample:
+        sent = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._answered(target, body, sent)
+        except TimeoutError:
+            error = "timed_out"
+        except httpx.HTTPError as problem:
+            error = type(problem).__name__
+        except Malformed:
+            error = "unusable_answer"
+        return Sample(end_to_end_seconds=self._clock.monotonic() - sent, error=error)
+
+    async def _answered(self, target: Target, body: dict[str, object], sent: float) -> Sample:
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-        url = target.base_url + COMPLETIONS
-        async with self._client.stream("POST", url, json=body, timeout=timeout) as response:
+        request = self._client.build_request("POST", target.base_url + COMPLETIONS, json=body, timeout=timeout)
+        try:
+            response = await self._client.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            return Sample(end_to_end_seconds=self._clock.monotonic() - sent, error=CONNECTION_CLOSED)
+        async with aclosing(response):
             if response.status_code != httpx.codes.OK:
                 return Sample(end_to_end_seconds=self._clock.monotonic() - sent, error=f"http_{response.status_code}")
-            async for piece in response.aiter_bytes():
-                now = self._clock.monotonic()
-                if any(_texts(reader, answer.take, piece)) and first is None:
-                    first = now - sent
+            return await self._read(response, sent)
+
+    async def _read(self, response: httpx.Response, sent: float) -> Sample:
+        reader, answer = EventReader(), StreamedAnswer()
+        first: float | None = None
+        async for piece in response.aiter_bytes():
+            now = self._clock.monotonic()
+            if any(_texts(reader, answer.take, piece)) and first is None:
+                first = now - sent
         usage = answer.answer().usage
         return Sample(
             end_to_end_seconds=self._clock.monotonic() - sent,

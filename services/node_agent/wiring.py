@@ -111,7 +111,7 @@ class _Machinery:
 def _machinery(
     platform: Platform, settings: Settings, folder: Path, observer: PrometheusObserver, reports: Reports
 ) -> _Machinery:
-    launcher, client = PosixLauncher(), _client()
+    launcher, client = PosixLauncher(), engine_client()
     engines = [_engine(platform, settings, folder, launcher, client, reports)] if settings.engine != "none" else []
     pools = [Pool(EngineRunner(engine, client, observer)) for engine in engines]
     functions = None
@@ -122,9 +122,13 @@ def _machinery(
     return _Machinery(engines=engines, pools=pools, functions=functions, launcher=launcher, client=client)
 
 
-def _client() -> httpx.AsyncClient:
-    """To engines on this machine only: no proxy, no certificates. Idle connections are left before engines end them."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
+def engine_client() -> httpx.AsyncClient:
+    """To engines on this machine only: no proxy, no certificates.
+
+    A connection for each request: llama.cpp ends kept ones after a hundred requests without saying so, which would fail
+    a job in a hundred, and a new one costs a tenth of a millisecond here.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     return httpx.AsyncClient(limits=limits, trust_env=False, verify=False)
 
 

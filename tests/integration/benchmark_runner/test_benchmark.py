@@ -149,3 +149,13 @@ async def test_a_server_that_does_not_answer_fails_the_run(tmp_path: Path):
 
     assert view.state == BenchmarkState.FAILED
     assert "does not serve: ConnectError" in str(view.problem)
+
+
+async def test_connections_that_the_server_ends_are_no_failures(engine: EngineAtWork, tmp_path: Path):
+    """llama.cpp ends a kept connection after a hundred requests, without saying so."""
+    url = await engine.ready()
+    async with runner_in(tmp_path / "reports") as runner:
+        view = await runner.start(BenchmarkRequest(base_url=url, requests=450, concurrency=2, max_tokens=1))
+
+    assert view.result is not None
+    assert view.result.errors == {}

@@ -23,7 +23,7 @@ async def until(condition: Callable[[], object], *, seconds: float = 20.0) -> No
     """Wait until the condition holds; fails after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.002)
 
 
 def runs(pid: int) -> bool:

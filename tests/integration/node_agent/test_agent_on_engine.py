@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from libs.common.contracts.node_registry import EngineState
 from libs.common.contracts.work_marshaling import WorkCompleted, WorkFailed
-from tests.integration.node_agent.conftest import until
+from services.node_agent.observer_prometheus import PrometheusObserver
+from services.node_agent.runner_openai import EngineRunner
+from services.node_agent.wiring import engine_client
+from tests.integration.node_agent.conftest import EngineMaker, until
 from tests.integration.node_agent.mesh import AgentAtWork, Marshaling, agent, job, marshaling
 from tests.integration.node_agent.test_engine_llama import counters
 
@@ -153,3 +157,18 @@ async def test_a_job_that_is_stopped_leaves_the_engines_slot(tmp_path: Path):
                 await asyncio.sleep(0.01)
 
     assert other.outcomes == []
+
+
+async def test_no_job_fails_because_the_engine_ended_a_kept_connection(engine: EngineMaker):
+    """llama.cpp ends a kept connection after a hundred requests, also just when the next one is sent."""
+    at_work = engine()
+    await at_work.ready()
+    async with engine_client() as client:
+        runner = EngineRunner(at_work.engine, client, PrometheusObserver(CollectorRegistry()))
+
+        async def run(count: int) -> None:
+            for number in range(count):
+                payload = {"prompt": f"{number}", "max_tokens": 1, "stream": True}
+                await runner.run(job("inference", payload), lambda _: None)
+
+        await asyncio.gather(*(run(250) for _ in range(2)))
