@@ -12,7 +12,24 @@ from services.work_marshaling.meter import Measures
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _OUTCOMES = (WorkStatus.COMPLETED, WorkStatus.FAILED, WorkStatus.CANCELLED, WorkStatus.DEAD)
-_COUNTED = ("admitted", "repeated", "refused", "late", "ignored")
+_COUNTED = {
+    "admitted": "Items that entered.",
+    "repeated": "Submissions of an item that was there already.",
+    "refused": "Submissions that did not become an item.",
+    "late": "Outcomes that came after the item had ended, or the attempt.",
+    "ignored": "Outcomes that became dead letters.",
+}
+_STATE: tuple[tuple[str, str, Callable[[Measures], float]], ...] = (
+    (
+        "oldest_pending_seconds",
+        "Age of the item that has been waiting longest.",
+        lambda now: now.oldest_pending_seconds,
+    ),
+    ("leases", "Attempts that hold a lease.", lambda now: now.leases),
+    ("unwritten_steps", "Decisions on their way to the log.", lambda now: now.unwritten),
+    ("remembered_ids", "Ids of ended items that are still known.", lambda now: now.remembered_ids),
+    ("epoch", "The epoch of the log.", lambda now: now.epoch),
+)
 
 
 class PrometheusMeter:
@@ -64,27 +81,24 @@ class _State(Collector):
         self._measures = measures
 
     def collect(self) -> Iterable[Metric]:
+        """Every metric is always named; it has values while this instance leads."""
         now = self._measures()
-        if now is None:
-            return
-        items = GaugeMetricFamily("mesh_work_items", "Items at hand by status.", labels=["status"])
-        for status, count in now.by_status.items():
-            items.add_metric([status], count)
-        yield items
-        depth = GaugeMetricFamily("mesh_work_queue_depth", "Items that may run now, by priority.", labels=["priority"])
+        yield from _labelled(now)
+        for name, told in _COUNTED.items():
+            yield CounterMetricFamily(f"mesh_work_{name}", told, now.totals.get(name, 0) if now else None)
+        for name, told, read in _STATE:
+            yield GaugeMetricFamily(f"mesh_work_{name}", told, read(now) if now else None)
+
+
+def _labelled(now: Measures | None) -> Iterable[Metric]:
+    items = GaugeMetricFamily("mesh_work_items", "Items at hand by status.", labels=["status"])
+    depth = GaugeMetricFamily("mesh_work_queue_depth", "Items that may run now, by priority.", labels=["priority"])
+    ended = CounterMetricFamily("mesh_work_ended", "Items that ended, by outcome.", labels=["outcome"])
+    if now is not None:
+        for status in WorkStatus:
+            items.add_metric([status.value], now.by_status.get(status.value, 0))
         for priority in range(10):
             depth.add_metric([str(priority)], now.pending_by_priority.get(priority, 0))
-        yield depth
-        ended = CounterMetricFamily("mesh_work_ended", "Items that ended, by outcome.", labels=["outcome"])
         for outcome in _OUTCOMES:
             ended.add_metric([outcome.value], now.totals.get(outcome.value, 0))
-        yield ended
-        for name in _COUNTED:
-            yield CounterMetricFamily(f"mesh_work_{name}", f"Submissions or outcomes: {name}.", now.totals.get(name, 0))
-        yield from (
-            GaugeMetricFamily("mesh_work_oldest_pending_seconds", "Age of the oldest.", now.oldest_pending_seconds),
-            GaugeMetricFamily("mesh_work_leases", "Attempts that hold a lease.", now.leases),
-            GaugeMetricFamily("mesh_work_unwritten_steps", "Decisions on their way to the log.", now.unwritten),
-            GaugeMetricFamily("mesh_work_remembered_ids", "Ids of ended items still known.", now.remembered_ids),
-            GaugeMetricFamily("mesh_work_epoch", "The epoch of the log.", now.epoch),
-        )
+    return items, depth, ended

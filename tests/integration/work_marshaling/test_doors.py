@@ -1,0 +1,90 @@
+"""The REST door of the running service: what it answers, also to bad input."""
+
+import pytest
+
+from libs.common.bus.bus import Bus
+from libs.common.contracts.work_marshaling import SUBMIT, WorkItem
+from tests.integration.work_marshaling.conftest import Marshaling, Worker
+
+
+@pytest.fixture
+async def up(marshaling: Marshaling) -> Marshaling:
+    marshaling.start()
+    await marshaling.ready()
+    return marshaling
+
+
+async def test_a_submitted_item_is_answered_with_its_id_and_found_at_once(up: Marshaling):
+    accepted = await up.client.post("/api/v1/work/submit", json={"work_type": "echo"})
+    found = await up.client.get(f"/api/v1/work/{accepted.json()['work_id']}")
+
+    assert accepted.status_code == 202
+    assert found.json()["status"] == "pending"
+
+
+async def test_a_result_is_waited_for(up: Marshaling, worker: Worker):
+    await worker.open()
+    accepted = await up.client.post("/api/v1/work/submit", json={"work_type": "echo", "payload": {"a": 1}})
+    result = await up.client.get(f"/api/v1/work/{accepted.json()['work_id']}/result?wait_seconds=10")
+
+    assert result.status_code == 200
+    assert result.json()["result"] == {"echo": {"a": 1}}
+
+
+async def test_the_receipt_of_a_durable_publish_leads_to_the_item(up: Marshaling, bus: Bus):
+    receipt = await bus.append(SUBMIT, WorkItem(work_type="echo"), message_id=None)
+    found = await up.client.get(f"/api/v1/work/by-sequence/{receipt.sequence}")
+
+    assert found.json()["sequence"] == receipt.sequence
+
+
+async def test_an_item_can_be_cancelled_once(up: Marshaling):
+    work_id = (await up.client.post("/api/v1/work/submit", json={"work_type": "echo"})).json()["work_id"]
+
+    assert (await up.client.delete(f"/api/v1/work/{work_id}")).json()["status"] == "cancelled"
+    assert (await up.client.delete(f"/api/v1/work/{work_id}")).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("GET", "/api/v1/work/absent", None, 404, "not_found"),
+        ("GET", "/api/v1/work/absent/result", None, 404, "not_found"),
+        ("GET", "/api/v1/work/absent/result?wait_seconds=61", None, 422, "malformed"),
+        ("GET", "/api/v1/work?cursor=zzz", None, 422, "malformed"),
+        ("GET", "/api/v1/work?status=lost", None, 422, "malformed"),
+        ("GET", "/api/v1/work/by-sequence/0", None, 422, "malformed"),
+        ("GET", "/api/v1/work/by-sequence/99999", None, 404, "not_found"),
+        ("GET", "/api/v1/work/" + "x" * 200, None, 422, "malformed"),
+        ("POST", "/api/v1/work/submit", {"work_type": "BAD"}, 422, "malformed"),
+        ("POST", "/api/v1/work/submit", {"work_type": "echo", "work_id": "srv-1"}, 422, "malformed"),
+        ("POST", "/api/v1/work/submit", {"work_type": "echo", "payload": {"t": "x" * 600_000}}, 413, "too_large"),
+        ("POST", "/api/v1/work/submit-batch", {"items": []}, 422, "malformed"),
+        ("DELETE", "/api/v1/work/absent", None, 404, "not_found"),
+    ],
+)
+async def test_what_is_wrong_is_told_in_a_problem_document(
+    up: Marshaling, method: str, path: str, body: object, status: int, code: str
+):
+    answer = await up.client.request(method, path, json=body)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+
+
+async def test_an_id_with_other_content_is_a_conflict(up: Marshaling):
+    item = {"work_type": "echo", "work_id": "mine"}
+    await up.client.post("/api/v1/work/submit", json=item)
+
+    again = await up.client.post("/api/v1/work/submit", json=item)
+    other = await up.client.post("/api/v1/work/submit", json=item | {"priority": 0})
+
+    assert again.json()["duplicate"] is True
+    assert other.status_code == 409
+
+
+async def test_the_metrics_tell_the_state_of_the_queue(up: Marshaling):
+    await up.client.post("/api/v1/work/submit", json={"work_type": "echo"})
+    told = (await up.client.get("/metrics")).text
+
+    for line in ('mesh_work_items{status="pending"} 1.0', "mesh_work_admitted_total 1.0", "mesh_work_leader 1.0"):
+        assert line in told
