@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -17,6 +16,7 @@ from services.node_agent.engine_folder import EngineFolder
 from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.process_posix import PosixLauncher
+from services.node_agent.wiring import engine_client
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
@@ -57,7 +57,7 @@ class EngineAtWork:
         self.changes = 0
         self.spec = replace(spec_in(folder), **changes)  # type: ignore[arg-type]
         self.launcher = PosixLauncher()
-        self.client = httpx.AsyncClient(trust_env=False)
+        self.client = engine_client()
         self.engine = LlamaEngine(
             self.spec,
             files=EngineFolder(folder),
