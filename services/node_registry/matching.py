@@ -99,9 +99,15 @@ def _about_node(query: NodeQuery) -> Iterator[Clause]:
         yield _is_online
     if (states := _states(query.states)) is not None:
         yield lambda node: None if node.life.state in states else f"states: it is {node.life.state}"
-    if (tier := _named(Tier, "tier", query.tier)) is not None:
+    if (draining := query.draining) is not None:
+        yield (
+            lambda node: (
+                None if node.draining is draining else f"draining: it is {'' if node.draining else 'not '}draining"
+            )
+        )
+    if (tier := named(Tier, "tier", query.tier)) is not None:
         yield lambda node: None if node.announced.tier is tier else f"tier: it is {node.announced.tier}, not {tier}"
-    if (least := _named(Tier, "min_tier", query.min_tier)) is not None:
+    if (least := named(Tier, "min_tier", query.min_tier)) is not None:
         yield partial(_has_tier, least)
     for label, value in query.labels.items():
         yield partial(_has_label, label, value)
@@ -110,7 +116,7 @@ def _about_node(query: NodeQuery) -> Iterator[Clause]:
 
 
 def _about_machine(query: NodeQuery) -> Iterator[Clause]:
-    if (platform := _named(Platform, "platform", query.platform)) is not None:
+    if (platform := named(Platform, "platform", query.platform)) is not None:
         yield partial(_has_platform, platform)
     if (ram := query.min_ram_mb) is not None:
         yield lambda node: _at_least("min_ram_mb", node.announced.inventory.memory.total_mb, ram)
@@ -173,7 +179,7 @@ def _has_platform(platform: Platform, node: Node) -> str | None:
 
 
 def _has_vram(wanted: int, node: Node) -> str | None:
-    total = sum(_usable(node, gpu) or 0 for gpu in node.announced.inventory.gpus if _works(node, gpu))
+    total = sum(_usable(node, gpu) or 0 for gpu in node.announced.inventory.gpus if gpu_works(node, gpu))
     return _at_least("min_total_vram_mb: its GPUs together", total, wanted)
 
 
@@ -181,7 +187,7 @@ def _has_gpus(demands: Sequence[Demand], needed: int, node: Node) -> str | None:
     """Looks no further once enough GPUs fit."""
     fit = 0
     for gpu in node.announced.inventory.gpus:
-        if _works(node, gpu) and not any(demand(node, gpu) for demand in demands):
+        if gpu_works(node, gpu) and not any(demand(node, gpu) for demand in demands):
             fit += 1
             if fit >= needed:
                 return None
@@ -189,7 +195,7 @@ def _has_gpus(demands: Sequence[Demand], needed: int, node: Node) -> str | None:
 
 
 def _too_few_gpus(demands: Sequence[Demand], fit: int, needed: int, node: Node) -> str:
-    working = [gpu for gpu in node.announced.inventory.gpus if _works(node, gpu)]
+    working = [gpu for gpu in node.announced.inventory.gpus if gpu_works(node, gpu)]
     if not working:
         return "requires_gpu: it has no GPU that works"
     lacks = dict.fromkeys(reason for gpu in working for demand in demands if (reason := demand(node, gpu)))
@@ -208,7 +214,7 @@ def _usable(node: Node, gpu: Gpu) -> int | None:
     return usable_mb(gpu, node.announced.inventory.memory.total_mb)
 
 
-def _works(node: Node, gpu: Gpu) -> bool:
+def gpu_works(node: Node, gpu: Gpu) -> bool:
     beats = node.beat.gpus if node.beat is not None else ()
     return next((beat.healthy for beat in beats if beat.uuid == gpu.uuid), gpu.healthy)
 
@@ -228,10 +234,10 @@ def _models(node: Node) -> frozenset[str]:
 def _states(names: Sequence[str] | None) -> frozenset[NodeState] | None:
     if names is None:
         return None
-    return frozenset(state for name in names if (state := _named(NodeState, "states", name)) is not None)
+    return frozenset(state for name in names if (state := named(NodeState, "states", name)) is not None)
 
 
-def _named(kind: type[E], field: str, name: str | None) -> E | None:
+def named(kind: type[E], field: str, name: str | None) -> E | None:
     if name is None:
         return None
     try:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from libs.common.contracts.node_administration import DrainNode
 from libs.common.contracts.node_registry import NodeAnnounced, NodeHeartbeat, NodeState, NodeWorkload
 
 
@@ -59,6 +60,11 @@ class Node:
     life: Life
     beat: NodeHeartbeat | None = None
     workload: NodeWorkload | None = None
+    drain: DrainNode | None = None
+
+    @property
+    def draining(self) -> bool:
+        return self.drain is not None and self.drain.draining
 
     @property
     def node_id(self) -> str:
@@ -67,9 +73,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A node's state changed. `previous` is None for a node that was not known."""
+    """A node's state changed, or whether it drains. `previous` is None for a node that was not known."""
 
     node_id: str
     previous: NodeState | None
     state: NodeState
     reason: str
+    draining: bool = False

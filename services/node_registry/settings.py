@@ -18,6 +18,10 @@ class Settings(BaseSettings):
     watch_seconds: float = Field(0.5, gt=0, le=60, description="How often silence is judged.")
     discover_seconds: float = Field(5.0, gt=0, le=3600, description="Nodes are asked to announce at most this often.")
 
+    registration_seconds: float = Field(
+        300.0, ge=1, le=86400, description="How long a machine told over REST counts as online without heartbeats."
+    )
+
     @model_validator(mode="after")
     def _one_after_the_other(self) -> Self:
         if self.offline_beats < self.suspect_beats:

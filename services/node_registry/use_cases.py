@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import structlog
 
 from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
+from libs.common.contracts.node_administration import DrainNode, NodesCounted
 from libs.common.contracts.node_registry import (
     DISCOVER,
     STATUS,
@@ -27,13 +29,15 @@ from services.node_registry.machine import born, heard, listen, missed, sweep
 from services.node_registry.matching import Wanted, matches, read, refusals
 from services.node_registry.model import Change, Ear, Guard, Life, Node, Rules
 from services.node_registry.observer import Observer
-from services.node_registry.views import view
+from services.node_registry.views import counted, view
 
 log = structlog.get_logger()
 
 UNTOLD = 10_000
 """Changes that wait to be told; beyond it the oldest are dropped, for nobody is kept waiting by them."""
 AGAIN_SECONDS = 1.0
+UNREAD = 1000
+"""Changes that wait for one reader of the event stream."""
 
 
 class NodeRegistry:
@@ -42,11 +46,13 @@ class NodeRegistry:
     def __init__(self, *, bus: Bus, clock: Clock, rules: Rules, observer: Observer, discover_seconds: float) -> None:
         self._bus = bus
         self._clock = clock
-        self._rules = rules
+        self.rules = rules
         self._observer = observer
         self._discover_seconds = discover_seconds
         self._nodes: dict[str, Node] = {}
         self._workloads: dict[str, NodeWorkload] = {}
+        self._drains: dict[str, DrainNode] = {}
+        self._watchers: set[asyncio.Queue[NodeStatus]] = set()
         self._ear = Ear(since=None, connections=0, looked_at=clock.monotonic())
         self._guard = Guard()
         self._changes: asyncio.Queue[Change] = asyncio.Queue(UNTOLD)
@@ -58,7 +64,8 @@ class NodeRegistry:
         now, node = self._clock.monotonic(), self._nodes.get(told.node_id)
         if node is None:
             life = born(boot_id=told.boot_id, heartbeat_seconds=told.heartbeat_seconds, now=now)
-            self._keep(Node(announced=told, life=life, workload=self._workloads.pop(told.node_id, None)), None)
+            workload, drain = self._workloads.pop(told.node_id, None), self._drains.get(told.node_id)
+            self._keep(Node(announced=told, life=life, workload=workload, drain=drain), None)
             return
         life = self._heard(node, told.boot_id, None, now)
         if life.boot_id == told.boot_id:
@@ -115,6 +122,45 @@ class NodeRegistry:
             raise NotFound(f"There is no node {node_id!r}.", node_id=node_id)
         return view(node, self._clock.monotonic())
 
+    async def count(self) -> NodesCounted:
+        return counted(list(self._nodes.values()), mass_silence=self._guard.held)
+
+    def last_sequence(self, node_id: str) -> int:
+        return self._nodes[node_id].life.sequence if node_id in self._nodes else 0
+
+    def knows(self, node_id: str) -> bool:
+        return node_id in self._nodes
+
+    def take_drain(self, drain: DrainNode) -> None:
+        """It was written that a node is to drain, or no longer. Holds for a node that is not known yet, too."""
+        self._drains[drain.node_id] = drain
+        node = self._nodes.get(drain.node_id)
+        if node is None or node.drain == drain:
+            return
+        was, node = node.draining, replace(node, drain=drain)
+        self._nodes[drain.node_id] = node
+        if node.draining is not was:
+            reason = f"{'draining' if node.draining else 'no longer draining'}: {drain.reason or 'no reason given'}"
+            log.info("node_drain_changed", node_id=node.node_id, draining=node.draining, reason=drain.reason)
+            self._remember(_change(node, node.life.state, reason))
+
+    def take_leave(self, node_id: str) -> None:
+        """It was written that a node is to be forgotten. One that is heard of again meanwhile stays."""
+        node = self._nodes.get(node_id)
+        if node is not None and node.life.state is not NodeState.ONLINE:
+            del self._nodes[node_id]
+            log.info("node_forgotten", node_id=node_id)
+
+    async def changes(self) -> AsyncIterator[NodeStatus]:
+        """Every change from now on. Who does not keep up loses the oldest."""
+        mine: asyncio.Queue[NodeStatus] = asyncio.Queue(UNREAD)
+        self._watchers.add(mine)
+        try:
+            while True:
+                yield await mine.get()
+        finally:
+            self._watchers.discard(mine)
+
     async def watch(self) -> None:
         """Time has passed: judge every node's silence, and ask everybody when there is a reason to.
 
@@ -123,12 +169,12 @@ class NodeRegistry:
         now = self._clock.monotonic()
         self._listen(now)
         lives = {node_id: node.life for node_id, node in self._nodes.items()}
-        changed, guard = sweep(lives, ear=self._ear, guard=self._guard, now=now, rules=self._rules)
+        changed, guard = sweep(lives, ear=self._ear, guard=self._guard, now=now, rules=self.rules)
         self._tell_guard(guard)
         for node_id, life in changed.items():
             self._keep(replace(self._nodes[node_id], life=life), lives[node_id])
-        counted = Counter(node.life.state for node in self._nodes.values())
-        self._observer.seen(counted, mass_silence=self._guard.held)
+        states = Counter(node.life.state for node in self._nodes.values())
+        self._observer.seen(states, mass_silence=self._guard.held)
         await self._ask(now)
 
     async def tell(self) -> None:
@@ -141,7 +187,12 @@ class NodeRegistry:
                 previous=change.previous,
                 reason=change.reason,
                 at=self._clock.now(),
+                draining=change.draining,
             )
+            for watcher in self._watchers:
+                if watcher.full():
+                    watcher.get_nowait()
+                watcher.put_nowait(told)
             while not await self._told(told):
                 await self._clock.sleep(AGAIN_SECONDS)
 
@@ -153,7 +204,7 @@ class NodeRegistry:
         return True
 
     def _heard(self, node: Node, boot_id: str, sequence: int | None, now: float) -> Life:
-        life = heard(node.life, boot_id=boot_id, sequence=sequence, now=now, rules=self._rules)
+        life = heard(node.life, boot_id=boot_id, sequence=sequence, now=now, rules=self.rules)
         if life.conflict is not None and life.conflict != node.life.conflict:
             log.error("node_id_used_twice", node_id=node.node_id, reason=life.conflict)
         if life.boot_id != boot_id:
@@ -169,16 +220,19 @@ class NodeRegistry:
         say = log.info if life.state is NodeState.ONLINE else log.warning
         say("node_state_changed", node_id=node.node_id, state=life.state, reason=life.reason, silent_seconds=silence)
         self._observer.changed(life.state)
+        self._remember(_change(node, previous, life.reason))
+
+    def _remember(self, change: Change) -> None:
         if self._changes.full():
             self._changes.get_nowait()
-        self._changes.put_nowait(Change(node_id=node.node_id, previous=previous, state=life.state, reason=life.reason))
+        self._changes.put_nowait(change)
 
     def _listen(self, now: float) -> None:
         connections = self._bus.connections
         if connections != self._ear.connections:
             self._ask_everybody = True
         hearing = self._bus.problem() is None
-        self._ear = listen(self._ear, now=now, connections=connections, hearing=hearing, rules=self._rules)
+        self._ear = listen(self._ear, now=now, connections=connections, hearing=hearing, rules=self.rules)
 
     def _tell_guard(self, guard: Guard) -> None:
         if guard.held and not self._guard.held:
@@ -193,3 +247,7 @@ class NodeRegistry:
             return
         await self._bus.publish(DISCOVER, Discover(asked_by="node_registry"))
         self._ask_everybody, self._asked_at = False, now
+
+
+def _change(node: Node, previous: NodeState | None, reason: str) -> Change:
+    return Change(node_id=node.node_id, previous=previous, state=node.life.state, reason=reason, draining=node.draining)

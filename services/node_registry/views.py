@@ -1,7 +1,12 @@
 """A node as others are told of it."""
 
-from libs.common.contracts.node_registry import NodeView
-from services.node_registry.matching import free_ram_mb
+from collections import Counter
+from collections.abc import Sequence
+
+from libs.common.contracts.node_administration import NodesCounted
+from libs.common.contracts.node_registry import NodeState, NodeView
+from libs.hardware.tiers import usable_mb
+from services.node_registry.matching import free_ram_mb, free_vram_mb, gpu_works
 from services.node_registry.model import Node
 
 
@@ -26,4 +31,21 @@ def view(node: Node, now: float) -> NodeView:
         slots=workload.slots if workload is not None else 0,
         free_slots=workload.free_slots if workload is not None else 0,
         conflict=node.life.conflict,
+        draining=node.draining,
+        draining_reason=node.drain.reason if node.drain is not None and node.draining else "",
+    )
+
+
+def counted(nodes: Sequence[Node], *, mass_silence: bool) -> NodesCounted:
+    online = [node for node in nodes if node.life.state is NodeState.ONLINE]
+    gpus = [(node, gpu) for node in online for gpu in node.announced.inventory.gpus if gpu_works(node, gpu)]
+    return NodesCounted(
+        nodes=len(nodes),
+        states=Counter(node.life.state.value for node in nodes),
+        tiers=Counter(node.announced.tier.value for node in nodes),
+        draining=sum(node.draining for node in nodes),
+        gpus=len(gpus),
+        vram_total_mb=sum(usable_mb(gpu, node.announced.inventory.memory.total_mb) or 0 for node, gpu in gpus),
+        vram_free_mb=sum(free_vram_mb(node, gpu) or 0 for node, gpu in gpus),
+        mass_silence=mass_silence,
     )

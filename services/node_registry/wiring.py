@@ -2,10 +2,12 @@
 
 from functools import partial
 
+from libs.common.contracts.streams import NODE_REGISTRY
 from libs.common.kit.loops import every
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
 from services.node_registry import http_api, nats_api
+from services.node_registry.administration import Administration
 from services.node_registry.model import Rules
 from services.node_registry.observer_prometheus import PrometheusObserver
 from services.node_registry.settings import Settings
@@ -30,12 +32,20 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         observer=PrometheusObserver(platform.metrics),
         discover_seconds=settings.discover_seconds,
     )
+    administration = Administration(
+        registry=registry,
+        bus=platform.bus,
+        clock=platform.clock,
+        registration_seconds=settings.registration_seconds,
+    )
     return Service(
         port=settings.port,
-        subscriptions=partial(nats_api.open_door, registry, platform.bus),
+        buckets=[NODE_REGISTRY],
+        subscriptions=partial(nats_api.open_door, registry, administration, platform.bus),
         loops=[
             every(settings.watch_seconds, registry.watch, platform.clock, name="watch"),
             registry.tell,
+            administration.follow,
         ],
-        router=http_api.router(registry),
+        router=http_api.router(registry, administration),
     )

@@ -56,6 +56,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/node_agent/life.py",
         "services/node_agent/outbox.py",
         "services/node_agent/reports.py",
+        "services/node_registry/administration.py",
         "services/work_marshaling/dispatch.py",
         "services/work_marshaling/hearing.py",
         "services/work_marshaling/intake.py",

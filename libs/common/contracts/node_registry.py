@@ -230,6 +230,8 @@ class NodeView(Message):
     slots: int = 0
     free_slots: int = 0
     conflict: str | None = Field(None, description="two machines use this id: what was noticed")
+    draining: bool = Field(False, description="it is to get nothing new")
+    draining_reason: str = ""
 
 
 Words = Annotated[str, Field(min_length=1, max_length=256)]
@@ -243,6 +245,7 @@ class NodeQuery(Message):
     min_tier: Annotated[str, Field(max_length=32)] | None = Field(None, description="this tier or better")
     online_only: bool = False
     states: tuple[Annotated[str, Field(max_length=32)], ...] | None = Field(None, max_length=16)
+    draining: bool | None = Field(None, description="false: only nodes that may get something new")
     node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000)
     platform: Annotated[str, Field(max_length=32)] | None = None
     labels: dict[str, str] = Field({}, max_length=64, description="each must be there with this value")
@@ -279,13 +282,14 @@ class NodesFound(Message):
 
 
 class NodeStatus(Message):
-    """A node's state changed, and why."""
+    """A node's state changed, or whether it is draining, and why."""
 
     node_id: Identifier
     state: NodeState
     previous: NodeState | None
     reason: str
     at: Moment
+    draining: bool = False
 
 
 ANNOUNCE = Topic(

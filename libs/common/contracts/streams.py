@@ -62,3 +62,8 @@ DEAD_LETTERS = Stream(
 )
 
 STREAMS = (WORK_IN, WORK_OUT, WORK_LOG, DEAD_LETTERS)
+
+NODE_REGISTRY = Bucket(
+    name="NODE_REGISTRY",
+    summary="What the registries were told and must not forget: drains, registrations over REST, deletions.",
+)
