@@ -98,7 +98,7 @@ class Connection:
         told = f"{error} {self._last_error}".lower()
         if "authorization violation" in told or "authentication" in told:
             return Unauthorized(f"The nats-server at {address} refuses {address.who}: wrong or expired credentials")
-        if "expecting info" in told:
+        if "expecting info" in told or "maximum connections" in told:
             return Disconnected(f"The server at {address} takes no more connections, or is no nats-server")
         reason = self._last_error or str(error) or type(error).__name__
         return Disconnected(f"There is no connection to the nats-server at {address}: {reason}")

@@ -12,6 +12,7 @@ from libs.common.bus.nats_connection import Connection
 from libs.common.bus.transport import Headers
 from libs.common.errors import Disconnected, Forbidden, MeshError, Unauthorized, WrongSetting
 
+TELL_AGAIN_SECONDS = 30.0
 _log = structlog.get_logger()
 
 
@@ -62,6 +63,8 @@ class Link:
         self._opened = 0
         self._servers = list(address.servers)
         self._refused_since: float | None = None
+        self._told: type[MeshError] | None = None
+        self._told_at = 0.0
 
     def carry(self, parts: Sequence[Part]) -> None:
         self._parts = parts
@@ -136,7 +139,7 @@ class Link:
         return await connection.publish(subject, payload, own, reply)
 
     async def run(self) -> None:
-        """Connect, restore, watch, for ever. Ends with the first refusal when it never worked."""
+        """Connect, restore, watch, for ever."""
         while True:
             try:
                 connection = await self._open()
@@ -144,6 +147,7 @@ class Link:
                 self._note_refusal(error)
                 await asyncio.sleep(self.timing.retry)
                 continue
+            opened = asyncio.get_running_loop().time()
             try:
                 await self._use(connection)
             except Disconnected as error:
@@ -151,10 +155,12 @@ class Link:
             finally:
                 self._current = None
                 self._up.clear()
-                await connection.discard()
                 for part in self._parts:
                     part.detach()
+                await connection.discard()
             _log.warning("nats_connection_lost", server=str(self.address), reason=self._problem)
+            if asyncio.get_running_loop().time() - opened < self.timing.retry:
+                await asyncio.sleep(self.timing.retry)  # a server that hangs up at once must not be stormed
 
     async def _open(self) -> Connection:
         self._opened += 1
@@ -162,11 +168,12 @@ class Link:
         return await Connection.open(self.address, self._opened, servers=known, on_denied=self._denied)
 
     def _note_refusal(self, error: MeshError) -> None:
-        if str(error) != self._problem:
+        now = asyncio.get_running_loop().time()
+        if type(error) is not self._told or now - self._told_at >= TELL_AGAIN_SECONDS:
+            self._told, self._told_at = type(error), now
             _log.warning("nats_connection_refused", server=str(self.address), reason=str(error))
         self._problem = str(error)
         if isinstance(error, Unauthorized | WrongSetting):
-            now = asyncio.get_running_loop().time()
             self._refused_since = self._refused_since if self._refused_since is not None else now
             if self.connections == 0 or now - self._refused_since >= self.timing.auth_grace:
                 self.fail(error)
@@ -177,7 +184,7 @@ class Link:
         await connection.flush(self.timing.silence)
         self._servers = connection.servers
         self.max_payload = connection.max_payload
-        self._refused_since = self._problem = None
+        self._refused_since = self._problem = self._told = None
         self.connections += 1
         self._current = connection
         self._up.set()

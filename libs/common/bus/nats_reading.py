@@ -56,6 +56,7 @@ class OrderedReader:
         self._consumer: str | None = None
         self._consumer_sequence = 0
         self._buffer: list[Stored] = []
+        self._buffered_bytes = 0
         self._pending = 0
         self._restarts = 0
 
@@ -76,6 +77,7 @@ class OrderedReader:
     async def _fetch(self) -> Batch:
         batch = Batch(self._buffer, self._restarts, self._pending)
         self._buffer = []
+        self._buffered_bytes = 0
         if self._pulling is not None and self._pulling.broken is None:
             await self._pulling.ask()
         return batch
@@ -116,7 +118,7 @@ class OrderedReader:
             max_bytes=max(READ_BYTES, 2 * self._link.max_payload),
             ahead=True,
             take=self._take,
-            waiting=lambda: len(self._buffer),
+            waiting=self._waiting,
         )
         await self._pulling.start()
 
@@ -147,4 +149,9 @@ class OrderedReader:
             self._after = told.sequence
             self._pending = told.pending
             self._buffer.append(stored(message, told))
+            self._buffered_bytes += len(message.data)
         return None
+
+    def _waiting(self) -> int:
+        """How many messages wait to be fetched; with many bytes in them they count as a full batch."""
+        return READ_BATCH if self._buffered_bytes > READ_BYTES else len(self._buffer)
