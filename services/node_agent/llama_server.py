@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from services.node_agent.engine_facts import Device, EngineReport
 from services.node_agent.machine import choose_device
 
 WARNINGS = 2
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def _arguments() -> argparse.Namespace:
@@ -91,6 +91,8 @@ def _parameters(xllamacpp: Any, wanted: argparse.Namespace, *, on_gpu: bool) -> 
 def _serve(wanted: argparse.Namespace, report: EngineReport) -> None:
     import xllamacpp  # after the first report: it takes a while to load
 
+    # The engine's threads inherit this, so that the signal waits for us and reaches none of them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     device, reason = choose_device(wanted.device, _devices(xllamacpp), _gpus_present())
     report = replace(report, device=device, device_reason=reason)
     try:
@@ -99,16 +101,8 @@ def _serve(wanted: argparse.Namespace, report: EngineReport) -> None:
         _tell(wanted.report, replace(report, problem=str(error)))
         raise
     _tell(wanted.report, replace(report, url=server.listening_address))
-    _until_told_to_end()
+    signal.sigwait(ENDING)
     del server
-
-
-def _until_told_to_end() -> None:
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(3600):
-        continue
 
 
 def main() -> None:
