@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from libs.common.contracts.node_registry import Cpu, Disk, Gpu, Inventory, Memory, NetworkAddress, Platform, Problem
+from libs.common.contracts.node_registry import (
+    Cpu,
+    Disk,
+    Gpu,
+    GpuLink,
+    Inventory,
+    Memory,
+    NetworkAddress,
+    Platform,
+    Problem,
+)
 from libs.common.errors import MeshError
 from libs.hardware import host
 from libs.hardware.amd import read_amd
@@ -33,6 +43,7 @@ class Graphics:
 
     gpus: tuple[Gpu, ...]
     processes: dict[str, tuple[GpuProcess, ...]]
+    links: tuple[GpuLink, ...]
     driver_version: str | None
     cuda_version: str | None
     problems: tuple[Problem, ...]
@@ -93,6 +104,7 @@ class Inspector:
             cpu=cpu.value,
             memory=memory.value,
             gpus=graphics.gpus,
+            gpu_links=graphics.links,
             disks=disks.value,
             network=network.value,
             driver_version=graphics.driver_version,
@@ -123,6 +135,7 @@ class Inspector:
         return Graphics(
             gpus=(*nvidia.value.gpus, *amd.value, *apple.value),
             processes=dict(nvidia.value.processes),
+            links=nvidia.value.links,
             driver_version=nvidia.value.driver_version,
             cuda_version=nvidia.value.cuda_version,
             problems=(*nvidia.value.problems, *nvidia.problems, *amd.problems, *apple.problems),

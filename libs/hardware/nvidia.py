@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from libs.common.contracts.node_registry import Gpu, Problem
+from libs.common.contracts.node_registry import Gpu, GpuLink, MigDevice, Problem
 from libs.common.errors import Unavailable
 from libs.hardware.nvml_helper import NvmlHelper
 from libs.hardware.pci import NVIDIA, graphics_devices
@@ -35,6 +35,7 @@ class Nvidia:
 
     gpus: tuple[Gpu, ...] = ()
     processes: Mapping[str, tuple[GpuProcess, ...]]
+    links: tuple[GpuLink, ...] = ()
     driver_version: str | None = None
     cuda_version: str | None = None
     problems: tuple[Problem, ...] = ()
@@ -93,6 +94,7 @@ def from_answer(answer: Mapping[str, Any], root: Path = Path("/")) -> Nvidia:
             for gpu in told
             if gpu.get("processes") is not None
         },
+        links=tuple(GpuLink.model_validate(link) for link in answer.get("links", ())),
         driver_version=answer.get("driver_version"),
         cuda_version=answer.get("cuda_version"),
         problems=tuple(Problem(source=each["source"], message=each["message"]) for each in answer["problems"]),
@@ -117,9 +119,24 @@ def _gpu(told: Mapping[str, Any]) -> Gpu:
         power_watts=told.get("power_watts"),
         power_limit_watts=told.get("power_limit_watts"),
         utilization_ratio=told.get("utilization_ratio"),
+        clock_mhz=told.get("clock_mhz"),
+        clock_max_mhz=told.get("clock_max_mhz"),
+        ecc_enabled=told.get("ecc_enabled"),
+        ecc_uncorrected_errors=told.get("ecc_uncorrected_errors"),
+        retired_pages=told.get("retired_pages"),
+        mig_devices=tuple(_mig(part) for part in told.get("migs", ())),
         unified_memory=total is None and bool(_UNIFIED.search(told["name"])),
         healthy=told["healthy"],
         problem=told.get("problem"),
+    )
+
+
+def _mig(told: Mapping[str, Any]) -> MigDevice:
+    return MigDevice(
+        uuid=told["uuid"],
+        name=told["name"] or "MIG device",
+        vram_total_mb=mib(told.get("total")),
+        vram_free_mb=mib(told.get("free")),
     )
 
 

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from libs.hardware import nvml_topology
+
 # Xids after which a GPU is of no use until it is reset (those of a faulty application are not among them).
 FATAL_XIDS = {
     48: "uncorrectable memory error",
@@ -24,7 +26,12 @@ FATAL_XIDS = {
     120: "GSP error",
     140: "unrecovered memory error",
 }
-_SAID_QUIETLY = ("NVMLError_NotSupported", "NVMLError_FunctionNotFound", "NVMLError_NoPermission")
+_SAID_QUIETLY = (
+    "NVMLError_NotSupported",
+    "NVMLError_FunctionNotFound",
+    "NVMLError_NoPermission",
+    "NVMLError_NotFound",
+)
 
 
 class Lost(Exception):
@@ -41,6 +48,8 @@ class Gpus:
         self._problems: list[dict[str, str]] = []
         nvml.nvmlInit()
         self._events = self._watch_xids()
+        self._links: list[dict[str, Any]] = []
+        self._linked: frozenset[int] = frozenset()
 
     def answer(self) -> dict[str, Any]:
         self._problems = []
@@ -50,10 +59,28 @@ class Gpus:
         cuda = self._ask("cuda", self._nvml.nvmlSystemGetCudaDriverVersion_v2)
         return {
             "gpus": [gpu for gpu in found if gpu is not None],
+            "links": self._topology(),
             "driver_version": self._ask("driver", self._nvml.nvmlSystemGetDriverVersion),
             "cuda_version": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
             "problems": self._problems,
         }
+
+    def _topology(self) -> list[dict[str, Any]]:
+        """Found out once for the GPUs we know; again and again while one of them is lost."""
+        if self._linked == frozenset(self._identities):
+            return self._links
+        answering = set(self._identities)
+
+        def ask(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
+            try:
+                return self._ask(source, function, *arguments)
+            except Lost:
+                answering.clear()
+                return None
+
+        self._links = nvml_topology.links(self._nvml, self._identities, ask)
+        self._linked = frozenset(answering)
+        return self._links
 
     def _gpu(self, index: int) -> dict[str, Any] | None:
         try:
@@ -86,7 +113,7 @@ class Gpus:
             "index": index,
             "name": self._ask(name, nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU",
             "compute_capability": f"{capability[0]}.{capability[1]}" if capability else None,
-            "pci_address": _pci_address(pci.busId) if pci else None,
+            "pci_address": nvml_topology.pci_address(pci.busId) if pci else None,
         }
         self._identities[index] = identity
         return identity
@@ -96,17 +123,54 @@ class Gpus:
         power = self._ask(name, nvml.nvmlDeviceGetPowerUsage, handle)
         limit = self._ask(name, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
         load = self._ask(name, nvml.nvmlDeviceGetUtilizationRates, handle)
-        xid = self._xid_words(uuid)
         return {
             **self._memory(name, handle),
             "temperature_celsius": self._ask(name, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
             "power_watts": None if power is None else power / 1000,
             "power_limit_watts": None if limit is None else limit / 1000,
             "utilization_ratio": None if load is None else load.gpu / 100,
+            "clock_mhz": self._ask(name, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+            "clock_max_mhz": self._ask(name, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
+            **self._errors(name, handle),
+            "migs": self._migs(name, handle),
             "processes": self._processes(name, handle),
-            "healthy": xid is None,
-            "problem": xid,
+            **self._health(uuid, name, handle),
         }
+
+    def _health(self, uuid: str, name: str, handle: Any) -> dict[str, Any]:
+        problem = self._xid_words(uuid)
+        rows = self._ask(name, self._nvml.nvmlDeviceGetRemappedRows, handle)
+        if problem is None and rows is not None and rows[3]:
+            problem = "its memory is worn out: a row could not be remapped"
+        return {"healthy": problem is None, "problem": problem}
+
+    def _errors(self, name: str, handle: Any) -> dict[str, Any]:
+        """Of its memory. Pages are retired for many correctable errors (0) or one that was not (1)."""
+        nvml = self._nvml
+        ecc = self._ask(name, nvml.nvmlDeviceGetEccMode, handle)
+        uncorrected = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_AGGREGATE_ECC)
+        pages = [self._ask(name, nvml.nvmlDeviceGetRetiredPages, handle, cause) for cause in (0, 1)]
+        return {
+            "ecc_enabled": None if ecc is None else bool(ecc[0]),
+            "ecc_uncorrected_errors": (
+                self._ask(name, nvml.nvmlDeviceGetTotalEccErrors, handle, *uncorrected) if ecc and ecc[0] else None
+            ),
+            "retired_pages": sum(len(each) for each in pages if each is not None) if pages != [None, None] else None,
+        }
+
+    def _migs(self, name: str, handle: Any) -> list[dict[str, Any]]:
+        nvml = self._nvml
+        mode = self._ask(name, nvml.nvmlDeviceGetMigMode, handle)
+        if not mode or not mode[0]:
+            return []
+        found = []
+        for index in range(self._ask(name, nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+            part = self._ask(name, nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+            if part is not None:
+                uuid = self._ask(name, nvml.nvmlDeviceGetUUID, part)
+                found.append({"uuid": uuid, "name": self._ask(name, nvml.nvmlDeviceGetName, part)})
+                found[-1].update(self._memory(name, part))
+        return [part for part in found if part["uuid"] is not None]
 
     def _memory(self, name: str, handle: Any) -> dict[str, Any]:
         """The second version first: the first counts what the driver keeps for itself as used."""
@@ -185,12 +249,6 @@ class Gpus:
     def _xid_words(self, uuid: str) -> str | None:
         xid = self._xids.get(uuid)
         return None if xid is None else f"Xid {xid}: {FATAL_XIDS[xid]}"
-
-
-def _pci_address(bus: str | bytes) -> str:
-    """As the kernel writes it: four digits of domain where that is enough, small letters."""
-    address = (bus.decode() if isinstance(bus, bytes) else bus).lower()
-    return address[4:] if address.startswith("0000") and len(address) == 16 else address
 
 
 def _open() -> Gpus | dict[str, Any]:

@@ -44,7 +44,12 @@ def better_or_equal(tier: Tier, least: Tier) -> bool:
 
 
 def usable_mb(gpu: Gpu, ram_mb: int | None) -> int | None:
-    """What programs can have of it at most, in MiB; None when that is not known."""
+    """What one program can have of it at most, in MiB; None when that is not known.
+
+    Of a GPU that is divided, its largest part.
+    """
+    if gpu.mig_devices:
+        return max((part.vram_total_mb or 0 for part in gpu.mig_devices), default=None)
     if gpu.vram_total_mb is None:
         return ram_mb if gpu.unified_memory else None
     return max(0, gpu.vram_total_mb - (gpu.vram_reserved_mb or 0))

@@ -16,6 +16,8 @@ _MOVING: Any = {
             "temperature_celsius",
             "power_watts",
             "utilization_ratio",
+            "clock_mhz",
+            "mig_devices",
         }
     },
 }
@@ -24,7 +26,8 @@ _MOVING: Any = {
 
 def standing(inventory: Inventory) -> dict[str, Any]:
     """What of a machine is the same until something happens to it."""
-    return inventory.model_dump(exclude=_MOVING)
+    parts = [[(part.uuid, part.vram_total_mb) for part in gpu.mig_devices] for gpu in inventory.gpus]
+    return inventory.model_dump(exclude=_MOVING) | {"mig_devices": parts}
 
 
 def changed(before: Inventory | None, now: Inventory) -> bool:
@@ -54,5 +57,7 @@ def _gone(gpu: Gpu) -> Gpu:
             "temperature_celsius": None,
             "power_watts": None,
             "utilization_ratio": None,
+            "clock_mhz": None,
+            "mig_devices": (),
         }
     )

@@ -6,6 +6,7 @@ from libs.common.contracts.node_registry import (
     Cpu,
     Disk,
     Gpu,
+    GpuLink,
     Inventory,
     Memory,
     NetworkAddress,
@@ -56,6 +57,11 @@ def _parts(detector: ResourceDetector) -> APIRouter:
     @routes.get("/gpus")
     async def gpus() -> tuple[Gpu, ...]:
         return (await detector.inventory()).gpus
+
+    @routes.get("/topology")
+    async def topology() -> tuple[GpuLink, ...]:
+        """How the GPUs are connected, pair by pair."""
+        return (await detector.inventory()).gpu_links
 
     @routes.get("/platform")
     async def platform() -> PlatformFacts:

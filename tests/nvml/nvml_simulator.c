@@ -316,7 +316,11 @@ CALL(NvLinkState, unsigned link, int *to) {
   *to = linked(gpu, link) != NULL;
   return *to || linked(gpu, 0) ? SUCCESS : NOT_SUPPORTED;
 }
-CALL(NvLinkRemoteDeviceType, unsigned link, int *to) { ENTER("NvLinkRemoteDeviceType"); *to = 0; return linked(gpu, link) ? SUCCESS : NOT_SUPPORTED; }
+CALL(NvLinkRemoteDeviceType, unsigned link, int *to) {
+  ENTER("NvLinkRemoteDeviceType");
+  *to = linked(gpu, link) == gpu ? 2 : 0; /* 2: a switch */
+  return linked(gpu, link) ? SUCCESS : NOT_SUPPORTED;
+}
 CALL(NvLinkRemotePciInfo_v2, unsigned link, Pci *to) {
   ENTER("NvLinkRemotePciInfo");
   const Gpu *other = linked(gpu, link);

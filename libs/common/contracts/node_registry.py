@@ -50,6 +50,15 @@ class Memory(Message):
     limit_mb: Mib | None = Field(None, description="the cgroup's limit, where there is one")
 
 
+class MigDevice(Message):
+    """A part of a GPU that is used like a GPU of its own."""
+
+    uuid: Identifier
+    name: str
+    vram_total_mb: Mib | None = None
+    vram_free_mb: Mib | None = None
+
+
 class Gpu(Message):
     """One GPU. Known by `uuid`; `index` is only a display name. What cannot be known is null, never a guess."""
 
@@ -67,9 +76,27 @@ class Gpu(Message):
     power_watts: float | None = None
     power_limit_watts: float | None = None
     utilization_ratio: Ratio | None = None
+    clock_mhz: float | None = None
+    clock_max_mhz: float | None = None
+    ecc_enabled: bool | None = None
+    ecc_uncorrected_errors: int | None = Field(None, ge=0, description="since it was made")
+    retired_pages: int | None = Field(None, ge=0, description="pages of memory taken out of use, for errors")
+    mig_devices: tuple[MigDevice, ...] = Field((), description="when it is divided: only its parts can be used")
     unified_memory: bool = False
     healthy: bool = True
     problem: str | None = None
+
+
+class GpuLink(Message):
+    """How two GPUs of a machine are connected."""
+
+    first: Identifier
+    second: Identifier
+    path: str | None = Field(
+        None, description="INTERNAL, PIX, PXB, PHB, NODE or SYS: what lies between them on the PCI bus, near to far"
+    )
+    nvlinks: int = Field(0, ge=0, description="direct, or to the switch that they share")
+    peer_access: bool | None = Field(None, description="whether one may read the other's memory over NVLink")
 
 
 class Disk(Message):
@@ -101,6 +128,7 @@ class Inventory(Message):
     cpu: Cpu = Cpu()
     memory: Memory = Memory()
     gpus: tuple[Gpu, ...] = ()
+    gpu_links: tuple[GpuLink, ...] = ()
     disks: tuple[Disk, ...] = ()
     network: tuple[NetworkAddress, ...] = ()
     driver_version: str | None = None

@@ -145,6 +145,75 @@ async def test_a_fatal_xid_makes_a_gpu_unhealthy(simulator: Simulator):
     assert found.gpus[1].problem == later.gpus[1].problem == "Xid 79: GPU has fallen off the bus"
 
 
+@pytest.mark.parametrize(
+    ("machine", "pair", "link"),
+    [
+        (machines.H100_X8, (0, 3), ("NODE", 18, True)),
+        (machines.H100_X8, (0, 4), ("SYS", 18, True)),
+        (machines.A100_X4, (1, 3), ("NODE", 4, True)),
+        (machines.BRIDGED_3090, (0, 1), ("PHB", 4, True)),
+        (machines.MIXED, (0, 1), ("PHB", 0, False)),
+        (machines.L40S_X4, (0, 1), ("PXB", 0, False)),
+        (machines.L40S_X4, (1, 2), ("SYS", 0, False)),
+    ],
+)
+async def test_how_gpus_are_connected_is_found(
+    simulator: Simulator, machine: Machine, pair: tuple[int, int], link: tuple[str, int, bool]
+):
+    found = await read(simulator, machine)
+
+    count = len(machine.gpus)
+    links = {(each.first, each.second): (each.path, each.nvlinks, each.peer_access) for each in found.links}
+    assert len(links) == count * (count - 1) // 2
+    assert links[uuid(pair[0]), uuid(pair[1])] == link
+    assert found.problems == ()
+
+
+async def test_a_gpu_that_is_divided_is_judged_by_its_largest_part(simulator: Simulator, tmp_path: Path):
+    simulator.show(machines.A100_MIG)
+    inspector = Inspector(folder=tmp_path, helper=NvmlHelper(environment=simulator.environment, answer_seconds=5.0))
+    inventory = await inspector.inventory()
+    await inspector.close()
+
+    parts = [(part.name, part.vram_total_mb, part.vram_free_mb) for part in inventory.gpus[0].mig_devices]
+    assert parts == [
+        ("NVIDIA A100-SXM4-80GB MIG 4g.40gb", 40448, 40448),
+        ("NVIDIA A100-SXM4-80GB MIG 2g.20gb", 20096, 19996),
+    ]
+    assert inventory.gpus[0].utilization_ratio is None
+    verdict = classify(inventory)
+    assert verdict.tier is Tier.AI_FACTORY
+    assert "40448 MiB" in verdict.reasons[0]
+
+
+async def test_errors_of_its_memory_are_told(simulator: Simulator):
+    found = await read(simulator, machines.T4.changed(0, ecc=(1, 3), retired=2))
+
+    gpu = found.gpus[0]
+    assert (gpu.ecc_enabled, gpu.ecc_uncorrected_errors, gpu.retired_pages, gpu.healthy) == (True, 3, 2, True)
+
+
+async def test_a_gpu_whose_memory_is_worn_out_is_unhealthy(simulator: Simulator):
+    found = await read(simulator, machines.A100_X4.changed(1, remap_failed=1))
+
+    assert [gpu.healthy for gpu in found.gpus] == [True, False, True, True]
+    assert "worn out" in (found.gpus[1].problem or "")
+
+
+async def test_a_gpu_that_is_lost_from_the_start_hides_only_itself(simulator: Simulator):
+    simulator.show(machines.A100_X4.changed(0, lost=True))
+    async with probing(simulator) as (probe, _):
+        found = await probe.read()
+        simulator.show(machines.A100_X4)
+        mended = await probe.read()
+
+    assert [gpu.uuid for gpu in found.gpus] == [uuid(1), uuid(2), uuid(3)]
+    assert "lost" in found.problems[0].message
+    assert len(found.links) == 3
+    assert len(mended.gpus) == 4
+    assert len(mended.links) == 6
+
+
 async def test_an_xid_of_a_faulty_program_leaves_the_gpu_healthy(simulator: Simulator):
     simulator.show(machines.T4)
     async with probing(simulator) as (probe, _):
