@@ -203,7 +203,11 @@ class Transport(Protocol):
         ack_wait_seconds: float = 30.0,
         batch: int = 64,
     ) -> AsyncIterator[Delivery]:
-        """The messages of a durable consumer, shared by all who pull it; each must be settled."""
+        """The messages of a durable consumer, shared by all who pull it; each must be settled.
+
+        At most `batch` are asked for at once, and only while somebody waits for the next: what nobody here waits for
+        is left to others. Raises `NotFound`, `Conflict` (the consumer exists with other settings), `Forbidden`.
+        """
         ...
 
     async def ensure_bucket(self, bucket: Bucket) -> None: ...
