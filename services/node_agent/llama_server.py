@@ -1,7 +1,8 @@
 """llama.cpp as a process of its own, serving the OpenAI API on a free port of the loopback interface.
 
 `python -m services.node_agent.llama_server --report FILE --model FILE …`, started by the agent. It tells in the report
-file who it is, where it listens and what it computes on; it ends on SIGTERM and outlives the agent.
+file who it is, where it listens and what it computes on. It outlives the agent; it ends on SIGTERM, and when its report
+is gone or another's: then its folder was removed, and nobody could find it any more.
 """
 
 import argparse
@@ -9,6 +10,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +21,7 @@ from services.node_agent.engine_facts import Device, EngineReport
 from services.node_agent.machine import choose_device
 
 WARNINGS = 2
+CHECK_SECONDS = 2.0
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -101,8 +105,25 @@ def _serve(wanted: argparse.Namespace, report: EngineReport) -> None:
         _tell(wanted.report, replace(report, problem=str(error)))
         raise
     _tell(wanted.report, replace(report, url=server.listening_address))
+    threading.Thread(target=_end_when_forgotten, args=(wanted.report,), daemon=True).start()
     signal.sigwait(ENDING)
     del server
+
+
+def _end_when_forgotten(report: Path) -> None:
+    while _is_ours(report):
+        time.sleep(CHECK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_ours(report: Path) -> bool:
+    try:
+        return bool(json.loads(report.read_text(encoding="utf-8"))["pid"] == os.getpid())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        # Not a moment to decide: the disk may be full or the file handles used up.
+        return True
 
 
 def main() -> None:

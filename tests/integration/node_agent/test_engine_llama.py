@@ -193,3 +193,16 @@ async def test_an_engine_that_froze_and_goes_on_is_kept(engine: EngineMaker, mon
     await at_work.ready()
 
     assert (at_work.engine.view().pid, at_work.engine.view().restarts) == (pid, 0)
+
+
+async def test_an_engine_whose_folder_was_removed_ends_by_itself(engine: EngineMaker, tmp_path: Path):
+    at_work = engine()
+    await at_work.ready()
+    pid = at_work.engine.view().pid
+    assert pid is not None
+    await at_work.forget()
+
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+    await until(lambda: not runs(pid), seconds=10)
