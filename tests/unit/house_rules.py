@@ -24,7 +24,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "libs.common.bus": BASE,
     "libs.common.log": (*BASE, "libs.common.bus"),
     "libs.common.archive": (*BASE, "libs.common.bus"),
-    "libs.common.kit": (*BASE, "libs.common.bus"),
+    "libs.common.kit": (*BASE, "libs.common.bus", "libs.common.archive"),
     "libs.hardware": BASE,
     "libs.inference": ("libs.common.contracts", "libs.common.errors"),
     "services": (*LIBRARIES, "services"),
@@ -70,7 +70,10 @@ MORE_USE_CASES: frozenset[str] = frozenset(
 )
 
 # Files outside the services' pure kinds that do no I/O either.
-PURE_PLACES = ("libs/common/contracts/*", "libs/inference/*", "libs/hardware/tiers.py", "libs/hardware/topology.py")
+PURE_PLACES = (
+    *("libs/common/contracts/*", "libs/common/archive/tables.py", "libs/common/archive/checks.py"),
+    *("libs/common/archive/cursors.py", "libs/inference/*", "libs/hardware/tiers.py", "libs/hardware/topology.py"),
+)
 PURE_IMPORTS = (
     *("__future__", "abc", "base64", "bisect", "collections", "contextlib", "dataclasses", "datetime", "enum"),
     *("functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "pydantic", "re", "statistics"),
@@ -78,7 +81,8 @@ PURE_IMPORTS = (
 )
 # The catalogue looks which contract modules there are.
 PURE_EXCEPTIONS = {"libs/common/contracts/catalogue.py": ("importlib", "pkgutil", "libs.common.contracts")}
-PURE_HOUSE = ("libs.common.contracts", "libs.common.errors", "libs.inference", "libs.hardware.tiers")
+ARCHIVE_FACTS = ("libs.common.archive.tables", "libs.common.archive.checks")
+PURE_HOUSE = ("libs.common.contracts", "libs.common.errors", *ARCHIVE_FACTS, "libs.inference", "libs.hardware.tiers")
 IMPURE_CALLS = (
     *("open", "print", "input", "exec", "eval", "__import__"),
     *("datetime.now", "datetime.utcnow", "datetime.today", "date.today", "datetime.datetime.now"),
@@ -96,7 +100,11 @@ TECHNOLOGIES: Mapping[str, tuple[str, ...]] = {
     "starlette": ("libs/common/kit/*.py", "services/*/http_api.py"),
     "pydantic_settings": ("libs/common/kit/*.py", "services/*/settings.py"),
     "sqlite3": ("libs/common/archive/*sqlite*.py", "services/*_sqlite.py"),
-    "httpx": ("libs/common/archive/*.py", "above", "adapter", "wiring"),
+    "sqlalchemy": ("libs/common/archive/*sql*.py",),
+    "aiosqlite": ("libs/common/archive/*sql*.py",),
+    "asyncpg": ("libs/common/archive/*sql*.py",),
+    "supabase": ("libs/common/archive/*supabase*.py",),
+    "httpx": ("libs/common/archive/*supabase*.py", "above", "adapter", "wiring"),
     "pynvml": ("libs/hardware/*nvml*.py", "services/*_nvml.py"),
     "cpuinfo": ("libs/hardware/*cpuinfo*.py", "services/*_cpuinfo.py"),
     "rich": ("libs/common/kit/logs.py", "above"),

@@ -1,0 +1,1 @@
+-- Nothing: SQLite has no functions of its own, its triggers say everything.
