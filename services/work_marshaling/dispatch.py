@@ -1,7 +1,7 @@
 """Gives assignments to nodes and tells them what to stop. Asks again until a node has answered or the lease is over."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ ANSWER_SECONDS = 5.0
 PAUSE_SECONDS = 0.5
 STOP_AGAIN_SECONDS = 5.0
 STOPS_REMEMBERED = 10_000
+FIRST_AVOIDANCE_SECONDS = 0.25
 
 _log = structlog.get_logger()
 
@@ -55,6 +56,7 @@ class Dispatcher:
         self._offers: dict[str, OrderedDict[str, _Offered]] = {}
         self._stops: dict[str, dict[str, str]] = {}
         self._stopped_at: OrderedDict[str, float] = OrderedDict()
+        self._refusals: Counter[str] = Counter()
         self._busy: set[str] = set()
         self._ready: asyncio.Queue[str] = asyncio.Queue()
 
@@ -190,6 +192,7 @@ class Dispatcher:
                 continue
             if answer.accepted:
                 offered.pop(answer.attempt_token, None)
+                self._refusals.pop(node_id, None)
                 await self._tell_observers(assignment)
             else:
                 self._refuse(node_id, offered, [answer.attempt_token], answer.reason)
@@ -210,11 +213,20 @@ class Dispatcher:
             if entry.unheard_since is None:
                 entry.unheard_since = now
             if entry.certain and now - entry.unheard_since >= self._term.rules.offer_seconds:
-                self._refuse(node_id, offered, [token], "nobody answers there")
+                pause = self._term.rules.avoid_seconds
+                self._refuse(node_id, offered, [token], "nobody answers there", pause)
 
-    def _refuse(self, node_id: str, offered: OrderedDict[str, _Offered], tokens: Sequence[str], reason: str) -> None:
-        """The attempts did not begin: their items go back, and the node is left alone for a moment."""
-        until = self._clock.monotonic() + self._term.rules.avoid_seconds
+    def _refuse(
+        self,
+        node_id: str,
+        offered: OrderedDict[str, _Offered],
+        tokens: Sequence[str],
+        reason: str,
+        pause_seconds: float | None = None,
+    ) -> None:
+        """The attempts did not begin: their items go back, and the node is left alone for a while."""
+        pause = self._growing_pause(node_id) if pause_seconds is None else pause_seconds
+        until = self._clock.monotonic() + pause
         self._term.nodes.avoid(node_id, reason[:200] or "it refused an attempt", until)
         for token in tokens:
             entry = offered.pop(token, None)
@@ -222,6 +234,12 @@ class Dispatcher:
                 self._term.meter.refused(node_id)
                 _log.info("attempt_refused", work_id=entry.work_id, node_id=node_id, reason=reason)
                 self._term.happen(entry.work_id, NodeRefused(token=token, detail=reason))
+
+    def _growing_pause(self, node_id: str) -> float:
+        """A slot that was freed a moment later than we thought is one thing, a node that only refuses another."""
+        self._refusals[node_id] += 1
+        doubled = FIRST_AVOIDANCE_SECONDS * 2.0 ** min(20, self._refusals[node_id] - 1)
+        return min(self._term.rules.avoid_seconds, doubled)
 
     async def _tell_stops(self, node_id: str) -> None:
         stops = self._stops.pop(node_id, None)

@@ -1,9 +1,11 @@
 """Who holds which item, and until when on our own monotonic clock. Silence counts only while we could hear."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.work_marshaling.nodes import Nodes
+from services.work_marshaling.slots import Slots
 
 
 @dataclass(slots=True)
@@ -12,6 +14,7 @@ class Lease:
 
     token: str
     node_id: str
+    work_type: str
     seconds: float
     until: float
     latest: float
@@ -20,7 +23,7 @@ class Lease:
 class Leases:
     def __init__(self) -> None:
         self._by_work: dict[str, Lease] = {}
-        self._held: dict[str, set[str]] = {}
+        self._held: dict[str, Counter[str]] = {}
         self._floor = 0.0
 
     def __len__(self) -> int:
@@ -29,10 +32,22 @@ class Leases:
     def __contains__(self, work_id: str) -> bool:
         return work_id in self._by_work
 
-    def open(self, work_id: str, token: str, node_id: str, *, now: float, seconds: float, most_seconds: float) -> Lease:
-        lease = Lease(token, node_id, seconds, now + seconds, now + max(seconds, most_seconds))
+    def open(
+        self,
+        work_id: str,
+        token: str,
+        node_id: str,
+        work_type: str,
+        *,
+        now: float,
+        seconds: float,
+        most_seconds: float,
+    ) -> Lease:
+        """`seconds` is one term; renewed or not, it ends after `most_seconds`."""
+        latest = now + max(seconds, most_seconds)
+        lease = Lease(token, node_id, work_type, seconds, now + seconds, latest)
         self._by_work[work_id] = lease
-        self._held.setdefault(node_id, set()).add(work_id)
+        self._held.setdefault(node_id, Counter())[work_type] += 1
         return lease
 
     def renew(self, work_id: str, token: str, now: float) -> bool:
@@ -46,7 +61,7 @@ class Leases:
     def close(self, work_id: str) -> bool:
         lease = self._by_work.pop(work_id, None)
         if lease is not None:
-            self._held[lease.node_id].discard(work_id)
+            self._held[lease.node_id][lease.work_type] -= 1
         return lease is not None
 
     def deaf_until(self, now: float, term_seconds: float) -> None:
@@ -64,9 +79,6 @@ class Leases:
         lease = self._by_work.get(work_id)
         return lease is not None and lease.until > now >= lease.latest
 
-    def free(self, nodes: Nodes) -> Mapping[str, int]:
+    def free(self, nodes: Nodes) -> Mapping[str, Slots]:
         """Slots of each node that none of our leases takes."""
-        return {node.node_id: node.slots - len(self._held.get(node.node_id, ())) for node in nodes.all()}
-
-    def held_by(self, node_id: str) -> int:
-        return len(self._held.get(node_id, ()))
+        return {node.node_id: Slots(node.pools, self._held.get(node.node_id)) for node in nodes.all()}

@@ -75,11 +75,12 @@ def _named(asked: Demand, node: Node, agent: Agent) -> str | None:
 
 
 def _ability(asked: Demand, node: Node, agent: Agent) -> str | None:
-    if asked.work_type not in agent.work_types:
+    slots = [pool.slots for pool in agent.pools if asked.work_type in pool.work_types]
+    if not slots:
         return f"it does not run work of type {asked.work_type}"
     if asked.model_name is not None and asked.model_name not in agent.models:
         return f"it does not serve the model {asked.model_name} now"
-    return "it has no slots" if agent.slots < 1 else None
+    return None if any(slots) else "it has no slots"
 
 
 _CLAUSES: Sequence[Callable[[Demand, Node, Agent], str | None]] = (_named, _state, _ability)

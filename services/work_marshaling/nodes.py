@@ -10,6 +10,7 @@ from libs.common.contracts.node_registry import (
     NodeStatus,
     NodeWorkload,
 )
+from services.work_marshaling.slots import SlotPool
 
 MEMORY_STEP_MB = 256
 
@@ -19,8 +20,7 @@ class Agent:
     """What a node's agent says it does."""
 
     boot_id: str
-    slots: int
-    work_types: frozenset[str]
+    pools: tuple[SlotPool, ...]
     models: frozenset[str]
     draining: bool
 
@@ -48,8 +48,8 @@ class Node:
     avoided: str | None = None
 
     @property
-    def slots(self) -> int:
-        return self.agent.slots if self.agent is not None else 0
+    def pools(self) -> tuple[SlotPool, ...]:
+        return self.agent.pools if self.agent is not None else ()
 
 
 class Nodes:
@@ -74,8 +74,7 @@ class Nodes:
         models = frozenset(engine.model_name for engine in told.engines if engine.state is EngineState.READY)
         agent = Agent(
             boot_id=told.boot_id,
-            slots=told.slots,
-            work_types=frozenset(told.work_types),
+            pools=_pools(told),
             models=models,
             draining=told.draining,
         )
@@ -124,6 +123,13 @@ class Nodes:
         if self._nodes.get(node.node_id) != node:
             self._nodes[node.node_id] = node
             self.version += 1
+
+
+def _pools(told: NodeWorkload) -> tuple[SlotPool, ...]:
+    """An agent that tells no pools has one, for everything it does."""
+    if told.pools:
+        return tuple(SlotPool(frozenset(pool.work_types), pool.slots) for pool in told.pools)
+    return (SlotPool(frozenset(told.work_types), told.slots),)
 
 
 def _rounded(megabytes: int | None) -> int | None:

@@ -12,6 +12,7 @@ from libs.common.contracts.work_marshaling import EXTERNAL
 from services.work_marshaling.matching import Demand, demand, rank, why_not
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Node, Nodes
+from services.work_marshaling.slots import Slots
 
 Place = tuple[int, int, int]
 
@@ -36,7 +37,7 @@ class _Line:
 class _Turn:
     """One distribution of free slots. `candidates` are per line, best first, with the rank they were put in with."""
 
-    free: Counter[str]
+    free: Mapping[str, Slots]
     candidates: dict[Demand, list[tuple[tuple[bool, bool, bool, int, str], Node]]] = field(default_factory=dict)
 
 
@@ -84,9 +85,9 @@ class Queue:
         if gone is not None:
             self._waiting[gone[1][0]] -= 1
 
-    def choose(self, nodes: Nodes, free: Mapping[str, int], *, most: int) -> list[Choice]:
-        """Who gets what now. The chosen leave the queue. `free` are the free slots of each node."""
-        turn = _Turn(Counter({node_id: slots for node_id, slots in free.items() if slots > 0}))
+    def choose(self, nodes: Nodes, free: Mapping[str, Slots], *, most: int) -> list[Choice]:
+        """Who gets what now. The chosen leave the queue. `free` is used up."""
+        turn = _Turn(free)
         heads = [(*head, line) for line in tuple(self._lines.values()) if (head := self._head(line)) is not None]
         heapq.heapify(heads)  # places are unique, so that lines are never compared
         chosen: list[Choice] = []
@@ -121,13 +122,13 @@ class Queue:
             candidates = turn.candidates[line.asked] = self._candidates(line, nodes, turn)
         while candidates:
             ranked, node = candidates[0]
-            left = turn.free[node.node_id]
+            left = turn.free[node.node_id].free(line.asked.work_type)
             if left < 1:
                 heapq.heappop(candidates)
             elif -ranked[3] != left:
                 heapq.heapreplace(candidates, (rank(line.asked, node, left), node))
             else:
-                turn.free[node.node_id] = left - 1
+                turn.free[node.node_id].take(line.asked.work_type)
                 return node.node_id
         return None
 
@@ -138,9 +139,9 @@ class Queue:
             line.eligible = tuple(node for node in nodes.all() if why_not(line.asked, node) is None)
             line.version = nodes.version
         ranked = [
-            (rank(line.asked, node, turn.free[node.node_id]), node)
+            (rank(line.asked, node, left), node)
             for node in line.eligible
-            if turn.free[node.node_id] > 0
+            if node.node_id in turn.free and (left := turn.free[node.node_id].free(line.asked.work_type)) > 0
         ]
         heapq.heapify(ranked)
         return ranked

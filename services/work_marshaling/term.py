@@ -169,7 +169,13 @@ class Term:
         timeout = item.spec.timeout_seconds
         seconds = timeout if item.spec.external else term
         lease = self.leases.open(
-            item.work_id, live.token, live.node_id, now=now, seconds=seconds, most_seconds=timeout + term
+            item.work_id,
+            live.token,
+            live.node_id,
+            item.spec.work_type,
+            now=now,
+            seconds=seconds,
+            most_seconds=timeout + term,
         )
         self._timers.add(lease.until, Timer(Due.LEASE, item.work_id, live.token))
 

@@ -167,7 +167,7 @@ class WorkMarshaling:
             remembered_ids=memory.remembered_ids,
             totals=dict(memory.totals),
             leases=len(term.leases),
-            nodes=dict(term.leases.free(term.nodes)),
+            nodes={node_id: slots.total() for node_id, slots in term.leases.free(term.nodes).items()},
             stream_fill_ratio=dict(leadership.upkeep.fill),
         )
 

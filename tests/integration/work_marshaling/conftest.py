@@ -78,6 +78,11 @@ class Marshaling:
     async def __aexit__(self, *error: object) -> None:
         await self.client.aclose()
 
+    async def move(self, url: str) -> None:
+        """From now on ask there."""
+        await self.client.aclose()
+        self.client = httpx.AsyncClient(base_url=url, timeout=30)
+
     async def ask(self, method: str, path: str, **fields: Any) -> httpx.Response:
         """Again until somebody is there: a client that does not give up."""
         found: list[httpx.Response] = []

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import signal
 
 import httpx
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from libs.common.bus.bus import Bus
 from libs.common.contracts.streams import WORK_OUT
 from libs.common.contracts.work_marshaling import COMPLETED, SUBMIT, WorkItem
-from tests.integration.work_marshaling.conftest import Marshaling, Worker, eventually
+from tests.integration.work_marshaling.conftest import Marshaling, Worker, eventually, free_port
 from tests.nats_process import NatsProcess
 
 ITEMS = 1_000
@@ -110,6 +111,35 @@ async def test_when_nats_is_killed_under_it_the_queue_goes_on(
     assert (await marshaling.totals())["completed"] == 300
     assert marshaling.process is not None
     assert marshaling.process.poll() is None
+
+
+async def test_a_leader_that_was_halted_and_replaced_changes_nothing_when_it_wakes(
+    marshaling: Marshaling, worker: Worker
+):
+    marshaling.start()
+    await marshaling.ready()
+    halted = marshaling.process
+    assert halted is not None
+    await worker.open()
+    submitting = asyncio.create_task(submit_all(marshaling, 100))
+    await asyncio.sleep(0.3)
+    try:
+        halted.send_signal(signal.SIGSTOP)
+        port = free_port()
+        marshaling.environment["WORK_MARSHALING_PORT"] = str(port)
+        marshaling.start()
+        await marshaling.move(f"http://127.0.0.1:{port}")
+        submitting.cancel()
+        await submit_all(marshaling, 400)
+        halted.send_signal(signal.SIGCONT)
+        await eventually(lambda: done(marshaling, 400), 60)
+
+        totals = await marshaling.totals()
+        assert (totals["admitted"], totals["completed"]) == (400, 400)
+        assert await asyncio.to_thread(halted.wait, 20) == 1
+    finally:
+        halted.kill()
+        halted.wait()
 
 
 async def test_a_second_instance_ends_the_first_loudly(marshaling: Marshaling, worker: Worker):

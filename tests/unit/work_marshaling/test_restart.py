@@ -166,7 +166,7 @@ async def test_forgotten_ids_are_known_after_a_checkpoint_and_a_restart(house: H
 
 async def test_inputs_that_are_no_longer_needed_are_trimmed(house: House):
     rules = replace(OFTEN, ended_most=10)
-    async with house.marshaling(rules) as queue, house.bus("test") as bus:
+    async with house.marshaling(rules), house.bus("test") as bus:
         node = Node(house, bus, "n1")
         await node.open(slots=2_000)
         for number in range(1, 1_101):
@@ -208,6 +208,24 @@ async def test_an_old_open_item_does_not_block_the_trimming(house: House):
             await node.open(engines=[engine("absent")])
             assert (await node.takes()).payload == {"text": "x" * 50_000}
             assert await status_of(after, old) is WorkStatus.ASSIGNED
+
+
+async def test_results_make_room_for_newer_ones(house: House):
+    house = House(stream_bytes=1_000_000)
+    async with house.marshaling(OFTEN) as queue, house.bus("test") as bus:
+        node = Node(house, bus, "n1")
+        await node.open()
+        made: list[str] = []
+        for number in range(1, 31):
+            made.append(await submit(queue))
+            await node.complete(await node.takes(number), "x" * 50_000)
+            await house.pass_time(2)
+            await node.announce()
+
+        assert await status_of(queue, made[0]) is WorkStatus.COMPLETED
+        with pytest.raises(NotFound, match="no longer"):
+            await queue.marshaling.result(made[0], 0)
+        assert (await queue.marshaling.result(made[-1], 0)).result == "x" * 50_000
 
 
 async def test_a_full_input_refuses_and_loses_nothing(house: House):

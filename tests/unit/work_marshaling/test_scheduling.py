@@ -18,10 +18,12 @@ from libs.common.contracts.node_registry import (
     Platform,
     Tier,
 )
+from services.work_marshaling.leases import Leases
 from services.work_marshaling.matching import demand, why_not
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.scheduler import Queue
+from services.work_marshaling.slots import SlotPool, Slots
 from tests.unit.work_marshaling.builders import NOW, engine, memory, submitted, workload
 
 
@@ -43,7 +45,8 @@ def nodes(*told: object) -> Nodes:
 
 
 def chosen(queue: Queue, known: Nodes, free: dict[str, int], most: int = 1000) -> list[tuple[str, str]]:
-    return [(choice.work_id, choice.node_id) for choice in queue.choose(known, free, most=most)]
+    slots = {node_id: Slots([SlotPool(frozenset({"chat"}), count)]) for node_id, count in free.items()}
+    return [(choice.work_id, choice.node_id) for choice in queue.choose(known, slots, most=most)]
 
 
 def queue_of(*items: WorkItem) -> Queue:
@@ -278,3 +281,30 @@ def test_the_queue_tells_how_many_wait_by_priority():
     queue.remove("b")
 
     assert {priority: count for priority, count in queue.by_priority.items() if count} == {0: 1, 5: 1}
+
+
+def test_slots_that_kinds_of_work_share_are_taken_by_either():
+    slots = Slots([SlotPool(frozenset({"chat", "inference"}), 3), SlotPool(frozenset({"function"}), 2)], {"chat": 2})
+
+    assert (slots.free("chat"), slots.free("inference"), slots.free("function")) == (1, 1, 2)
+    slots.take("inference")
+    assert (slots.free("chat"), slots.free("function"), slots.total()) == (0, 2, 2)
+
+
+def test_leases_beyond_the_slots_of_a_node_leave_none():
+    slots = Slots([SlotPool(frozenset({"chat"}), 2)], {"chat": 5, "gone": 3})
+
+    assert slots.free("chat") == 0
+
+
+def test_a_full_pool_of_one_kind_does_not_hide_the_free_one_of_another():
+    pools = [
+        {"work_types": ["chat"], "slots": 1, "free_slots": 1},
+        {"work_types": ["function"], "slots": 4, "free_slots": 4},
+    ]
+    known = nodes(workload(slots=5, work_types=("chat", "function"), pools=pools))
+    queue = queue_of(*(item(f"w{number}", number) for number in range(1, 4)), item("f", 9, work_type="function"))
+
+    taken = queue.choose(known, Leases().free(known), most=100)
+
+    assert [choice.work_id for choice in taken] == ["w1", "f"]

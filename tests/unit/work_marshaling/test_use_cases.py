@@ -191,6 +191,16 @@ async def test_a_refused_attempt_goes_elsewhere(house: House, bus: Bus, queue: I
     assert seen.status is WorkStatus.COMPLETED
 
 
+async def test_a_node_that_refuses_once_is_soon_asked_again(house: House, queue: Instance, node: Node):
+    node.accepts = False
+    await submit(queue)
+    await house.settle()
+    node.accepts = True
+    await house.pass_time(1)
+
+    assert len(node.taken) == 1
+
+
 async def test_an_attempt_that_nobody_heard_of_is_taken_back(house: House, queue: Instance, bus: Bus):
     ghost = Node(house, bus, "ghost")
     await ghost.announce()
