@@ -7,9 +7,9 @@ from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
-from libs.common.contracts.node_registry import EngineState, Gpu, NodeQuery, NodeState, Platform, Tier
+from libs.common.contracts.node_registry import EngineState, Gpu, GpuBeat, NodeQuery, NodeState, Platform, Tier
 from libs.common.errors import Malformed
-from libs.hardware.tiers import ORDER, better_or_equal, usable_mb
+from libs.hardware.tiers import ORDER, usable_mb
 from services.node_registry.model import Node
 
 E = TypeVar("E", bound=StrEnum)
@@ -80,10 +80,21 @@ def free_vram_mb(node: Node, gpu: Gpu) -> int | None:
     """By the last heartbeat; before the first, by the announcement."""
     if gpu.unified_memory and gpu.vram_total_mb is None:
         return free_ram_mb(node)
-    for beat in node.beat.gpus if node.beat is not None else ():
-        if beat.uuid == gpu.uuid:
-            return beat.vram_free_mb
-    return gpu.vram_free_mb
+    beat = _beat_of(node, gpu)
+    return beat.vram_free_mb if beat is not None else gpu.vram_free_mb
+
+
+def gpu_works(node: Node, gpu: Gpu) -> bool:
+    beat = _beat_of(node, gpu)
+    return beat.healthy if beat is not None else gpu.healthy
+
+
+def _beat_of(node: Node, gpu: Gpu) -> GpuBeat | None:
+    """Heartbeats name GPUs in the order of the announcement, unless something happened in between."""
+    told = node.beat.gpus if node.beat is not None else ()
+    if gpu.index < len(told) and told[gpu.index].uuid == gpu.uuid:
+        return told[gpu.index]
+    return next((each for each in told if each.uuid == gpu.uuid), None)
 
 
 def free_ram_mb(node: Node) -> int | None:
@@ -108,7 +119,7 @@ def _about_node(query: NodeQuery) -> Iterator[Clause]:
     if (tier := named(Tier, "tier", query.tier)) is not None:
         yield lambda node: None if node.announced.tier is tier else f"tier: it is {node.announced.tier}, not {tier}"
     if (least := named(Tier, "min_tier", query.min_tier)) is not None:
-        yield partial(_has_tier, least)
+        yield partial(_has_tier, least, ORDER[: ORDER.index(least) + 1])
     for label, value in query.labels.items():
         yield partial(_has_label, label, value)
     if query.model_name is not None:
@@ -148,9 +159,9 @@ def _about_one_gpu(query: NodeQuery) -> Iterator[Demand]:
             )
         )
     if (size := query.min_vram_mb_per_gpu) is not None:
-        yield lambda node, gpu: _at_least(f"min_vram_mb_per_gpu: {gpu.name}", _usable(node, gpu), size)
+        yield lambda node, gpu: _at_least("min_vram_mb_per_gpu", _usable(node, gpu), size, gpu.name)
     if (free := query.min_free_vram_mb) is not None:
-        yield lambda node, gpu: _at_least(f"min_free_vram_mb: {gpu.name}", free_vram_mb(node, gpu), free)
+        yield lambda node, gpu: _at_least("min_free_vram_mb", free_vram_mb(node, gpu), free, gpu.name)
 
 
 def _is_online(node: Node) -> str | None:
@@ -159,9 +170,9 @@ def _is_online(node: Node) -> str | None:
     return f"online_only: it is {node.life.state} ({node.life.reason})"
 
 
-def _has_tier(least: Tier, node: Node) -> str | None:
+def _has_tier(least: Tier, good: Sequence[Tier], node: Node) -> str | None:
     tier = node.announced.tier
-    return None if better_or_equal(tier, least) else f"min_tier: it is {tier}, less than {least}"
+    return None if tier in good else f"min_tier: it is {tier}, less than {least}"
 
 
 def _has_label(label: str, value: str, node: Node) -> str | None:
@@ -180,18 +191,25 @@ def _has_platform(platform: Platform, node: Node) -> str | None:
 
 def _has_vram(wanted: int, node: Node) -> str | None:
     total = sum(_usable(node, gpu) or 0 for gpu in node.announced.inventory.gpus if gpu_works(node, gpu))
-    return _at_least("min_total_vram_mb: its GPUs together", total, wanted)
+    return _at_least("min_total_vram_mb", total, wanted, "its GPUs together")
 
 
 def _has_gpus(demands: Sequence[Demand], needed: int, node: Node) -> str | None:
     """Looks no further once enough GPUs fit."""
     fit = 0
     for gpu in node.announced.inventory.gpus:
-        if gpu_works(node, gpu) and not any(demand(node, gpu) for demand in demands):
+        if gpu_works(node, gpu) and _fits(demands, node, gpu):
             fit += 1
             if fit >= needed:
                 return None
     return _too_few_gpus(demands, fit, needed, node)
+
+
+def _fits(demands: Sequence[Demand], node: Node, gpu: Gpu) -> bool:
+    for demand in demands:  # noqa: SIM110  # as in `matches`
+        if demand(node, gpu) is not None:
+            return False
+    return True
 
 
 def _too_few_gpus(demands: Sequence[Demand], fit: int, needed: int, node: Node) -> str:
@@ -203,20 +221,15 @@ def _too_few_gpus(demands: Sequence[Demand], fit: int, needed: int, node: Node) 
     return f"min_gpu_count: {fit} of its {len(working)} GPUs fit, not {needed}{why}"
 
 
-def _at_least(what: str, has: int | None, wanted: int) -> str | None:
+def _at_least(what: str, has: int | None, wanted: int, whose: str = "it") -> str | None:
     """What is not known does not satisfy a demand above zero."""
     if (has or 0) >= wanted:
         return None
-    return f"{what}: it has {'an unknown amount' if has is None else has}, not {wanted}"
+    return f"{what}: {whose} has {'an unknown amount' if has is None else has}, not {wanted}"
 
 
 def _usable(node: Node, gpu: Gpu) -> int | None:
     return usable_mb(gpu, node.announced.inventory.memory.total_mb)
-
-
-def gpu_works(node: Node, gpu: Gpu) -> bool:
-    beats = node.beat.gpus if node.beat is not None else ()
-    return next((beat.healthy for beat in beats if beat.uuid == gpu.uuid), gpu.healthy)
 
 
 def _capable(has: str | None, wanted: str) -> bool:
