@@ -43,7 +43,7 @@ class Administration:
     async def register(self, registration: NodeRegistration) -> NodeView:
         """Raises `Malformed`, `Unavailable`, and `Conflict` for a node that announces itself."""
         beat = registration.heartbeat_seconds or self._registration_seconds / self._registry.rules.suspect_beats
-        told = announcement(registration, at=self._clock.now(), heartbeat_seconds=min(beat, 3600.0))
+        told = announcement(registration, at=self._clock.now(), heartbeat_seconds=beat)
         if self._registry.knows(told.node_id):
             known = await self._registry.get(told.node_id)
             if known.boot_id != told.boot_id and known.state is NodeState.ONLINE:

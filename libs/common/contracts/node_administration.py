@@ -53,7 +53,7 @@ class NodeRegistration(Message):
     gpus: tuple[RegisteredGpu, ...] = Field((), max_length=1024)
     labels: dict[str, str] = Field({}, max_length=64)
     heartbeat_seconds: float | None = Field(
-        None, gt=0, le=86400, description="how often it will send heartbeats; not given: it stays for a setting's time"
+        None, gt=0, le=3600, description="how often it will send heartbeats; not given: it stays for a setting's time"
     )
 
 
