@@ -10,12 +10,12 @@ from typing import Generic, NoReturn, Protocol, TypeVar
 import structlog
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.transport import Expect, Receipt
+from libs.common.bus.transport import MESSAGE_ID_HEADER, Expect, Receipt, Stored
 from libs.common.clock import Clock
 from libs.common.contracts.base import Topic
 from libs.common.contracts.log import LogEpoch, LogRecord, RecordKind
 from libs.common.contracts.streams import Stream
-from libs.common.errors import Disconnected, MeshError, TimedOut, WrongRevision
+from libs.common.errors import Disconnected, Malformed, MeshError, TimedOut, Unavailable, WrongRevision
 
 R = TypeVar("R", bound=LogRecord)
 R_in = TypeVar("R_in", bound=LogRecord, contravariant=True)
@@ -103,17 +103,16 @@ class FencedLog(Generic[R]):
         not known whether the take-over took place, and it may be tried again.
         """
         last = await self._bus.last(self._stream, self._epochs)
-        number = 1 if last is None else self._bus.decode(self._epochs, last).epoch + 1
-        await self._write_epoch(number, 0 if last is None else last.sequence, origins, checkpoint=False)
+        await self._write_epoch(self._next_epoch(last), last.sequence if last else 0, origins, checkpoint=False)
         _log.info("log_taken_over", stream=self._stream.name, epoch=self._epoch, sequence=self._fence)
         return self._epoch
 
     async def replay(self, rebuild: Rebuild[R]) -> Replayed:
         """Read everything up to the own epoch record. Nobody can have written since: it was in the log first.
 
-        Raises `Malformed` when a record cannot be read.
+        What others than a writer put there is passed over. Raises `Malformed` when a writer's record cannot be read.
         """
-        reading = _Reading(rebuild)
+        reading = _Reading(self._bus, self._epochs, self._records, rebuild)
         state = await self._bus.stream_state(self._stream)
         messages = self._bus.read(self._stream, after=max(0, state.first_sequence - 1))
         async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
@@ -121,10 +120,7 @@ class FencedLog(Generic[R]):
                 for stored in batch:
                     if stored.sequence >= self._fence:
                         return reading.done()
-                    if stored.subject == self._epochs.subject:
-                        reading.epoch(self._bus.decode(self._epochs, stored))
-                    else:
-                        reading.record(self._bus.decode(self._records, stored))
+                    reading.take(stored)
         raise self._step_down("the log ended before the own epoch record", fenced=False)
 
     async def append(self, make: Callable[[Stamp], R]) -> Receipt:
@@ -146,7 +142,7 @@ class FencedLog(Generic[R]):
                     timeout=self._patience,
                 )
             except (WrongRevision, TimedOut, Disconnected) as error:
-                self._give_up(error)
+                await self._give_up(error)
 
     async def begin_checkpoint(self, origins: Mapping[str, datetime]) -> None:
         """Start a new epoch of the same writer; its records up to one of kind `done` are to hold the whole state."""
@@ -155,7 +151,7 @@ class FencedLog(Generic[R]):
             try:
                 await self._write_epoch(self._epoch + 1, self._fence, origins, checkpoint=True)
             except (WrongRevision, TimedOut, Disconnected) as error:
-                self._give_up(error)
+                await self._give_up(error)
 
     async def purge(self) -> None:
         """Forget what is older than the newest epoch record. Only after a finished checkpoint."""
@@ -171,7 +167,7 @@ class FencedLog(Generic[R]):
         receipt = await self._bus.append(
             self._epochs,
             told,
-            message_id=f"epoch-{number}-{self._holder}",
+            message_id=_epoch_id(told),
             expect=Expect(sequence=expected, subject=self._epochs.subject),
             timeout=self._patience,
         )
@@ -181,31 +177,80 @@ class FencedLog(Generic[R]):
         if self._ended is not None:
             raise self._ended
 
-    def _give_up(self, error: MeshError) -> NoReturn:
+    def _next_epoch(self, last: Stored | None) -> int:
+        """Greater than any before: an epoch never exceeds the sequence of its own record."""
+        if last is None:
+            return 1
+        told = _told_epoch(self._bus, self._epochs, last)
+        return last.sequence + 1 if told is None else told.epoch + 1
+
+    async def _give_up(self, error: MeshError) -> NoReturn:
         if isinstance(error, WrongRevision):
-            raise self._step_down("another writer took over the log", fenced=True) from error
+            raise await self._replaced() from error
         told = f"no receipt from the log within {self._patience:g} s"
         raise self._step_down(told, fenced=False) from error
+
+    async def _replaced(self) -> SteppedDown:
+        try:
+            last = await self._bus.last(self._stream, self._epochs)
+        except Unavailable as error:
+            return self._step_down(f"refused, and it cannot be told by whom: {error.message}", fenced=False)
+        if last is not None and _told_epoch(self._bus, self._epochs, last) is None:
+            return self._step_down("a stranger wrote where only epochs belong", fenced=False)
+        return self._step_down("another writer took over the log", fenced=True)
 
     def _step_down(self, reason: str, *, fenced: bool) -> SteppedDown:
         self._ended = SteppedDown(f"{self._stream.name}: {reason} (epoch {self._epoch})", fenced=fenced)
         return self._ended
 
 
-class _Reading(Generic[R]):
-    """Sorts what is read: records that follow one another, and checkpoints that were finished."""
+def _epoch_id(epoch: LogEpoch) -> str:
+    return f"epoch-{epoch.epoch}-{epoch.holder}"
 
-    def __init__(self, rebuild: Rebuild[R]) -> None:
+
+def _told_epoch(bus: Bus, epochs: Topic[LogEpoch], stored: Stored) -> LogEpoch | None:
+    """None when no writer wrote this."""
+    try:
+        told = bus.decode(epochs, stored)
+    except Malformed:
+        return None
+    return told if stored.headers.get(MESSAGE_ID_HEADER) == _epoch_id(told) else None
+
+
+class _Reading(Generic[R]):
+    """Sorts what is read: records that follow one another, checkpoints that were finished, and what strangers wrote.
+
+    A writer's record is known by its message id, so that one of ours that cannot be read is never taken for a
+    stranger's.
+    """
+
+    def __init__(self, bus: Bus, epochs: Topic[LogEpoch], records: Topic[R], rebuild: Rebuild[R]) -> None:
+        self._bus = bus
+        self._epochs = epochs
+        self._topic = records
         self._rebuild = rebuild
+        self._epoch = 0
         self._checkpoint: list[R] | None = None
         self._records = 0
         self._since_checkpoint = 0
 
-    def epoch(self, epoch: LogEpoch) -> None:
+    def take(self, stored: Stored) -> None:
+        if stored.subject == self._epochs.subject:
+            epoch = _told_epoch(self._bus, self._epochs, stored)
+            if epoch is not None:
+                self._begin(epoch)
+                return
+        elif stored.headers.get(MESSAGE_ID_HEADER, "").startswith(f"{self._epoch}."):
+            self._record(self._bus.decode(self._topic, stored))
+            return
+        _log.warning("stranger_in_the_log", stream=stored.stream, sequence=stored.sequence, subject=stored.subject)
+
+    def _begin(self, epoch: LogEpoch) -> None:
+        self._epoch = epoch.epoch
         self._checkpoint = [] if epoch.checkpoint else None
         self._rebuild.begin_epoch(epoch)
 
-    def record(self, record: R) -> None:
+    def _record(self, record: R) -> None:
         self._records += 1
         if record.kind is RecordKind.FACTS:
             self._since_checkpoint += 1

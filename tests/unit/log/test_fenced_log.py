@@ -14,7 +14,7 @@ from libs.common.clock import ManualClock
 from libs.common.contracts.base import Topic
 from libs.common.contracts.log import LogEpoch, LogRecord, RecordKind
 from libs.common.contracts.streams import Stream
-from libs.common.errors import StreamFull
+from libs.common.errors import Malformed, StreamFull
 from libs.common.log.fenced_log import FencedLog, Stamp, SteppedDown
 
 STREAM = Stream(name="TEST_LOG", subjects=("test.epoch", "test.log"), max_bytes=100_000, summary="")
@@ -256,3 +256,45 @@ async def test_two_that_take_over_at_once_are_not_both_the_writer(house: House):
     )
 
     assert sum(not isinstance(outcome, Exception) for outcome in written) == 1, (outcomes, written)
+
+
+async def test_a_stranger_where_epochs_belong_is_no_new_writer(house: House):
+    log = await house.writer("a")
+    await log.take_over({})
+    await log.append(note("kept"))
+    async with house.server.connect("stranger") as stranger:
+        await stranger.publish("test.epoch", b"garbage", {})
+        await stranger.publish("test.epoch", b'{"epoch": 7, "holder": "x", "at": "2030-01-01T00:00:00Z"}', {})
+    with pytest.raises(SteppedDown) as stepped_down:
+        await log.append(note("refused"))
+    assert not stepped_down.value.fenced
+
+    again = await house.writer("b")
+    assert await again.take_over({}) > 1
+    told = await replayed(again)
+    await again.append(note("more"))
+    assert told.texts == ["kept"]
+
+
+async def test_what_a_stranger_writes_into_the_log_is_passed_over(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await first.append(note("one"))
+    async with house.server.connect("stranger") as stranger:
+        for payload in (b"garbage", b"{}", note("forged")(Stamp(1, 9, house.clock.now())).model_dump_json().encode()):
+            await stranger.publish("test.log", payload, {})
+    await first.append(note("two"))
+    await second.take_over({})
+
+    assert (await replayed(second)).texts == ["one", "two"]
+
+
+async def test_a_record_of_a_writer_that_cannot_be_read_is_an_error(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    async with house.server.connect("newer") as newer:
+        await newer.append("test.log", b'{"in": "words of the future"}', {}, message_id="1.1", timeout=1)
+    await second.take_over({})
+
+    with pytest.raises(Malformed):
+        await replayed(second)

@@ -78,7 +78,7 @@ async def test_an_item_goes_to_a_node_and_its_result_can_be_fetched(queue: Insta
 
 
 async def test_an_item_just_submitted_can_be_asked_for(queue: Instance):
-    assert await status_of(queue, await submit(queue)) is WorkStatus.PENDING
+    assert await status_of(queue, await submit(queue)) is WorkStatus.ASSIGNED
 
 
 async def test_progress_means_running(queue: Instance, node: Node):
@@ -491,6 +491,21 @@ async def test_an_end_is_told_only_when_it_is_on_disk(house: House, queue: Insta
     await house.pass_time(3)
     assert (await cancelling).status is WorkStatus.CANCELLED
     assert (await asking).status is WorkStatus.CANCELLED
+
+
+async def test_strangers_in_the_log_cost_a_moment_and_no_work(house: House, queue: Instance, node: Node):
+    kept = await submit(queue)
+    given = await node.takes()
+    async with house.server.connect("stranger") as transport:
+        for subject in ("compute.work.epoch.v1", "compute.work.log.v1"):
+            await transport.publish(subject, b"garbage", {})
+            await transport.publish(subject, b"{}", {})
+    await node.complete(given)
+    await house.pass_time(2)
+
+    assert queue.ended is None
+    assert await status_of(queue, kept) is WorkStatus.COMPLETED
+    assert await status_of(queue, await submit(queue)) is WorkStatus.ASSIGNED
 
 
 async def test_a_second_leader_ends_the_first(house: House):
