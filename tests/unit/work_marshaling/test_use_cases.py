@@ -78,7 +78,7 @@ async def test_an_item_goes_to_a_node_and_its_result_can_be_fetched(queue: Insta
 
 
 async def test_an_item_just_submitted_can_be_asked_for(queue: Instance):
-    assert await status_of(queue, await submit(queue)) is WorkStatus.ASSIGNED
+    assert await status_of(queue, await submit(queue)) is WorkStatus.PENDING
 
 
 async def test_progress_means_running(queue: Instance, node: Node):
