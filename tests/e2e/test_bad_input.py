@@ -100,7 +100,7 @@ async def letter_about(stream: JetStreamContext, sequence: int) -> dict[str, obj
     last = (await stream.stream_info("DEAD_LETTERS")).state.last_seq
     for number in range(1, last + 1):
         raw = await stream.get_msg("DEAD_LETTERS", number)
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             letter = json.loads(raw.data or b"")
             if (letter["stream"], letter["sequence"]) == ("WORK_IN", sequence):
                 return letter
