@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     discover_seconds: float = Field(5.0, gt=0, le=3600, description="Nodes are asked to announce at most this often.")
 
     registration_seconds: float = Field(
-        300.0, ge=1, le=10_800, description="How long a machine told over REST counts as online without heartbeats."
+        300.0, ge=1, le=3600, description="How long a machine told over REST counts as online without heartbeats."
     )
 
     @model_validator(mode="after")
