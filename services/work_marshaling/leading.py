@@ -26,6 +26,7 @@ from services.work_marshaling.term import Chances, Term
 from services.work_marshaling.upkeep import Upkeep
 
 AGAIN_SECONDS = 1.0
+BETWEEN_SECONDS = 0.1
 
 _log = structlog.get_logger()
 
@@ -86,6 +87,7 @@ class Leading:
                 await self._clock.sleep(AGAIN_SECONDS)
                 continue
             await self._serve(leadership)
+            await self._clock.sleep(BETWEEN_SECONDS)
 
     async def _take_over(self) -> Leadership:
         origins = {stream.name: (await self._bus.stream_state(stream)).created for stream in (WORK_IN, WORK_OUT)}

@@ -4,6 +4,7 @@ import base64
 from collections import deque
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import islice
 
 from libs.common.contracts.work_log import Remembered
 from services.work_marshaling.identity import id_digest
@@ -35,16 +36,24 @@ class RememberedIds:
 
     def forget(self, now: datetime) -> None:
         """Drop what is too old or too much."""
-        while self._until and (self._until[0][0] <= now or len(self._content) > self._most):
-            _, count = self._until.popleft()
-            for oldest in [key for key, _ in zip(self._content, range(count), strict=False)]:
-                del self._content[oldest]
+        while self._until and self._until[0][0] <= now:
+            self._drop(self._until[0][1])
+        while len(self._content) > self._most:
+            self._drop(min(self._until[0][1], len(self._content) - self._most))
+
+    def _drop(self, number: int) -> None:
+        """The oldest so many, which share one time."""
+        until, count = self._until.popleft()
+        if count > number:
+            self._until.appendleft((until, count - number))
+        for oldest in tuple(islice(self._content, number)):
+            del self._content[oldest]
 
     def facts(self) -> Iterator[Remembered]:
         """All of it, for a checkpoint."""
         pairs = iter(self._content.items())
         for until, count in self._until:
-            taken = b"".join(key + content for (key, content), _ in zip(pairs, range(count), strict=False))
+            taken = b"".join(key + content for key, content in islice(pairs, count))
             yield Remembered(until=until, count=count, digests=base64.b64encode(taken).decode())
 
     def restore(self, fact: Remembered) -> None:
