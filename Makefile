@@ -1,6 +1,7 @@
-# The verbs of this repository. `make up` and `make test` need nothing but: git make python3-venv libgomp1
+# The verbs of this repository. `make up` and `make test` need nothing but: git make python3-venv libgomp1;
+# tests of the archive in PostgreSQL and Supabase are skipped without: postgresql npm
 .DEFAULT_GOAL := help
-.PHONY: help up demo down reset test check lint types docs docs-check benchmarks
+.PHONY: help up demo down reset test check lint types docs docs-check migrations benchmarks
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +40,9 @@ docs: .venv/ready-dev ## write the generated documents anew
 
 docs-check: .venv/ready-dev
 	$(BIN)/python -m docs.generate --check
+
+migrations: .venv/ready-dev ## write the Supabase migrations anew from those of the services
+	$(BIN)/python -m tools.supabase_migrations
 
 benchmarks: .venv/ready-dev ## measure: bus, start, idle (each also runs alone: python -m benchmarks.NAME)
 	$(BIN)/python -m benchmarks.bus

@@ -31,7 +31,7 @@ class NatsProcess:
         jetstream: bool = True,
     ) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self._extra = extra
         self._jetstream = (
             JETSTREAM.format(directory=directory, sync_interval=sync_interval, ack_v2=str(ack_v2).lower())
@@ -101,7 +101,7 @@ def nats_process(**options: object) -> Iterator[NatsProcess]:
             server.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -157,7 +157,6 @@ def postgresql_archive(url: str) -> SqlArchive:
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     # FULL: what is told to be committed is on disk, for the log is trimmed by it.
     cursor = connection.cursor()
-    cursor.execute("pragma journal_mode = wal")
     cursor.execute("pragma synchronous = full")
     cursor.close()
 

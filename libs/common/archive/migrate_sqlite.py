@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from libs.common.archive.tables import Migration
 from libs.common.errors import Unavailable
 
 LOCK_SECONDS = 10.0
+AGAIN_SECONDS = 0.02
 APPLIED = """
 create table if not exists archive_migrations (
     service text not null, number integer not null, name text not null, checksum text not null,
@@ -24,11 +26,24 @@ def migrate(path: Path, migrations: Sequence[Migration]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS)) as database:
-            database.execute("pragma journal_mode = wal")
+            _enter_wal(database)
             while _apply_next(database, migrations):
                 continue
     except (sqlite3.Error, OSError) as error:
         raise Unavailable(f"the archive {path} cannot be prepared: {error}") from error
+
+
+def _enter_wal(database: sqlite3.Connection) -> None:
+    """The file keeps this mode. SQLite does not wait its lock time for the change: somebody may be making it now."""
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            database.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(AGAIN_SECONDS)
 
 
 def _apply_next(database: sqlite3.Connection, migrations: Sequence[Migration]) -> bool:

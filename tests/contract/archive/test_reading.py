@@ -77,22 +77,22 @@ FILTERS: list[tuple[tuple[Any, ...], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("filters", "found"), FILTERS)
-async def test_all_filters_must_hold(archive: Archive, filters: tuple[Any, ...], found: list[str]):
+async def test_all_filters_must_hold(archive: Archive):
     rows = [thing("a", 1, good=True), thing("b", 2, good=False), thing("c", 3, size=0.1, note="a"), thing("d", 4)]
     await archive.upsert(THINGS, [*rows[:3], dict(rows[3]) | {"note": "z"}])
 
-    assert await names(archive, *filters) == found
+    for filters, found in FILTERS:
+        assert await names(archive, *filters) == found, filters
 
 
 async def test_many_long_values_may_be_asked_for(archive: Archive):
-    long = [f"{number:03}" + "\u00e4" * 400 for number in range(150)]
+    long = [f"{number:03}" + "\u00e4" * 150 for number in range(150)]
     await archive.upsert(THINGS, [thing(name, number) for number, name in enumerate(long)])
     wanted = In("name", tuple(long[20 : 20 + MOST_VALUES]))
 
     assert await names(archive, wanted) == long[20:120]
     assert await names(archive, wanted, order=Order(column="number", descending=True)) == long[20:120][::-1]
-    assert [row["number"] for row in await everything(archive, filters=[wanted], limit=7)] == list(range(20, 120))
+    assert [row["number"] for row in await everything(archive, filters=[wanted], limit=30)] == list(range(20, 120))
 
 
 async def test_a_value_that_is_asked_for_twice_is_found_once(archive: Archive):
@@ -179,10 +179,10 @@ BAD_QUESTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "question"), BAD_QUESTIONS)
-async def test_a_bad_question_is_refused(archive: Archive, words: str, question: dict[str, Any]):
-    with pytest.raises(Malformed, match=words):
-        await archive.page(THINGS, **question)
+async def test_a_bad_question_is_refused(archive: Archive):
+    for words, question in BAD_QUESTIONS:
+        with pytest.raises(Malformed, match=words):
+            await archive.page(THINGS, **question)
 
 
 async def test_a_cursor_of_another_question_is_refused(archive: Archive):
@@ -195,10 +195,11 @@ async def test_a_cursor_of_another_question_is_refused(archive: Archive):
         await archive.page(STEPS, cursor=cursor)
 
 
-@pytest.mark.parametrize("key", [{}, {"number": 1}, {"name": "a", "number": 1}, {"name": 1}, {"name": None}])
-async def test_only_a_whole_key_finds_a_row(archive: Archive, key: dict[str, Any]):
-    with pytest.raises(Malformed):
-        await archive.get(THINGS, key)
+async def test_only_a_whole_key_finds_a_row(archive: Archive):
+    bad_keys: list[dict[str, Any]] = [{}, {"number": 1}, {"name": "a", "number": 1}, {"name": 1}, {"name": None}]
+    for key in bad_keys:
+        with pytest.raises(Malformed):
+            await archive.get(THINGS, key)
 
 
 async def test_what_is_older_is_removed_and_counted(archive: Archive):
@@ -223,14 +224,13 @@ async def test_a_row_without_that_moment_is_not_removed(archive: Archive):
     assert await names(archive) == ["a"]
 
 
-@pytest.mark.parametrize(
-    ("column", "moment"),
-    [("number", START), ("colour", START), ("at", None), ("seen_at", None), ("at", datetime(2030, 1, 1))],  # noqa: DTZ001
-)
-async def test_nothing_is_removed_without_a_moment(archive: Archive, column: str, moment: Any):
+async def test_nothing_is_removed_without_a_moment(archive: Archive):
+    naive = datetime(2030, 1, 1)  # noqa: DTZ001
+    bad: list[tuple[str, Any]] = [("number", START), ("colour", START), ("at", None), ("seen_at", None), ("at", naive)]
     await archive.upsert(THINGS, [thing("a")])
 
-    with pytest.raises(Malformed):
-        await archive.delete_older_than(THINGS, column, moment)
+    for column, moment in bad:
+        with pytest.raises(Malformed):
+            await archive.delete_older_than(THINGS, column, moment)
 
     assert await names(archive) == ["a"]

@@ -1,4 +1,4 @@
--- made 2026-01-01 00:00:00
+-- made 2027-01-01 00:00:00
 create table things (
     name text collate "C" not null primary key,
     number bigint not null,

@@ -1,0 +1,34 @@
+-- Written by `make migrations` from 0001_work_items of work_marshaling.
+-- made 2026-11-21 10:32:00
+
+-- Finished work, one row per item. `result` is there when it is small.
+create table work_items (
+    work_id text collate "C" not null primary key,
+    sequence bigint not null,
+    status text collate "C" not null,
+    work_type text collate "C" not null,
+    model_name text collate "C",
+    node_id text collate "C",
+    submitter text collate "C",
+    priority bigint not null,
+    labels jsonb not null,
+    submitted_at timestamptz not null,
+    ended_at timestamptz not null,
+    attempts jsonb not null,
+    error jsonb,
+    result jsonb,
+    result_bytes bigint not null,
+    log_seq bigint not null
+);
+create index work_items_ended_at on work_items (ended_at);
+create index work_items_sequence on work_items (sequence);
+create index work_items_status_ended_at on work_items (status, ended_at);
+create index work_items_node_id_ended_at on work_items (node_id, ended_at);
+create trigger work_items_keep_newest before update on work_items for each row execute function archive_keep_newest();
+alter table work_items enable row level security;
+
+-- Only the service key may use this.
+alter table work_items enable row level security;
+revoke all on table work_items from anon, authenticated;
+grant select, insert, update, delete on table work_items to service_role;
+notify pgrst, 'reload schema';
