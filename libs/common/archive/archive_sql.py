@@ -127,13 +127,14 @@ class SqlArchive:
         self._problem = None
 
 
-def sqlite_archive(file: Path) -> SqlArchive:
+def sqlite_archive(file: Path, *, lock_seconds: float = LOCK_SECONDS) -> SqlArchive:
+    """`lock_seconds`: how long to wait for other processes that write."""
     engine = create_async_engine(
         sa.URL.create("sqlite+aiosqlite", database=str(file)),
         pool_size=CONNECTIONS,
         max_overflow=0,
         pool_timeout=ANSWER_SECONDS,
-        connect_args={"timeout": LOCK_SECONDS},
+        connect_args={"timeout": lock_seconds},
     )
     sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return SqlArchive(engine, file=file)

@@ -1,7 +1,7 @@
 """The archive in Supabase, through its own client over PostgREST."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -39,11 +39,13 @@ class SupabaseArchive:
     are switched off: they would only repeat reads, and hold up the one who asked.
     """
 
-    def __init__(self, url: str, service_key: str) -> None:
+    def __init__(self, url: str, service_key: str, http: Callable[[], httpx.AsyncClient] | None = None) -> None:
+        """`http` makes the connections, where other ones than ours are wanted."""
         self._url = url
         self._key = service_key
         self._client: AsyncClient | None = None
         self._http: httpx.AsyncClient | None = None
+        self._make_http = http or _http_client
         self._opening = asyncio.Lock()
         self._problem: str | None = None
 
@@ -156,11 +158,15 @@ class SupabaseArchive:
     async def _connected(self) -> AsyncClient:
         async with self._opening:
             if self._client is None:
-                self._http = httpx.AsyncClient(
-                    http2=False,
-                    timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-                    limits=httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS),
-                )
+                self._http = self._make_http()
                 options = AsyncClientOptions(httpx_client=self._http, auto_refresh_token=False, persist_session=False)
                 self._client = await acreate_client(self._url, self._key, options)
             return self._client
+
+
+def _http_client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        http2=False,
+        timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+        limits=httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS),
+    )

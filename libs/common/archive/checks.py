@@ -21,7 +21,7 @@ def checked_rows(table: Table, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     if len(rows) > MOST_ROWS:
         raise Malformed(f"{len(rows)} rows for {table.name} at once; {MOST_ROWS} are the most")
-    checked = [_checked_row(table, row) for row in rows]
+    checked = [checked_row(table, row) for row in rows]
     if len({table.key_of(row) for row in checked}) < len(checked):
         raise Malformed(f"a batch for {table.name} has the same key twice")
     return checked
@@ -81,7 +81,8 @@ def _column(table: Table, name: str) -> Column:
     return column
 
 
-def _checked_row(table: Table, row: Row) -> dict[str, Any]:
+def checked_row(table: Table, row: Row) -> dict[str, Any]:
+    """One row, as `checked_rows` says."""
     if unknown := set(row) - set(table.names):
         raise Malformed(f"{table.name} has no column {', '.join(sorted(unknown))}")
     return {column.name: _checked_value(table, column, row.get(column.name)) for column in table.columns}

@@ -161,6 +161,7 @@ class Life:
             node_id=process.node_id,
             boot_id=process.boot_id,
             data_dir=process.data_dir,
+            archive=process.archive,
         )
 
 

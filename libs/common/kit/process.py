@@ -6,6 +6,8 @@ from pathlib import Path
 
 import structlog
 
+from libs.common.archive.archive import Archive
+from libs.common.archive.open_archive import open_archive
 from libs.common.bus.transport import Connect
 from libs.common.clock import Clock
 from libs.common.errors import MeshError, WrongSetting
@@ -51,6 +53,24 @@ class Process:
     meeting: Meeting
     failure: MeshError | None = None
     _told: set[str] = field(default_factory=set)
+    _archive: Archive | None = None
+
+    def archive(self) -> Archive:
+        """One for all services of the process. Raises `WrongSetting`."""
+        if self._archive is None:
+            key = self.settings.supabase_service_key
+            self._archive = open_archive(
+                self.settings.archive_url,
+                supabase_url=self.settings.supabase_url,
+                service_key=key.get_secret_value() if key else None,
+                data_dir=self.data_dir,
+            )
+        return self._archive
+
+    async def close(self) -> None:
+        """Once no service lives any more."""
+        if self._archive is not None:
+            await self._archive.close()
 
     def fail(self, service: str, part: str, error: BaseException | str) -> None:
         """Take everything down, in order. The first failure is the one that is told in the end."""

@@ -128,6 +128,7 @@ async def run(
             process, partial(_tell_ready, lives, ready, started), alongside and partial(alongside, address)
         ):
             await _until_stopped(lives, process)
+        await process.close()
     if process.failure is not None:
         raise process.failure
 

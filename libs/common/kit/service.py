@@ -8,6 +8,8 @@ from pathlib import Path
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 
+from libs.common.archive.archive import Archive
+from libs.common.archive.archive_memory import MemoryArchive
 from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
 from libs.common.contracts.streams import Bucket, Stream
@@ -24,6 +26,8 @@ class Platform:
     """What the kit hands a service to stand on.
 
     `node_id` names this machine; everything kept on it is under `data_dir`. `metrics` is the service's own registry.
+    `archive` opens the process's archive when a service first asks for it, and connects when it is first used; without
+    a kit it is one in memory.
     """
 
     bus: Bus
@@ -32,6 +36,7 @@ class Platform:
     node_id: str
     boot_id: str
     data_dir: Path
+    archive: Callable[[], Archive] = MemoryArchive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,6 +43,24 @@ class PlatformSettings(BaseSettings):
         None, min_length=8, description="When set, HTTP requests must carry `Authorization: Bearer` with it."
     )
     mesh_data_dir: Path = Field(Path(".data"), description="Everything kept on this machine is under this folder.")
+    archive_url: str | None = Field(
+        None,
+        repr=False,
+        pattern=r"^(sqlite:///.+|postgres(ql)?://\S+|supabase\+https?://\S+)$",
+        json_schema_extra={
+            "allowed": "sqlite:///file, postgresql://user:password@host/database or supabase+https://host"
+        },
+        description="Where the archive is. Not set: Supabase if `SUPABASE_URL` is, else a file under `MESH_DATA_DIR`.",
+    )
+    supabase_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        json_schema_extra={"allowed": "an address such as https://project.supabase.co"},
+        description="The Supabase project that keeps the archive; needs the optional extra `supabase`.",
+    )
+    supabase_service_key: SecretStr | None = Field(
+        None, min_length=8, description="The project's service key (`service_role`, or a secret key)."
+    )
     node_id: Identifier | None = Field(
         None,
         json_schema_extra={"allowed": "1 to 128 printable ASCII characters without spaces"},
