@@ -18,7 +18,13 @@ Loop = Callable[[], Coroutine[None, None, None]]
 """Runs until cancelled. If it returns or raises, the process ends: there are no half-dead services."""
 
 Check = Callable[[], Awaitable[str | None]]
-"""None when all is well, else the reason why the service is not ready."""
+"""None when all is well, else the reason why the service is not ready, or a `Degraded` one why it is not whole."""
+
+
+class Degraded(str):
+    """Something is wrong, but the service does its work: it stays ready, and readiness tells this reason."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

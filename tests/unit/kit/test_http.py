@@ -20,6 +20,7 @@ from libs.common.errors import Conflict, Unavailable, WrongSetting
 from libs.common.kit.http import readiness
 from libs.common.kit.http_server import bind, serving
 from libs.common.kit.problems import problem_response
+from libs.common.kit.service import Degraded
 from tests.unit.kit.doors import door, opened
 
 MIB = 1024 * 1024
@@ -92,6 +93,16 @@ async def test_readiness_names_every_check_and_the_reason_of_the_one_that_fails(
         "ready": False,
         "checks": {"nats": "connection refused", "archive": "ok", "odd": "the check itself failed; see the log"},
     }
+
+
+async def test_a_degraded_service_is_ready_and_says_what_is_wrong() -> None:
+    async def behind() -> str | None:
+        return Degraded("the archive is away")
+
+    async with opened(door(routes(), checks={"archive": behind})) as client:
+        answer = await client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json() == {"ready": True, "checks": {"archive": "degraded: the archive is away"}}
 
 
 async def test_a_check_that_hangs_does_not_hang_readiness() -> None:

@@ -17,7 +17,7 @@ from libs.common.clock import SystemClock
 from libs.common.errors import WrongSetting
 from libs.common.kit.process import ServiceFailed
 from libs.common.kit.runner import main_of, run
-from libs.common.kit.service import Platform
+from libs.common.kit.service import Platform, Service
 from tests.unit.kit.services import ECHO, Running, Word, service
 
 
@@ -271,3 +271,30 @@ async def test_work_beside_the_services_that_fails_ends_the_process(mesh: Runnin
     with pytest.raises(ServiceFailed, match="ZeroDivisionError: beside"):
         await run({"one": service()}, mesh.settings(), stop=mesh.stop, alongside=beside, connect=mesh.server.connect)
     assert mesh.stop.is_set()
+
+
+async def test_the_services_of_a_process_share_one_archive_that_outlives_them(mesh: Running, tmp_path: Path) -> None:
+    platforms: list[Platform] = []
+    builds = {f"service_{n}": service(platforms=platforms) for n in range(2)}
+    async with mesh.up(builds):
+        first, second = (platform.archive() for platform in platforms)
+        await first.ping()
+        assert first is second
+        assert (tmp_path / "data" / "archive.db").exists()
+
+
+async def test_no_archive_is_opened_where_no_service_asks(mesh: Running, tmp_path: Path) -> None:
+    async with mesh.up({"service": service()}, ARCHIVE_URL="postgresql://127.0.0.1:1/nowhere"):
+        pass
+    assert mesh.failure is None
+    assert not (tmp_path / "data" / "archive.db").exists()
+
+
+async def test_supabase_without_its_key_ends_the_start_in_a_sentence(mesh: Running) -> None:
+    def build(platform: Platform) -> Service:
+        platform.archive()
+        raise AssertionError("unreachable")
+
+    await mesh.run({"service": build}, SUPABASE_URL="https://project.example")
+    assert isinstance(mesh.failure, WrongSetting)
+    assert "SUPABASE_SERVICE_KEY is not set" in mesh.failure.message
