@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
+import psutil
 from rich.console import Console
 
 from libs.common.bus.bus import Bus
@@ -32,6 +33,7 @@ from services.suite import SUITE, addresses
 
 UP = "The mesh is up."
 STOP_SECONDS = 40.0
+_CHILDREN = {"nats-server": "nats-server", "services.node_agent.llama_server": "engine"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,21 +140,50 @@ def _background(data_dir: Path, console: Console) -> int:
 
 def _down(data_dir: Path, console: Console, *, reset: bool) -> int:
     pid = _running(data_dir)
-    if pid is None:
-        console.print("No mesh is running here.")
-    else:
-        os.kill(pid, signal.SIGTERM)
-        until = time.monotonic() + STOP_SECONDS
-        while _running(data_dir) is not None:
-            if time.monotonic() > until:
-                console.print(f"Process {pid} did not stop in {STOP_SECONDS:.0f} s; its log says why.", style="red")
-                return 1
-            time.sleep(0.05)
-        console.print("Stopped.")
+    if pid is not None and not _stopped(pid, data_dir):
+        console.print(f"Process {pid} did not stop in {STOP_SECONDS:.0f} s; its log says why.", style="red")
+        return 1
+    left = _left_behind(data_dir)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(left, timeout=STOP_SECONDS)[1]:
+        process.kill()
+    if left:
+        names = ", ".join(f"{_program(process)} ({process.pid})" for process in left)
+        console.print(f"Ended what a killed mesh left behind: {names}.", highlight=False)
+    console.print("No mesh is running here." if pid is None and not left else "Stopped.")
     if reset:
         shutil.rmtree(data_dir)
         console.print(f"Everything under {data_dir} is forgotten.")
     return 0
+
+
+def _stopped(pid: int, data_dir: Path) -> bool:
+    os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + STOP_SECONDS
+    while _running(data_dir) is not None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _left_behind(data_dir: Path) -> list[psutil.Process]:
+    """The nats-server and the engine of a mesh that was killed: they outlive it, so that nothing in hand is lost."""
+    place = f"{data_dir.resolve()}{os.sep}"
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(part.startswith(place) for part in process.info["cmdline"] or ()) and _program(process)
+    ]
+
+
+def _program(process: psutil.Process) -> str:
+    """The name of the child program this process is; empty when it is none of ours."""
+    command = getattr(process, "info", {}).get("cmdline") or [""]
+    words = [Path(command[0]).name, *command[1:3]]
+    return next((name for word, name in _CHILDREN.items() if word in words), "")
 
 
 def _refuse_second(data_dir: Path) -> None:

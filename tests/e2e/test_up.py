@@ -59,6 +59,18 @@ def test_a_mesh_in_the_background_is_ended_by_down(tmp_path):
         assert mesh.left_behind() == []
 
 
+def test_down_ends_what_a_killed_mesh_left_behind(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh:
+        mesh.start(UP)
+        wait_for(mesh, "The mesh is up.")
+        mesh.kill()
+        assert mesh.left_behind() != []
+
+        assert mesh.run((*UP, "--down"), timeout=60) == 0, mesh.output
+        assert "left behind: nats-server" in mesh.output
+        assert mesh.left_behind() == []
+
+
 def test_a_second_mesh_in_the_same_place_is_refused_with_what_to_do(tmp_path):
     with mesh_process(tmp_path / "data") as mesh:
         assert mesh.run((*UP, "--background"), timeout=120) == 0, mesh.output
