@@ -124,11 +124,13 @@ async def run(
         )
         names = list(builds)
         lives = [Life(name=name, build=builds[name], process=process, leads=name == names[0]) for name in names]
-        async with _beside(
-            process, partial(_tell_ready, lives, ready, started), alongside and partial(alongside, address)
-        ):
-            await _until_stopped(lives, process)
-        await process.close()
+        try:
+            async with _beside(
+                process, partial(_tell_ready, lives, ready, started), alongside and partial(alongside, address)
+            ):
+                await _until_stopped(lives, process)
+        finally:
+            await process.close()
     if process.failure is not None:
         raise process.failure
 

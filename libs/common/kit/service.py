@@ -27,6 +27,16 @@ class Degraded(str):
     __slots__ = ()
 
 
+def degraded_while(problem: Callable[[], str | None]) -> Check:
+    """A check of something that a service works on without, such as the archive."""
+
+    async def check() -> str | None:
+        reason = problem()
+        return None if reason is None else Degraded(reason)
+
+    return check
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Platform:
     """What the kit hands a service to stand on.

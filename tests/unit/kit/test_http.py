@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ from libs.common.errors import Conflict, Unavailable, WrongSetting
 from libs.common.kit.http import readiness
 from libs.common.kit.http_server import bind, serving
 from libs.common.kit.problems import problem_response
-from libs.common.kit.service import Degraded
+from libs.common.kit.service import degraded_while
 from tests.unit.kit.doors import door, opened
 
 MIB = 1024 * 1024
@@ -96,13 +97,13 @@ async def test_readiness_names_every_check_and_the_reason_of_the_one_that_fails(
 
 
 async def test_a_degraded_service_is_ready_and_says_what_is_wrong() -> None:
-    async def behind() -> str | None:
-        return Degraded("the archive is away")
+    problems: dict[str, str | None] = {"archive": "the archive is away", "other": None}
+    checks = {name: degraded_while(partial(problems.get, name)) for name in problems}
 
-    async with opened(door(routes(), checks={"archive": behind})) as client:
+    async with opened(door(routes(), checks=checks)) as client:
         answer = await client.get("/readyz")
     assert answer.status_code == 200
-    assert answer.json() == {"ready": True, "checks": {"archive": "degraded: the archive is away"}}
+    assert answer.json() == {"ready": True, "checks": {"archive": "degraded: the archive is away", "other": "ok"}}
 
 
 async def test_a_check_that_hangs_does_not_hang_readiness() -> None:
