@@ -11,6 +11,8 @@ from libs.common.errors import Malformed
 
 REPLACEMENT = "\ufffd"
 INTEGER_LIMIT = 2**63
+EXPONENT_FROM = 1e16
+"""From here on Python writes floats as `1e+16`, which PostgreSQL's JSON gives back as a whole number."""
 
 
 def checked_rows(table: Table, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -170,13 +172,15 @@ def _timestamp(value: Any) -> datetime:
 
 
 def _json(value: Any) -> Any:
-    """A copy, as it would be read back."""
+    """A copy, as it would be read back. Floats without a fraction that are written with an exponent become whole."""
     return _cleaned(json.loads(json.dumps(value, allow_nan=False)))
 
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, str):
         return _keepable(value)
+    if isinstance(value, float) and abs(value) >= EXPONENT_FROM:
+        return int(value)
     if isinstance(value, list):
         return [_cleaned(each) for each in value]
     if isinstance(value, dict):

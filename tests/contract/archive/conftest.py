@@ -1,6 +1,6 @@
 """The same tests over every archive: what services rely on holds in memory as in each database."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,43 @@ def contract_supabase(contract_postgres: PostgresProcess) -> Iterator[Supabase]:
     every = dict(sorted((shipped | supabase_files(SCHEMA.migrations)).items(), key=lambda each: each[0]))
     with supabase_process(program, contract_postgres, "supabase", "\n".join(every.values())) as supabase:
         yield supabase
+
+
+Emptied = Callable[[], Awaitable[Archive]]
+
+
+@pytest.fixture
+def emptied_sqlite(tmp_path: Path) -> Emptied:
+    async def make() -> Archive:
+        for file in tmp_path.glob("archive.db*"):
+            file.unlink()
+        archive = sqlite_archive(tmp_path / "archive.db")
+        await archive.prepare(SCHEMA)
+        return archive
+
+    return make
+
+
+@pytest.fixture
+def emptied_postgresql(contract_postgres: PostgresProcess) -> Emptied:
+    contract_postgres.sql("drop schema public cascade; create schema public")
+
+    async def make() -> Archive:
+        archive = postgresql_archive(contract_postgres.url())
+        await archive.prepare(SCHEMA)
+        contract_postgres.sql("truncate things, steps")
+        return archive
+
+    return make
+
+
+@pytest.fixture
+def emptied_supabase(contract_supabase: Supabase) -> Emptied:
+    async def make() -> Archive:
+        contract_supabase.sql("truncate things, steps")
+        return SupabaseArchive(contract_supabase.url, contract_supabase.service_key)
+
+    return make
 
 
 @pytest.fixture(params=BACK_ENDS)

@@ -48,6 +48,20 @@ async def test_any_json_is_kept(archive: Archive, value: Any):
     assert type(found["free"]) is type(value)
 
 
+async def test_a_large_number_in_json_is_the_same_everywhere(archive: Archive):
+    await archive.upsert(THINGS, [thing(free=[1e308, -1e16, 9e15, 1e-300])])
+
+    found = await archive.get(THINGS, {"name": "a"})
+
+    assert found is not None
+    assert [(each, type(each)) for each in found["free"]] == [
+        (int(1e308), int),
+        (-(10**16), int),
+        (9e15, float),
+        (1e-300, float),
+    ]
+
+
 @pytest.mark.parametrize("number", [-(2**63), -1, 0, 2**53 + 1, 2**63 - 1])
 async def test_whole_numbers_of_64_bits_are_exact(archive: Archive, number: int):
     await archive.upsert(THINGS, [thing(number=1, log_seq=number)])
