@@ -1,0 +1,31 @@
+"""What the agents run here. Every run writes its own two lines, whatever anybody counts elsewhere."""
+
+import os
+import signal
+import time
+import uuid
+from typing import Any
+
+
+def note(arguments: Any) -> Any:
+    """Say that it begins, take a while, say that it ended. The result names the run."""
+    run = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    _append(arguments["file"], f"begin {arguments['name']} {run}")
+    time.sleep(arguments["seconds"])
+    _append(arguments["file"], f"end {arguments['name']} {run}")
+    return {"run": run}
+
+
+def poison(arguments: Any) -> Any:
+    """End the process that runs it."""
+    _append(arguments["file"], f"begin {arguments['name']} {os.getpid()}-poison")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _append(path: str, line: str) -> None:
+    """One write to a file opened for appending: lines of many processes never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,57 @@
+"""One row from the first process to the count."""
+
+import asyncio
+import random
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.faults.crowd import Crowd
+from tests.faults.rows import Row, Scene, prepare_clock, step_clock
+from tests.faults.stage import Stage, small_disk, stage
+
+SETTLE_SECONDS = 90.0
+
+
+async def play(row: Row, seed: int, *, scale: float = 1.0, keep: Path | None = None) -> dict[str, Any]:
+    """Returns what is written into the raw results."""
+    with ExitStack() as held:
+        folder = keep / row.name.replace(" ", "-") if keep else Path(held.enter_context(tempfile.TemporaryDirectory()))
+        store = held.enter_context(small_disk(folder / "disk", row.store_mib)) if row.store_mib else None
+        made = held.enter_context(stage(folder, row.settings, store=store))
+        if row.act is step_clock:
+            prepare_clock(made)
+        await asyncio.to_thread(made.start)
+        return await _on(made, row, seed, scale)
+
+
+async def _on(made: Stage, row: Row, seed: int, scale: float) -> dict[str, Any]:
+    started = time.monotonic()
+    chance = random.Random(f"{seed} {row.name}")
+    crowd = Crowd(made, chance, most=max(400, round(row.most * scale)))
+    crowd.padding = "x" * row.padding
+    watching = asyncio.create_task(crowd.watch())
+    submitting = asyncio.create_task(crowd.submit())
+    try:
+        done = await row.act(Scene(stage=made, crowd=crowd, chance=chance, scale=scale))
+        crowd.enough()
+        await submitting
+        await crowd.settle(SETTLE_SECONDS)
+        found = await crowd.count()
+    finally:
+        for task in (watching, submitting):
+            task.cancel()
+        await asyncio.gather(watching, submitting, return_exceptions=True)
+        await crowd.close()
+    return {
+        "fault": row.name,
+        "done": done,
+        "seed": seed,
+        "least_running": crowd.least_running,
+        "refusals": crowd.refusals,
+        "seconds": round(time.monotonic() - started, 1),
+        **asdict(found),
+    }

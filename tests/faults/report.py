@@ -1,0 +1,69 @@
+"""The table of `docs/faults.md`, from the raw results of one run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from docs.generate.markdown import table as markdown_table
+
+HEAD = (
+    "fault",
+    "what was done",
+    "running at the kills",
+    "submitted",
+    "accepted",
+    "ended once",
+    "lost",
+    "doubled",
+    "seed",
+)
+
+INTRODUCTION = """\
+# Faults
+
+<!-- Written by `make faults-table` from tests/faults/results.json. Changes made here are lost. -->
+
+What became of the work while the mesh was treated badly. Every row is a mesh of its own: a nats-server on disk, work
+marshaling, a node registry and three agents with {slots} slots each, all of them separate processes. Submitters send
+work by REST (one by one with ids of their own, in batches without) and by plain NATS, and keep the receipts; each job
+writes a line when it begins and one when it ends. Those two are the truth here, no counter of ours.
+
+- **accepted**: the submitter holds a receipt. An item without one was not promised; it counts nowhere else.
+- **ended once**: it ended with exactly one counted outcome, that outcome names a run whose last line was written, and it
+  is still the same after another kill of work marshaling.
+- **lost**: accepted and not ended. **doubled**: two counted outcomes, an outcome that changed, two items from one
+  submission, an outcome that no job stands behind, or a job that ran twice although neither its process had died nor its
+  leases were over.
+- **running at the kills**: the least number of jobs in the middle of it when something was done to the mesh.
+
+`make faults` does it again ({seconds:.0f} s when this was written, {at}, seed {seed}).
+
+"""
+
+
+def table(told: Mapping[str, Any]) -> str:
+    rows = [[str(cell) for cell in _cells(row)] for row in told["rows"]]
+    seconds = sum(row["seconds"] for row in told["rows"])
+    introduction = INTRODUCTION.format(seconds=seconds, at=told["at"], seed=told["seed"], slots=60)
+    return introduction + markdown_table(HEAD, rows) + "\n" + _again(told)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[object, ...]:
+    return (
+        row["fault"],
+        row["done"],
+        "–" if row["least_running"] is None else row["least_running"],
+        row["submitted"],
+        row["accepted"],
+        row["ended_once"],
+        row["lost"],
+        row["doubled"],
+        row["seed"],
+    )
+
+
+def _again(told: Mapping[str, Any]) -> str:
+    lines = [f"- {row['fault']}: {row['ran_again']} items" for row in told["rows"] if row["ran_again"]]
+    return (
+        "\nA job whose process died, or was given up because it stood still, is run again; its item counts once all the "
+        "same. That happened to:\n\n" + "\n".join(lines) + "\n"
+    )

@@ -1,0 +1,336 @@
+"""The faults, one function each: what is done to the mesh while at least a hundred jobs run."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nats as nats_py
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError
+
+from tests.faults.crowd import Crowd
+from tests.faults.stage import Stage
+
+FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    stage: Stage
+    crowd: Crowd
+    chance: random.Random
+    scale: float = 1.0
+
+    def times(self, number: int) -> int:
+        """Fewer in a short version."""
+        return max(1, round(number * self.scale))
+
+    async def pause(self, least: float, most: float) -> None:
+        await asyncio.sleep(self.chance.uniform(least, most))
+
+    async def ready(self) -> None:
+        await asyncio.to_thread(self.stage.wait_ready)
+
+
+Act = Callable[[Scene], Awaitable[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """`act` does it, and says in a few words how often. `most` items are submitted at most."""
+
+    name: str
+    act: Act
+    most: int = 3000
+    settings: Mapping[str, str] = field(default_factory=dict)
+    store_mib: int | None = None
+    padding: int = 0
+
+
+async def kill_marshaling(scene: Scene) -> str:
+    for _ in range(times := scene.times(5)):
+        await scene.crowd.busy()
+        scene.stage.marshaling.kill()
+        await scene.pause(0, 1.5)
+        scene.stage.marshaling.start()
+        await scene.ready()
+    return f"kill -9 of work marshaling, {times} times"
+
+
+async def kill_agents(scene: Scene) -> str:
+    for number in range(times := scene.times(6)):
+        await scene.crowd.busy()
+        agent = scene.stage.agents[number % len(scene.stage.agents)]
+        scene.stage.kill_agent(agent)
+        await scene.pause(0, 3)
+        agent.start()
+        await scene.ready()
+    return f"kill -9 of an agent, {times} times"
+
+
+async def kill_nats(scene: Scene) -> str:
+    for _ in range(times := scene.times(4)):
+        await scene.crowd.busy()
+        await asyncio.to_thread(scene.stage.nats.kill)
+        await scene.pause(0, 3)
+        await asyncio.to_thread(scene.stage.nats.start)
+        await scene.ready()
+    return f"kill -9 of nats-server, {times} times"
+
+
+async def kill_all(scene: Scene) -> str:
+    return await _kill_all(scene, scene.times(3), 1.5)
+
+
+async def kill_all_again_and_again(scene: Scene) -> str:
+    return await _kill_all(scene, scene.times(10), 0.3)
+
+
+async def _kill_all(scene: Scene, times: int, pause: float) -> str:
+    for _ in range(times):
+        await scene.crowd.busy()
+        await asyncio.to_thread(scene.stage.kill_all)
+        await scene.pause(0, pause)
+        await asyncio.to_thread(scene.stage.nats.start)
+        scene.stage.whole()
+        await scene.ready()
+    return f"kill -9 of all processes at once, {times} times"
+
+
+async def halt_agent(scene: Scene) -> str:
+    """Past its lease: its jobs are given to others, and its own outcomes come late."""
+    for number in range(times := scene.times(3)):
+        await scene.crowd.busy()
+        agent = scene.stage.agents[number % len(scene.stage.agents)]
+        scene.stage.fence(agent)
+        agent.send(signal.SIGSTOP)
+        await scene.pause(5, 7)
+        agent.send(signal.SIGCONT)
+    return f"an agent stands still (SIGSTOP) for 5 to 7 s, its leases last 2 s, {times} times"
+
+
+async def halt_nats(scene: Scene) -> str:
+    seconds = [scene.chance.uniform(20, 30) * scene.scale for _ in range(2)]
+    for each in seconds:
+        await scene.crowd.busy()
+        os.kill(scene.stage.nats.pid, signal.SIGSTOP)
+        await asyncio.sleep(each)
+        os.kill(scene.stage.nats.pid, signal.SIGCONT)
+        await scene.ready()
+    return f"nats-server stands still (SIGSTOP) for {' and '.join(f'{each:.0f}' for each in seconds)} s"
+
+
+async def halt_marshaling(scene: Scene) -> str:
+    for _ in range(times := scene.times(3)):
+        await scene.crowd.busy()
+        scene.stage.marshaling.send(signal.SIGSTOP)
+        await scene.pause(4, 7)
+        scene.stage.marshaling.send(signal.SIGCONT)
+        await scene.ready()
+    return f"work marshaling stands still (SIGSTOP) for 4 to 7 s, leases last 2 s, {times} times"
+
+
+async def step_clock(scene: Scene) -> str:
+    """The marshaler's calendar jumps; its monotonic clock goes on. In the middle it is killed as well."""
+    if FAKETIME is None:
+        raise LookupError("libfaketime is not installed (Debian: faketime)")
+    hours = scene.stage.folder / "clock"
+    for number, step in enumerate(("+3600", "-3600", "+0", "-3600", "+3600")[: scene.times(5)]):
+        await scene.crowd.busy()
+        hours.write_text(f"{step}\n")
+        await scene.pause(1.5, 3)
+        if number % 2:
+            scene.stage.marshaling.kill()
+            scene.stage.marshaling.start()
+            await scene.ready()
+    return "the marshaler's clock jumps by ±1 h and ±2 h, 5 times, with 2 kills in between"
+
+
+def prepare_clock(stage: Stage) -> None:
+    hours = stage.folder / "clock"
+    hours.write_text("+0\n")
+    stage.marshaling.environment |= {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(hours),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+async def repeat_everything(scene: Scene) -> str:
+    """Submissions and outcomes come again, also as late ones whose attempt was over long ago."""
+    crowd, stage = scene.crowd, scene.stage
+    client = await crowd.client()
+    again = 0
+    for number in range(scene.times(3)):
+        await crowd.busy()
+        own = [body for body in tuple(crowd.bodies.values()) if "work_id" in body]
+        for body in scene.chance.sample(own, min(60, len(own))):
+            await crowd.insist(body)
+            await crowd.publish(body)
+            again += 2
+        for _ in range(20):
+            body, headers = crowd.item(own_id=False), {"Nats-Msg-Id": f"again-{number}-{again}"}
+            await crowd.publish(body, headers)
+            await crowd.publish(body, headers)
+            again += 1
+        stage.kill_agent(stage.agents[number % len(stage.agents)])
+        stage.whole()
+        again += await _outcomes_again(scene, client)
+        await scene.ready()
+    return f"{again} submissions and outcomes delivered again, some with the token of an attempt that was over"
+
+
+async def _outcomes_again(scene: Scene, client: nats_py.NATS) -> int:
+    stream = client.jetstream()
+    state = (await stream.stream_info("WORK_OUT")).state
+    again = 0
+    for sequence in scene.chance.choices(range(state.first_seq, state.last_seq + 1), k=80):
+        with suppress(NatsError):
+            message = await stream.get_msg("WORK_OUT", sequence)
+            for _ in range(2):
+                await stream.publish(message.subject or "", message.data or b"")
+            again += 2
+    for view in (await scene.crowd.listed()).values():
+        for old in view["attempts"]:
+            if old["outcome"] in {"failed", "expired"}:
+                told = {
+                    "work_id": view["work_id"],
+                    "attempt_token": old["attempt_token"],
+                    "error": {"code": "late", "message": "from an attempt that was over", "retryable": False},
+                }
+                await stream.publish("compute.work.failed.v1", json.dumps(told).encode())
+                again += 1
+    return again
+
+
+async def two_marshalers(scene: Scene) -> str:
+    """Each start fences the one that leads, which ends and says so; then that one is started again."""
+    stage = scene.stage
+    second = stage.another_marshaling("marshaling-2")
+    stage.others.append(second)
+    old, new = stage.marshaling, second
+    for _ in range(times := scene.times(6)):
+        await scene.crowd.busy()
+        new.start()
+        if await asyncio.to_thread(old.wait) != 1 or "another writer took over" not in old.output:
+            raise AssertionError(f"the older marshaler did not say that it was replaced: {old.output[-2000:]}")
+        await scene.ready()
+        await scene.pause(0, 1)
+        old, new = new, old
+    return f"a second marshaler takes over, {times} times to and fro"
+
+
+async def poison(scene: Scene) -> str:
+    """Jobs that end the process of their agent, which is started again each time."""
+    crowd, stage = scene.crowd, scene.stage
+    guard = asyncio.create_task(_guard(stage))
+    try:
+        for _ in range(scene.times(12)):
+            await crowd.busy(60, jitter=0.3)
+            await crowd.insist(crowd.item(own_id=True, poison=True))
+        await crowd.settle(120)
+    finally:
+        guard.cancel()
+    return f"{len(crowd.poison)} poison items of 2 attempts each, {sum(len(each.pids) - 1 for each in stage.agents)} agents died"
+
+
+async def _guard(stage: Stage) -> None:
+    while True:
+        for agent in stage.agents:
+            if agent.pids and not agent.alive():
+                stage.mortal.add(agent.pid)
+                agent.start()
+        await asyncio.sleep(0.1)
+
+
+async def fill_input(scene: Scene) -> str:
+    """Work comes in faster than it is taken: the stream of submissions runs full."""
+    crowd = scene.crowd
+    crowd.limit_backlog(100_000)
+    async with asyncio.timeout(60):
+        while not any("maximum bytes" in why for why in crowd.refusals) or "503" not in crowd.refusals:
+            await asyncio.sleep(0.1)
+    await crowd.busy()
+    return f"WORK_IN (1 MiB) full: {sum(crowd.refusals.values())} submissions refused"
+
+
+async def fill_disk(scene: Scene) -> str:
+    """The file system under NATS runs full; later there is room again, and nats-server is started again."""
+    stage, crowd = scene.stage, scene.crowd
+    await crowd.busy()
+    ballast = stage.nats.directory / "ballast"
+    with suppress(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(64 * 1024))
+            file.flush()
+    await asyncio.sleep(12 * scene.scale)
+    ballast.unlink()
+    await scene.pause(1, 2)
+    if not await _takes_work(stage):
+        await asyncio.to_thread(stage.nats.kill)
+        await asyncio.to_thread(stage.nats.start)
+    stage.whole()
+    await scene.ready()
+    return f"disk full under NATS for 12 s: refusals {crowd.refusals}"
+
+
+async def _takes_work(stage: Stage) -> bool:
+    client = await nats_py.connect(stage.nats.url)
+    try:
+        state = (await client.jetstream().stream_info("WORK_IN")).state
+        return state is not None and (await client.jetstream().account_info()).streams > 0
+    except (NatsError, APIError, TimeoutError):
+        return False
+    finally:
+        await client.close()
+
+
+async def fill_log(scene: Scene) -> str:
+    """The log of decisions runs full; its limit is raised, and all goes on."""
+    stage, crowd = scene.stage, scene.crowd
+    crowd.limit_backlog(100_000)
+    async with asyncio.timeout(60):
+        while "log_full" not in stage.marshaling.output:
+            await asyncio.sleep(0.1)
+    await crowd.busy()
+    stage.marshaling.kill()
+    stage.marshaling.environment["WORK_LOG_MAX_MB"] = "64"
+    stage.marshaling.start()
+    await scene.ready()
+    return "WORK_LOG (1 MiB) full, then raised to 64 MiB at a restart"
+
+
+SHORT_LEASE = {"WORK_LEASE_SECONDS": "2"}
+
+ROWS = (
+    Row(name="marshaling killed", act=kill_marshaling),
+    Row(name="agents killed", act=kill_agents),
+    Row(name="nats-server killed", act=kill_nats),
+    Row(name="all killed at once", act=kill_all),
+    Row(name="all killed ten times in a row", act=kill_all_again_and_again, most=6000),
+    Row(name="agent stopped past its leases", act=halt_agent, settings=SHORT_LEASE),
+    Row(name="marshaling stopped past all leases", act=halt_marshaling, settings=SHORT_LEASE),
+    Row(name="NATS unreachable", act=halt_nats),
+    Row(name="clock steps of an hour", act=step_clock),
+    Row(name="duplicate deliveries", act=repeat_everything),
+    Row(name="two marshalers", act=two_marshalers),
+    Row(name="poison items among good ones", act=poison, most=1200),
+    Row(
+        name="submissions run full",
+        act=fill_input,
+        most=4000,
+        settings={"WORK_IN_MAX_MB": "1", "WORK_OPEN_MOST": "300"},
+        padding=2000,
+    ),
+    Row(name="log runs full", act=fill_log, most=4000, settings={"WORK_LOG_MAX_MB": "1"}),
+    Row(name="disk full under NATS", act=fill_disk, store_mib=48),
+)
+
+__all__ = ["ROWS", "Row", "Scene", "prepare_clock"]

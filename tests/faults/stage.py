@@ -1,0 +1,204 @@
+"""The processes of a small mesh, each of its own, so that each can be killed alone."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+
+from tests.nats_process import NatsProcess, free_port
+
+PLACE = "tests.faults.jobs"
+SLOTS = 60
+READY_SECONDS = 40.0
+
+QUEUE = {
+    "WORK_RETRY_DELAY": "0.5",
+    "WORK_LEASE_SECONDS": "10",
+    "WORK_UPKEEP_SECONDS": "1",
+    "WORK_CHECKPOINT_RECORDS": "150",
+}
+
+
+class Service:
+    """One process that is started, killed and started again on the same port with the same data."""
+
+    def __init__(self, module: str, folder: Path, settings: Mapping[str, str], port_variable: str) -> None:
+        self.module = module
+        self.folder = folder
+        self.port = free_port()
+        self.pids: list[int] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("NATS_", "MESH_", "WORK_"))}
+        self.environment = {
+            **kept,
+            "MESH_DATA_DIR": str(folder),
+            "LOG_FORMAT": "json",
+            port_variable: str(self.port),
+            **settings,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output.log").read_text()
+
+    @property
+    def pid(self) -> int:
+        return self.pids[-1] if self.pids else 0
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        if self.alive():
+            return
+        with (self.folder / "output.log").open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self.module], env=self.environment, stdout=out, stderr=out
+            )
+        self.pids.append(self.process.pid)
+
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> int:
+        self.send(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self, seconds: float = 30) -> int:
+        assert self.process is not None
+        return self.process.wait(seconds)
+
+    def ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).status_code == httpx.codes.OK
+        return False
+
+
+class Stage:
+    """A nats-server on disk, one marshaling, three agents and a node registry."""
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], *, agents: int = 3, store: Path | None = None
+    ) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.nats = NatsProcess(store or folder)
+        self.lines = folder / "lines.txt"
+        self.settings = {**QUEUE, **settings, "NATS_URL": self.nats.url}
+        self.marshaling = self.another_marshaling("marshaling")
+        self.registry = Service(
+            "services.node_registry", folder / "registry", {"NATS_URL": self.nats.url}, "NODE_REGISTRY_PORT"
+        )
+        self.agents = [self._agent(number) for number in range(1, agents + 1)]
+        self.others: list[Service] = []
+        self.mortal: set[int] = set()
+
+    def _agent(self, number: int) -> Service:
+        own = {
+            "NATS_URL": self.nats.url,
+            "NODE_ID": f"node-{number}",
+            "ENGINE": "none",
+            "AGENT_FUNCTIONS": f"note={PLACE}:note,poison={PLACE}:poison",
+            "AGENT_FUNCTION_SLOTS": str(SLOTS),
+        }
+        return Service("services.node_agent", self.folder / f"node-{number}", own, "NODE_AGENT_PORT")
+
+    def another_marshaling(self, name: str, **more: str) -> Service:
+        return Service(
+            "services.work_marshaling", self.folder / name, {**self.settings, **more}, "WORK_MARSHALING_PORT"
+        )
+
+    @property
+    def services(self) -> list[Service]:
+        return [self.marshaling, *self.others, self.registry, *self.agents]
+
+    def doors(self) -> list[str]:
+        """Where work may be submitted."""
+        return [self.marshaling.url, *(each.url for each in self.others)]
+
+    def agent_pids(self) -> set[int]:
+        return {agent.pid for agent in self.agents if agent.alive()}
+
+    def start(self) -> None:
+        self.nats.start()
+        for service in self.services:
+            service.start()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        until = time.monotonic() + READY_SECONDS
+        for service in self.services:
+            while service.alive() and not service.ready():
+                if time.monotonic() > until:
+                    raise AssertionError(f"{service.module} was not ready; it said:\n{service.output[-4000:]}")
+                time.sleep(0.1)
+
+    def kill_agent(self, agent: Service) -> None:
+        self.mortal.add(agent.pid)
+        agent.kill()
+
+    def fence(self, agent: Service) -> None:
+        """Remember that this process is given up: its jobs may be run elsewhere as well."""
+        self.mortal.add(agent.pid)
+
+    def kill_all(self) -> None:
+        """At one instant: every process is told before any is waited for."""
+        self.mortal |= self.agent_pids()
+        for service in self.services:
+            service.send(signal.SIGKILL)
+        self.nats.kill()
+        for service in self.services:
+            service.wait()
+
+    def whole(self) -> None:
+        """Start whatever is not there."""
+        for service in self.services:
+            service.start()
+
+    def close(self) -> None:
+        for service in self.services:
+            service.send(signal.SIGCONT)
+            service.send(signal.SIGKILL)
+            if service.process is not None:
+                service.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.nats.pid, signal.SIGCONT)
+        self.nats.kill()
+
+
+@contextlib.contextmanager
+def stage(folder: Path, settings: Mapping[str, str], **options: object) -> Iterator[Stage]:
+    made = Stage(folder, settings, **options)  # type: ignore[arg-type]
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, mib: int) -> Iterator[Path]:
+    """A file system of its own with so much room. Needs the right to mount."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = shutil.which("mount") or "mount"
+    subprocess.run([mount, "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([shutil.which("umount") or "umount", "-l", str(folder)], check=True)

@@ -1,0 +1,148 @@
+"""What really happened: the receipts that submitters hold, and the lines that the jobs wrote."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ENDED = frozenset({"completed", "failed", "dead", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of one job's body."""
+
+    name: str
+    run: str
+
+    @property
+    def pid(self) -> int:
+        return int(self.run.split("-")[0])
+
+
+class Lines:
+    """The file that the jobs append to, read as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.began: dict[str, list[Run]] = defaultdict(list)
+        self.ended: set[str] = set()
+        self.open: dict[str, Run] = {}
+        self._offset = 0
+
+    def read(self) -> "Lines":
+        if not self.path.exists():
+            return self
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.decode().splitlines():
+            self._take(*line.split(" "))
+        return self
+
+    def _take(self, what: str, name: str, run: str) -> None:
+        if what == "begin":
+            self.open[run] = Run(name, run)
+            self.began[name].append(self.open[run])
+        else:
+            self.ended.add(run)
+            self.open.pop(run, None)
+
+    def running(self, alive: Collection[int]) -> int:
+        """How many jobs are in the middle of it, in processes that live."""
+        return sum(run.pid in alive for run in self.open.values())
+
+
+@dataclass(kw_only=True)
+class Count:
+    """What became of the items. `problems` tells the first few that did not end as they should."""
+
+    submitted: int = 0
+    accepted: int = 0
+    ended_once: int = 0
+    completed: int = 0
+    dead: int = 0
+    lost: int = 0
+    doubled: int = 0
+    ran_again: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def problem(self, text: str) -> None:
+        if len(self.problems) < 20:
+            self.problems.append(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """`receipts` are the ids that a submitter was promised, by item name; `before` is what was seen of ended items
+    earlier, `after` every item as it is known now, by id. `mortal` are the processes that died or were fenced."""
+
+    names: Collection[str]
+    receipts: Mapping[str, Collection[str]]
+    before: Mapping[str, Mapping[str, Any]]
+    after: Mapping[str, Mapping[str, Any]]
+    lines: Lines
+    mortal: Collection[int]
+    poison: Collection[str] = ()
+
+
+def count(told: Evidence) -> Count:
+    """Lost: accepted and never ended. Doubled: two counted outcomes, an outcome that changed, two items of one
+    submission, an outcome without a run of the job, or a second run where nothing had died or been fenced."""
+    found = Count(submitted=len(told.names), accepted=len(told.receipts))
+    by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for view in told.after.values():
+        by_name[view["labels"].get("name", "")].append(view)
+    for name, ids in told.receipts.items():
+        _one(found, told, name, set(ids), by_name.get(name, []))
+    for name, runs in told.lines.began.items():
+        found.ran_again += len(runs) > 1
+        unexplained = [run for run in runs if run.pid not in told.mortal]
+        if len(unexplained) > 1:
+            found.doubled += 1
+            found.problem(f"{name} ran {len(runs)} times, {len(unexplained)} of them where nothing had died")
+    return found
+
+
+def _one(found: Count, told: Evidence, name: str, ids: set[str], views: list[Mapping[str, Any]]) -> None:
+    if len(ids) > 1 or len(views) > 1:
+        found.doubled += 1
+        found.problem(f"{name} became {len(views)} items, receipts name {sorted(ids)}")
+        return
+    (work_id,) = ids
+    view = told.after.get(work_id)
+    if view is None or view["status"] not in ENDED:
+        found.lost += 1
+        found.problem(f"{work_id} ({name}): {'unknown' if view is None else view['status']}")
+        return
+    wrong = _wrong_end(told, view)
+    if wrong:
+        found.doubled += 1
+        found.problem(f"{work_id} ({name}): {wrong}")
+        return
+    found.ended_once += 1
+    found.completed += view["status"] == "completed"
+    found.dead += view["status"] == "dead"
+
+
+def _wrong_end(told: Evidence, view: Mapping[str, Any]) -> str | None:
+    earlier = told.before.get(view["work_id"])
+    if earlier is not None and _end(earlier) != _end(view):
+        return f"ended as {_end(earlier)}, is now {_end(view)}"
+    counted = [attempt for attempt in view["attempts"] if attempt["outcome"] == "completed"]
+    wanted = 1 if view["status"] == "completed" else 0
+    if len(counted) != wanted:
+        return f"{view['status']} with {len(counted)} completed attempts"
+    name = view["labels"]["name"]
+    if wanted and (view["result"] or {}).get("run") not in told.lines.ended:
+        return f"completed by {view['result']}, but no job ended that says so"
+    if not wanted and name not in told.poison:
+        return f"{view['status']}: {view['error']}"
+    return None
+
+
+def _end(view: Mapping[str, Any]) -> tuple[object, ...]:
+    return view["status"], view["ended_at"], str(view["result"])
