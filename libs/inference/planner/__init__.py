@@ -1,0 +1,1 @@
+"""What a model needs and what vLLM accepts: facts, bytes, rules. Pure."""

@@ -1,0 +1,275 @@
+"""The weights of a model one by one: shapes, and how vLLM divides each among tensor-parallel ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from libs.inference.planner.facts import (
+    Attention,
+    DeltaAttention,
+    Dense,
+    Experts,
+    LatentAttention,
+    Layer,
+    Mixer,
+    ModelFacts,
+    StateSpace,
+    Vision,
+)
+
+
+class Part(StrEnum):
+    """What a weight is for."""
+
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    ATTENTION = "attention"
+    INDEXER = "indexer"
+    STATE = "state"
+    DENSE = "dense"
+    EXPERTS = "experts"
+    SHARED_EXPERTS = "shared_experts"
+    ROUTER = "router"
+    NORMS = "norms"
+    VISION = "vision"
+
+
+class Split(StrEnum):
+    """How tensor parallelism divides a weight."""
+
+    OUTPUTS = "outputs"
+    INPUTS = "inputs"
+    KV_HEADS = "kv_heads"
+    VOCABULARY = "vocabulary"
+    REPLICATED = "replicated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """`copies` weights of `outputs` x `inputs`. `vectors` are further numbers beside each, such as its biases.
+
+    `kv_heads` says how many heads `outputs` holds where those are what is divided. `linear` ones can be quantised.
+    `merged` is how many matrices vLLM keeps as this one.
+    """
+
+    module: str
+    part: Part
+    outputs: int
+    inputs: int
+    split: Split
+    copies: int = 1
+    vectors: int = 0
+    kv_heads: int = 0
+    merged: int = 1
+    linear: bool = True
+
+    @property
+    def parameters(self) -> int:
+        return self.copies * (self.outputs * self.inputs + self.vectors)
+
+
+def embedding(facts: ModelFacts) -> Matrix:
+    return Matrix(
+        module="embed_tokens",
+        part=Part.EMBEDDING,
+        outputs=facts.vocabulary,
+        inputs=facts.hidden,
+        split=Split.VOCABULARY,
+        linear=False,
+    )
+
+
+def head(facts: ModelFacts) -> Matrix:
+    """The output layer as vLLM keeps it on the last stage, also where it is tied to the embedding."""
+    return Matrix(
+        module="lm_head",
+        part=Part.HEAD,
+        outputs=facts.vocabulary,
+        inputs=facts.hidden,
+        split=Split.VOCABULARY,
+    )
+
+
+def layer_matrices(facts: ModelFacts, index: int) -> Iterator[Matrix]:
+    layer = facts.layers[index]
+    name = f"layers.{index}"
+    if layer.mixer is not None:
+        yield from _mixer(layer.mixer, facts.hidden, name)
+    for block in layer.feed_forward:
+        yield from (
+            _dense(block, facts.hidden, name) if isinstance(block, Dense) else _experts(block, facts.hidden, name)
+        )
+    yield _norms(layer, facts.hidden, name)
+
+
+def _norms(layer: Layer, hidden: int, name: str) -> Matrix:
+    return _vectors(f"{name}.norms", Part.NORMS, layer.norms * hidden)
+
+
+def _vectors(module: str, part: Part, count: int) -> Matrix:
+    return Matrix(module=module, part=part, outputs=1, inputs=count, split=Split.REPLICATED, linear=False)
+
+
+def _mixer(mixer: Mixer, hidden: int, name: str) -> Iterator[Matrix]:
+    if isinstance(mixer, Attention):
+        return _attention(mixer, hidden, f"{name}.self_attn")
+    if isinstance(mixer, LatentAttention):
+        return _latent(mixer, hidden, f"{name}.self_attn")
+    if isinstance(mixer, DeltaAttention):
+        return _delta(mixer, hidden, f"{name}.linear_attn")
+    return _state_space(mixer, hidden, f"{name}.mixer")
+
+
+def _attention(mixer: Attention, hidden: int, name: str) -> Iterator[Matrix]:
+    """Source: `model_executor/layers/linear.py` (`QKVParallelLinear`, `RowParallelLinear`)."""
+    queries = mixer.heads * mixer.head_dim * (2 if mixer.output_gate else 1)
+    yield _outputs(f"{name}.q_proj", Part.ATTENTION, queries, hidden, bias=mixer.input_bias)
+    widths = {"k_proj": mixer.head_dim} | ({} if mixer.values_are_keys else {"v_proj": mixer.value_dim})
+    for projection, width in widths.items():
+        keys = mixer.kv_heads * width
+        yield Matrix(
+            module=f"{name}.{projection}",
+            part=Part.ATTENTION,
+            outputs=keys,
+            inputs=hidden,
+            split=Split.KV_HEADS,
+            kv_heads=mixer.kv_heads,
+            vectors=keys if mixer.input_bias else 0,
+        )
+    yield _inputs(f"{name}.o_proj", Part.ATTENTION, hidden, mixer.heads * mixer.value_dim, bias=mixer.output_bias)
+    further = (2 * mixer.head_dim if mixer.query_key_norm else 0) + (mixer.heads if mixer.sinks else 0)
+    if further:
+        yield _vectors(f"{name}.norm", Part.NORMS, further)
+
+
+def _latent(mixer: LatentAttention, hidden: int, name: str) -> Iterator[Matrix]:
+    """Source: `model_executor/layers/mla.py`: what leads into the latents is replicated, what leads out divided."""
+    latent = mixer.latent_rank + mixer.rope_dim
+    queries = mixer.heads * (mixer.plain_dim + mixer.rope_dim)
+    if mixer.query_rank:
+        yield _replicated(f"{name}.q_a_proj", Part.ATTENTION, mixer.query_rank, hidden)
+        yield _outputs(f"{name}.q_b_proj", Part.ATTENTION, queries, mixer.query_rank)
+    else:
+        yield _outputs(f"{name}.q_proj", Part.ATTENTION, queries, hidden)
+    yield _replicated(f"{name}.kv_a_proj_with_mqa", Part.ATTENTION, latent, hidden)
+    unfolded = mixer.heads * (mixer.plain_dim + mixer.value_dim)
+    yield _outputs(f"{name}.kv_b_proj", Part.ATTENTION, unfolded, mixer.latent_rank)
+    yield _inputs(f"{name}.o_proj", Part.ATTENTION, hidden, mixer.heads * mixer.value_dim)
+    yield _vectors(f"{name}.norm", Part.NORMS, mixer.query_rank + mixer.latent_rank)
+    if mixer.index_heads:
+        wide = mixer.index_heads * mixer.index_dim
+        yield _replicated(f"{name}.indexer.wq_b", Part.INDEXER, wide, mixer.query_rank or hidden)
+        yield _replicated(f"{name}.indexer.wk", Part.INDEXER, mixer.index_dim, hidden)
+        yield _replicated(f"{name}.indexer.weights_proj", Part.INDEXER, mixer.index_heads, hidden, linear=False)
+
+
+def _delta(mixer: DeltaAttention, hidden: int, name: str) -> Iterator[Matrix]:
+    """Source: `model_executor/models/qwen3_next.py` (`Qwen3NextGatedDeltaNet`)."""
+    keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
+    yield _outputs(f"{name}.in_proj_qkv", Part.STATE, 2 * keys + values, hidden)
+    yield _outputs(f"{name}.in_proj_z", Part.STATE, values, hidden)
+    for gate in ("in_proj_b", "in_proj_a"):
+        yield _outputs(f"{name}.{gate}", Part.STATE, mixer.value_heads, hidden)
+    yield _outputs(f"{name}.conv1d", Part.STATE, 2 * keys + values, mixer.kernel, linear=False)
+    yield _vectors(f"{name}.norm", Part.NORMS, 2 * mixer.value_heads + mixer.value_dim)
+    yield _inputs(f"{name}.out_proj", Part.STATE, hidden, values)
+
+
+def _state_space(mixer: StateSpace, hidden: int, name: str) -> Iterator[Matrix]:
+    """Source: `model_executor/layers/mamba/mamba_mixer2.py`."""
+    inner, mixed = mixer.heads * mixer.head_dim, 2 * mixer.groups * mixer.state
+    yield _outputs(f"{name}.in_proj", Part.STATE, 2 * inner + mixed + mixer.heads, hidden)
+    yield _outputs(f"{name}.conv1d", Part.STATE, inner + mixed, mixer.kernel + 1, linear=False)
+    yield _vectors(f"{name}.norm", Part.NORMS, 3 * mixer.heads + inner)
+    yield _inputs(f"{name}.out_proj", Part.STATE, hidden, inner)
+
+
+def _dense(block: Dense, hidden: int, name: str) -> Iterator[Matrix]:
+    yield from _pair(f"{name}.mlp", Part.DENSE, block.intermediate, hidden, gated=block.gated, bias=block.bias)
+
+
+def _experts(block: Experts, hidden: int, name: str) -> Iterator[Matrix]:
+    """Source: `model_executor/layers/fused_moe/layer.py`: `w13` is divided by outputs, `w2` by inputs."""
+    inside = block.latent or hidden
+    yield _replicated(f"{name}.mlp.gate", Part.ROUTER, block.count, hidden, linear=False)
+    yield from _pair(
+        f"{name}.mlp.experts",
+        Part.EXPERTS,
+        block.intermediate,
+        inside,
+        gated=block.gated,
+        bias=block.bias,
+        copies=block.count,
+    )
+    if block.latent:
+        yield _replicated(f"{name}.mlp.fc1_latent_proj", Part.SHARED_EXPERTS, block.latent, hidden)
+        yield _replicated(f"{name}.mlp.fc2_latent_proj", Part.SHARED_EXPERTS, hidden, block.latent)
+    if block.shared:
+        module = f"{name}.mlp.shared_experts"
+        yield from _pair(module, Part.SHARED_EXPERTS, block.shared, hidden, gated=block.gated, bias=False)
+    if block.shared_gate:
+        yield _replicated(f"{name}.mlp.shared_expert_gate", Part.ROUTER, 1, hidden, linear=False)
+
+
+def _pair(
+    module: str, part: Part, width: int, hidden: int, *, gated: bool, bias: bool, copies: int = 1
+) -> Iterator[Matrix]:
+    """What leads into a feed-forward block, its gate beside it, and what leads out."""
+    merged = 2 if gated else 1
+    yield Matrix(
+        module=module if part is Part.EXPERTS else f"{module}.{'gate_up_proj' if gated else 'up_proj'}",
+        part=part,
+        outputs=merged * width,
+        inputs=hidden,
+        split=Split.OUTPUTS,
+        copies=copies,
+        merged=merged,
+        vectors=merged * width if bias else 0,
+    )
+    yield Matrix(
+        module=module if part is Part.EXPERTS else f"{module}.down_proj",
+        part=part,
+        outputs=hidden,
+        inputs=width,
+        split=Split.INPUTS,
+        copies=copies,
+        vectors=hidden if bias else 0,
+    )
+
+
+def vision_matrices(vision: Vision, hidden: int) -> Iterator[Matrix]:
+    """The image encoder by the shapes that encoders share; what leads into the text model counts as a square pair."""
+    for index in range(vision.depth):
+        name = f"visual.blocks.{index}"
+        for projection, outputs in (("qkv", 3 * vision.hidden), ("proj", vision.hidden)):
+            yield _outputs(f"{name}.attn.{projection}", Part.VISION, outputs, vision.hidden, linear=False)
+        wide = vision.intermediate * (2 if vision.gated else 1)
+        yield _outputs(f"{name}.mlp.up_proj", Part.VISION, wide, vision.hidden, linear=False)
+        yield _inputs(f"{name}.mlp.down_proj", Part.VISION, vision.hidden, vision.intermediate, linear=False)
+    yield _replicated("visual.patch_embed", Part.VISION, vision.hidden, vision.patch_values, linear=False)
+    yield _outputs("visual.merger.0", Part.VISION, vision.merged, vision.merged, linear=False)
+    yield _inputs("visual.merger.2", Part.VISION, hidden, vision.merged, linear=False)
+
+
+def _outputs(module: str, part: Part, outputs: int, inputs: int, *, bias: bool = False, linear: bool = True) -> Matrix:
+    vectors = outputs if bias else 0
+    return Matrix(
+        module=module,
+        part=part,
+        outputs=outputs,
+        inputs=inputs,
+        split=Split.OUTPUTS,
+        vectors=vectors,
+        linear=linear,
+    )
+
+
+def _inputs(module: str, part: Part, outputs: int, inputs: int, *, bias: bool = False, linear: bool = True) -> Matrix:
+    vectors = outputs if bias else 0
+    return Matrix(
+        module=module, part=part, outputs=outputs, inputs=inputs, split=Split.INPUTS, vectors=vectors, linear=linear
+    )
+
+
+def _replicated(module: str, part: Part, outputs: int, inputs: int, *, linear: bool = True) -> Matrix:
+    return Matrix(module=module, part=part, outputs=outputs, inputs=inputs, split=Split.REPLICATED, linear=linear)
