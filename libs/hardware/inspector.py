@@ -26,7 +26,8 @@ from libs.hardware.aside import Aside
 from libs.hardware.cgroup import Limits, read_limits
 from libs.hardware.cpu import CpuIdentifier, Identity, load_ratio, read_cpu
 from libs.hardware.memory import read_memory
-from libs.hardware.nvidia import GpuProcess, Nvidia, NvidiaProbe
+from libs.hardware.nvidia import NvidiaProbe
+from libs.hardware.nvidia_answer import GpuProcess, Nvidia
 from libs.hardware.nvml_helper import NvmlHelper
 from libs.hardware.reading import Reading, problem
 

@@ -1,75 +1,94 @@
-"""NVIDIA GPUs in the words of the contracts, from what the NVML process answered."""
+"""NVIDIA GPUs, as the NVML process tells them, and what must be remembered about them between two questions."""
 
 import asyncio
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from libs.common.contracts.node_registry import Gpu, GpuLink, MigDevice, Problem
+from libs.common.contracts.node_registry import Gpu, Problem
 from libs.common.errors import Unavailable
+from libs.hardware.nvidia_answer import SOURCE, Nvidia, from_answer
 from libs.hardware.nvml_helper import NvmlHelper
 from libs.hardware.pci import NVIDIA, graphics_devices
-from libs.hardware.reading import mib, problem, text
+from libs.hardware.reading import problem
 
-SOURCE = "nvidia"
 LOOK_AGAIN_SECONDS = 60.0
-"""How often we try again where NVML could not be had."""
-_UNIFIED = re.compile(r"GB10|Orin|Thor|Xavier|Tegra", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuProcess:
-    """`used_mb` is None when the driver does not tell."""
-
-    pid: int
-    kind: str
-    name: str | None = None
-    used_mb: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nvidia:
-    """`processes` by GPU; a GPU whose processes the driver does not tell is missing there."""
-
-    gpus: tuple[Gpu, ...] = ()
-    processes: Mapping[str, tuple[GpuProcess, ...]]
-    links: tuple[GpuLink, ...] = ()
-    driver_version: str | None = None
-    cuda_version: str | None = None
-    problems: tuple[Problem, ...] = ()
+"""How often NVML is started anew where it could not be had, and where it has lost a GPU: it does not see it return."""
+MISSES = 2
+"""So many questions without an answer make GPUs unhealthy: one that is late happens to a busy machine."""
+SILENT = "the NVIDIA driver does not answer"
+_MEASURED = (*("vram_used_mb", "vram_free_mb", "temperature_celsius", "power_watts", "utilization_ratio", "clock_mhz"),)
 
 
 class NvidiaProbe:
-    """Asks NVML where there is an NVIDIA device or the library. No GPU is a normal answer."""
+    """Asks NVML where there is an NVIDIA device or the library. No GPU is a normal answer.
 
-    def __init__(self, helper: NvmlHelper, *, root: Path = Path("/")) -> None:
+    A fatal Xid keeps its GPU unhealthy for as long as this lives: NVML does not tell whether it was reset since.
+    """
+
+    def __init__(
+        self, helper: NvmlHelper, *, root: Path = Path("/"), look_again_seconds: float = LOOK_AGAIN_SECONDS
+    ) -> None:
         self._helper = helper
         self._root = root
+        self._pause = look_again_seconds
         self._absent: str | None = None
         self._fault = False
+        self._lost = False
         self._look_again_at = 0.0
         self._devices: int | None = None
+        self._last = Nvidia(processes={})
+        self._misses = 0
+        self._xids: dict[str, str] = {}
 
     async def read(self) -> Nvidia:
         now = asyncio.get_running_loop().time()
+        devices = await self._plugged()
+        if self._absent is not None and now < self._look_again_at:
+            return Nvidia(processes={}, problems=self._missed(devices))
+        if self._lost and now >= self._look_again_at:
+            self._lost = False
+            await self._helper.restart()
+        try:
+            return await self._ask(now, devices)
+        except Unavailable as error:
+            return self._without_answer(error)
+
+    async def _ask(self, now: float, devices: int) -> Nvidia:
+        answer = await self._helper.ask()
+        self._misses = 0
+        self._absent, self._fault = answer.get("absent"), bool(answer.get("fault"))
+        if self._absent is not None:
+            await self._helper.restart()
+            self._look_again_at, self._last = now + self._pause, Nvidia(processes={})
+            return Nvidia(processes={}, problems=self._missed(devices))
+        self._xids |= {told["uuid"]: told["xid"] for told in answer["gpus"] if told.get("xid")}
+        if answer.get("lost") and not self._lost:
+            self._look_again_at = now + self._pause
+        self._lost = bool(answer.get("lost"))
+        found = from_answer(answer, self._root)
+        self._last = replace(found, gpus=tuple(self._condemned(gpu) for gpu in found.gpus))
+        return self._last
+
+    def _condemned(self, gpu: Gpu) -> Gpu:
+        xid = self._xids.get(gpu.uuid)
+        return gpu if xid is None else gpu.model_copy(update={"healthy": False, "problem": xid})
+
+    def _without_answer(self, error: Unavailable) -> Nvidia:
+        """Who was there, with nothing measured. A helper that is only just starting is no silence."""
+        self._misses += not self._helper.starting
+        update: dict[str, object] = dict.fromkeys(_MEASURED)
+        silent = {"healthy": False, "problem": SILENT} if self._misses >= MISSES else {}
+        gpus = tuple(gpu.model_copy(update=update | (silent if gpu.healthy else {})) for gpu in self._last.gpus)
+        return replace(self._last, gpus=gpus, processes={}, problems=(problem(SOURCE, error.message),))
+
+    async def _plugged(self) -> int:
+        """How many NVIDIA devices the kernel sees. Another number than before: NVML has to look again."""
         devices = sum(device.vendor == NVIDIA for device in graphics_devices(self._root))
         if self._devices is not None and devices != self._devices:
             await self._helper.restart()
             self._absent = None
         self._devices = devices
-        if self._absent is None or now >= self._look_again_at:
-            try:
-                answer = await self._helper.ask()
-            except Unavailable as error:
-                return Nvidia(processes={}, problems=(problem(SOURCE, error.message),))
-            self._absent, self._fault = answer.get("absent"), bool(answer.get("fault"))
-            if self._absent is None:
-                return from_answer(answer, self._root)
-            await self._helper.restart()
-            self._look_again_at = now + LOOK_AGAIN_SECONDS
-        return Nvidia(processes={}, problems=self._missed(devices))
+        return devices
 
     def _missed(self, devices: int) -> tuple[Problem, ...]:
         """A machine without NVIDIA devices and without the library lacks nothing."""
@@ -83,63 +102,3 @@ class NvidiaProbe:
 
     async def close(self) -> None:
         await self._helper.close()
-
-
-def from_answer(answer: Mapping[str, Any], root: Path = Path("/")) -> Nvidia:
-    told = answer["gpus"]
-    return Nvidia(
-        gpus=tuple(_gpu(gpu) for gpu in told),
-        processes={
-            gpu["uuid"]: tuple(_process(process, root) for process in gpu["processes"])
-            for gpu in told
-            if gpu.get("processes") is not None
-        },
-        links=tuple(GpuLink.model_validate(link) for link in answer.get("links", ())),
-        driver_version=answer.get("driver_version"),
-        cuda_version=answer.get("cuda_version"),
-        problems=tuple(Problem(source=each["source"], message=each["message"]) for each in answer["problems"]),
-    )
-
-
-def _gpu(told: Mapping[str, Any]) -> Gpu:
-    """A machine whose GPU uses the processor's memory tells no VRAM: that is marked, never guessed."""
-    total = told.get("total")
-    return Gpu(
-        uuid=told["uuid"],
-        index=told["index"],
-        name=told["name"],
-        vendor="nvidia",
-        vram_total_mb=mib(total),
-        vram_used_mb=mib(told.get("used")),
-        vram_free_mb=mib(told.get("free")),
-        vram_reserved_mb=mib(told.get("reserved")),
-        compute_capability=told.get("compute_capability"),
-        pci_address=told.get("pci_address"),
-        temperature_celsius=told.get("temperature_celsius"),
-        power_watts=told.get("power_watts"),
-        power_limit_watts=told.get("power_limit_watts"),
-        utilization_ratio=told.get("utilization_ratio"),
-        clock_mhz=told.get("clock_mhz"),
-        clock_max_mhz=told.get("clock_max_mhz"),
-        ecc_enabled=told.get("ecc_enabled"),
-        ecc_uncorrected_errors=told.get("ecc_uncorrected_errors"),
-        retired_pages=told.get("retired_pages"),
-        mig_devices=tuple(_mig(part) for part in told.get("migs", ())),
-        unified_memory=total is None and bool(_UNIFIED.search(told["name"])),
-        healthy=told["healthy"],
-        problem=told.get("problem"),
-    )
-
-
-def _mig(told: Mapping[str, Any]) -> MigDevice:
-    return MigDevice(
-        uuid=told["uuid"],
-        name=told["name"] or "MIG device",
-        vram_total_mb=mib(told.get("total")),
-        vram_free_mb=mib(told.get("free")),
-    )
-
-
-def _process(told: Mapping[str, Any], root: Path) -> GpuProcess:
-    name = text(root / f"proc/{told['pid']}/comm")
-    return GpuProcess(pid=told["pid"], kind=told["kind"], name=name, used_mb=mib(told.get("used")))

@@ -43,17 +43,23 @@ class NvmlHelper:
         self._asked = 0
         self._failures = 0
         self._not_before = 0.0
+        self._pause = 0.0
 
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None else None
+
+    @property
+    def starting(self) -> bool:
+        """Its first answer is still to come, within the time for starting."""
+        return self._first is not None
 
     async def ask(self) -> dict[str, Any]:
         """What NVML says of all GPUs. Raises `Unavailable` with the reason, within the time for an answer."""
         async with self._turn:
             now = asyncio.get_running_loop().time()
             if now < self._not_before:
-                raise Unavailable(f"NVML did not answer; it is asked again in {self._not_before - now:.0f} s")
+                raise Unavailable(f"NVML did not answer; it is asked again in at most {self._pause:.0f} s")
             if self._child is None:
                 self._child = await self._start()
                 self._first = asyncio.create_task(self._talk(self._child, self._start_seconds), name="nvml-start")
@@ -86,7 +92,14 @@ class NvmlHelper:
         except TimedOut:
             await self._give_up()
             raise
-        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+        ) as error:
             await self._give_up()
             raise Unavailable(f"the NVML process ended: {error or type(error).__name__}") from None
 
@@ -120,9 +133,9 @@ class NvmlHelper:
     async def _give_up(self) -> None:
         """Kill it; each failure in a row doubles the pause before the next try."""
         self._failures += 1
-        pause = 0.0 if self._failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0**self._failures)
-        self._not_before = asyncio.get_running_loop().time() + pause
-        log.warning("nvml_process_killed", pid=self.pid, failures=self._failures, pause_seconds=pause)
+        self._pause = 0.0 if self._failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0**self._failures)
+        self._not_before = asyncio.get_running_loop().time() + self._pause
+        log.warning("nvml_process_killed", pid=self.pid, failures=self._failures, pause_seconds=self._pause)
         await self._stop()
 
     async def _stop(self) -> None:

@@ -5,15 +5,12 @@ NVML cannot be had, by `{"id", "absent": reason, "fault"}`. It ends when its inp
 that is stuck.
 """
 
-import json
-import os
-import queue
-import sys
-import threading
+import ctypes
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from libs.hardware import nvml_topology
+from libs.hardware.answering import Answer, serve
 
 # Xids after which a GPU is of no use until it is reset (those of a faulty application are not among them).
 FATAL_XIDS = {
@@ -46,13 +43,14 @@ class Gpus:
         self._identities: dict[int, dict[str, Any]] = {}
         self._xids: dict[str, int] = {}
         self._problems: list[dict[str, str]] = []
+        self._lost = False
         nvml.nvmlInit()
         self._events = self._watch_xids()
         self._links: list[dict[str, Any]] = []
         self._linked: frozenset[int] = frozenset()
 
     def answer(self) -> dict[str, Any]:
-        self._problems = []
+        self._problems, self._lost = [], False
         self._hear_xids()
         count = self._ask("count", self._nvml.nvmlDeviceGetCount)
         found = [self._gpu(index) for index in range(max(count or 0, len(self._identities)))]
@@ -63,6 +61,7 @@ class Gpus:
             "driver_version": self._ask("driver", self._nvml.nvmlSystemGetDriverVersion),
             "cuda_version": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
             "problems": self._problems,
+            "lost": self._lost,
         }
 
     def _topology(self) -> list[dict[str, Any]]:
@@ -92,11 +91,13 @@ class Gpus:
                 return None
             return identity | self._measured(identity["uuid"], handle)
         except Lost as lost:
+            self._lost = True
             known = self._identities.get(index)
             if known is None:
                 self._problems.append({"source": f"gpu {index}", "message": str(lost)})
                 return None
-            return known | {"healthy": False, "problem": self._xid_words(known["uuid"]) or str(lost)}
+            xid = self._xid_words(known["uuid"])
+            return known | {"healthy": False, "problem": xid or str(lost), "xid": xid}
 
     def _identity(self, index: int, handle: Any) -> dict[str, Any] | None:
         if index in self._identities:
@@ -138,11 +139,11 @@ class Gpus:
         }
 
     def _health(self, uuid: str, name: str, handle: Any) -> dict[str, Any]:
-        problem = self._xid_words(uuid)
+        xid = problem = self._xid_words(uuid)
         rows = self._ask(name, self._nvml.nvmlDeviceGetRemappedRows, handle)
         if problem is None and rows is not None and rows[3]:
             problem = "its memory is worn out: a row could not be remapped"
-        return {"healthy": problem is None, "problem": problem}
+        return {"healthy": problem is None, "problem": problem, "xid": xid}
 
     def _errors(self, name: str, handle: Any) -> dict[str, Any]:
         """Of its memory. Pages are retired for many correctable errors (0) or one that was not (1)."""
@@ -258,34 +259,28 @@ def _open() -> Gpus | dict[str, Any]:
     try:
         return Gpus(pynvml)
     except pynvml.NVMLError_LibraryNotFound:
-        return {"absent": "the library libnvidia-ml is not installed", "fault": False}
+        return _why_not_found()
     except Exception as error:  # noqa: BLE001  # a broken driver is an answer too
         return {"absent": f"NVML does not start: {error or type(error).__name__}", "fault": True}
 
 
-def _listen(questions: "queue.Queue[dict[str, Any]]") -> None:
-    for line in sys.stdin:
-        questions.put(json.loads(line))
-    os._exit(0)  # nobody asks any more; a call that is stuck must not keep us here
+def _why_not_found() -> dict[str, Any]:
+    """NVML's binding calls a library that cannot be loaded "not found" as well."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError as error:
+        if "No such file" not in str(error):
+            return {"absent": f"the library libnvidia-ml cannot be loaded: {error}", "fault": True}
+    return {"absent": "the library libnvidia-ml is not installed", "fault": False}
 
 
-def _private_output() -> TextIO:
-    """Our answers' own way out: what a vendor's library prints goes to the error stream instead."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return answers
+def _start() -> Answer:
+    gpus = _open()
+    return (lambda: gpus) if isinstance(gpus, dict) else gpus.answer
 
 
 def main() -> None:
-    answers = _private_output()
-    questions: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(questions,), daemon=True).start()
-    gpus = _open()
-    while True:
-        question = questions.get()
-        found = gpus if isinstance(gpus, dict) else gpus.answer()
-        answers.write(json.dumps({"id": question["id"], **found}) + "\n")
-        answers.flush()
+    serve(_start)
 
 
 if __name__ == "__main__":

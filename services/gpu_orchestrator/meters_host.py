@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState
 from libs.common.contracts.node_registry import Memory, Problem
-from libs.hardware import nvidia
+from libs.hardware import nvidia_answer
 from libs.hardware.inspector import Inspector
 
 
@@ -30,7 +30,7 @@ class HostMeters:
             await self._inspector.close()
 
 
-def _processes(found: tuple[nvidia.GpuProcess, ...] | None) -> tuple[GpuProcess, ...] | None:
+def _processes(found: tuple[nvidia_answer.GpuProcess, ...] | None) -> tuple[GpuProcess, ...] | None:
     if found is None:
         return None
     return tuple(GpuProcess(pid=each.pid, kind=each.kind, name=each.name, used_mb=each.used_mb) for each in found)

@@ -11,6 +11,8 @@ class SimulatedGpu:
     """Sizes are MiB, power is milliwatts. `links` and `near`: by the other GPU's number. Itself: to a switch."""
 
     name: str
+    uuid: str | None = None
+    pci: str | None = None
     capability: tuple[int, int]
     memory: tuple[int, int, int]
     load: int = 0
@@ -38,9 +40,9 @@ class SimulatedGpu:
         )
         return [
             "gpu",
-            f"uuid {uuid(number)}",
+            f"uuid {self.uuid or uuid(number)}",
             f"name {self.name}",
-            f"pci {pci(number)}",
+            f"pci {self.pci or pci(number)}",
             *(f"{word} {a} {b}" for word, (a, b) in (("capability", self.capability), ("power", self.power))),
             *(f"{word} {a} {b}" for word, (a, b) in (("clock", self.clock), ("ecc", self.ecc), ("xid", self.xid))),
             "memory {} {} {}".format(*self.memory),
@@ -60,9 +62,12 @@ class Machine:
     cuda: int = 12080
     init_error: int = 0
     hang_seconds: int = 0
+    crash: bool = False
+    says: str = ""
 
     def text(self) -> str:
         lines = [f"driver {self.driver}", f"cuda {self.cuda}", f"init {self.init_error}", f"hang {self.hang_seconds}"]
+        lines += [f"crash {int(self.crash)}", *([f"says {self.says}"] if self.says else [])]
         for number, gpu in enumerate(self.gpus):
             lines.extend(gpu.lines(number))
         return "\n".join(lines) + "\n"
@@ -105,6 +110,8 @@ _GB10 = SimulatedGpu(
     name="NVIDIA GB10", capability=(12, 1), memory=(0, 0, 0), unsupported=("MemoryInfo", "MemoryInfo_v2")
 )
 
+_GH200 = SimulatedGpu(name="NVIDIA GH200 480GB", capability=(9, 0), memory=(97871, 0, 600), ecc=(1, 0))
+
 H100_X8 = Machine(
     gpus=tuple(
         replace(
@@ -133,6 +140,7 @@ MIXED = Machine(gpus=(replace(_4090, near=((1, HOST_BRIDGE),)), replace(_3060, n
 L40S_X4 = Machine(gpus=tuple(replace(_L40S, near=_near(number, 4, MULTIPLE, SYSTEM, group=2)) for number in range(4)))
 T4 = Machine(gpus=(_T4,))
 GB10 = Machine(gpus=(_GB10,), cuda=13000)
+GH200 = Machine(gpus=(_GH200,))
 A100_MIG = Machine(gpus=(replace(_A100, migs=((0, 40448, 0, 4), (1, 20096, 100, 2))),))
 NOTHING_SUPPORTED = Machine(
     gpus=(
@@ -148,3 +156,5 @@ NOTHING_SUPPORTED = Machine(
 )
 DRIVER_NOT_LOADED = Machine(gpus=(), init_error=9)
 VERSION_MISMATCH = Machine(gpus=(), init_error=18)
+LOST = A100_X4.changed(2, lost=True)
+FATAL_XID = A100_X4.changed(1, xid=(79, 1))

@@ -5,6 +5,7 @@
  * and `link` may come several times:
  *
  *   driver 570.124.06        cuda 12080          init <nvml error>      hang <seconds every call takes>
+ *   crash <1: the next call ends the process>                 says <what every call prints to the standard output>
  *   gpu
  *     uuid GPU-...           name NVIDIA H100    pci 00000000:1B:00.0   capability 9 0
  *     memory <total MiB> <used MiB> <reserved MiB>                      load <percent>    temperature <celsius>
@@ -16,6 +17,7 @@
  *     lost 1                 unsupported <call without nvmlDeviceGet, or all>
  */
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,9 +45,9 @@ typedef struct {
 } Gpu;
 
 static Gpu gpus[MOST_GPUS];
-static int count, cuda, init_error, hang, started;
+static int count, cuda, init_error, hang, crash, started;
 static long long xids_told[MOST_GPUS];
-static char driver[80];
+static char driver[80], says[80];
 static struct timespec read_at;
 static ino_t read_inode;
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
@@ -88,7 +90,7 @@ static void read_file(const char *path) {
   FILE *file = fopen(path, "r");
   if (!file) return;
   char line[512], word[32];
-  count = 0; cuda = 0; init_error = 0; hang = 0; driver[0] = 0;
+  count = 0; cuda = 0; init_error = 0; hang = 0; crash = 0; driver[0] = says[0] = 0;
   while (fgets(line, sizeof line, file)) {
     int length = 0;
     line[strcspn(line, "\r\n")] = 0;
@@ -98,6 +100,8 @@ static void read_file(const char *path) {
     else if (!strcmp(word, "cuda")) cuda = atoi(rest);
     else if (!strcmp(word, "init")) init_error = atoi(rest);
     else if (!strcmp(word, "hang")) hang = atoi(rest);
+    else if (!strcmp(word, "crash")) crash = atoi(rest);
+    else if (!strcmp(word, "says")) snprintf(says, sizeof says, "%s", rest);
     else if (!strcmp(word, "gpu") && count < MOST_GPUS) {
       Gpu *gpu = &gpus[count];
       memset(gpu, 0, sizeof *gpu);
@@ -116,6 +120,8 @@ static void refresh(void) {
     if (!same) { read_at = now.st_mtim; read_inode = now.st_ino; read_file(path); }
   }
   pthread_mutex_unlock(&turn);
+  if (says[0]) { puts(says); fflush(stdout); }
+  if (crash) raise(SIGSEGV);
   if (hang) sleep((unsigned)hang);
 }
 
@@ -246,6 +252,7 @@ CALL(FanSpeed, unsigned *to) { ENTER("FanSpeed"); *to = 0; return NOT_SUPPORTED;
 CALL(PerformanceState, int *to) { ANSWER("PerformanceState", to, 0); }
 CALL(PersistenceMode, int *to) { ANSWER("PersistenceMode", to, 1); }
 CALL(ComputeMode, int *to) { ANSWER("ComputeMode", to, 0); }
+CALL(DriverModel, int *now, int *later) { ENTER("DriverModel"); (void)now; (void)later; return NOT_SUPPORTED; }
 CALL(DisplayActive, int *to) { ANSWER("DisplayActive", to, 0); }
 CALL(DisplayMode, int *to) { ANSWER("DisplayMode", to, 0); }
 CALL(EccMode, int *now, int *later) { ENTER("EccMode"); *now = *later = gpu->ecc; return SUCCESS; }
@@ -302,6 +309,13 @@ static int list(const Gpu *gpu, char type, unsigned *number, ProcessInfo *to) {
 CALL(ComputeRunningProcesses_v3, unsigned *number, ProcessInfo *to) { ENTER("ComputeRunningProcesses"); return list(gpu, 'c', number, to); }
 CALL(GraphicsRunningProcesses_v3, unsigned *number, ProcessInfo *to) { ENTER("GraphicsRunningProcesses"); return list(gpu, 'g', number, to); }
 CALL(MPSComputeRunningProcesses_v3, unsigned *number, ProcessInfo *to) { ENTER("MPSComputeRunningProcesses"); return list(gpu, 'm', number, to); }
+
+CALL(ProcessUtilization, void *to, unsigned *number, unsigned long long since) {
+  ENTER("ProcessUtilization");
+  (void)to; (void)since;
+  *number = 0;
+  return NOT_FOUND;
+}
 
 static const Gpu *linked(const Gpu *gpu, unsigned link) {
   for (int other = 0; other < count; other++) {

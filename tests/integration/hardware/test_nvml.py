@@ -14,7 +14,8 @@ import pytest
 from libs.common.contracts.node_registry import Tier
 from libs.common.errors import TimedOut, Unavailable
 from libs.hardware.inspector import Inspector
-from libs.hardware.nvidia import Nvidia, NvidiaProbe
+from libs.hardware.nvidia import NvidiaProbe
+from libs.hardware.nvidia_answer import Nvidia
 from libs.hardware.nvml_helper import NvmlHelper
 from libs.hardware.tiers import classify
 from tests.nvml import machines
@@ -45,6 +46,7 @@ async def read(simulator: Simulator, machine: Machine) -> Nvidia:
     [
         (machines.H100_X8, Tier.AI_FACTORY),
         (machines.A100_X4, Tier.AI_FACTORY),
+        (machines.GH200, Tier.AI_FACTORY),
         (machines.L40S_X4, Tier.AI_FACTORY),
         (machines.BRIDGED_3090, Tier.GPU_PEER),
         (machines.MIXED, Tier.GPU_PEER),
