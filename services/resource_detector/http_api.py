@@ -6,13 +6,13 @@ from libs.common.contracts.node_registry import (
     Cpu,
     Disk,
     Gpu,
-    GpuLink,
     Inventory,
     Memory,
     NetworkAddress,
     PlatformFacts,
     TierVerdict,
 )
+from services.resource_detector.model import Topology
 from services.resource_detector.use_cases import ResourceDetector
 
 
@@ -59,9 +59,9 @@ def _parts(detector: ResourceDetector) -> APIRouter:
         return (await detector.inventory()).gpus
 
     @routes.get("/topology")
-    async def topology() -> tuple[GpuLink, ...]:
-        """How the GPUs are connected, pair by pair."""
-        return (await detector.inventory()).gpu_links
+    async def topology() -> Topology:
+        """How the GPUs are connected, as matrices: PCI path, NVLinks, peer access."""
+        return await detector.topology()
 
     @routes.get("/platform")
     async def platform() -> PlatformFacts:

@@ -20,9 +20,10 @@ from libs.common.contracts.node_registry import (
 )
 from libs.hardware.tiers import classify
 from services.resource_detector.changes import changed, gpus_changed, with_missing
-from services.resource_detector.model import Identity
+from services.resource_detector.model import Identity, Topology
 from services.resource_detector.observer import Observer
 from services.resource_detector.probes import Probes
+from services.resource_detector.topology import matrix
 
 log = structlog.get_logger()
 
@@ -48,6 +49,10 @@ class ResourceDetector:
 
     async def platform(self) -> PlatformFacts:
         return PlatformFacts.model_validate(await self.inventory(), from_attributes=True)
+
+    async def topology(self) -> Topology:
+        inventory = await self.inventory()
+        return matrix(inventory.gpus, inventory.gpu_links)
 
     async def refresh(self) -> Inventory:
         """Look again at everything, and tell everybody if it changed. Raises `Disconnected` when it cannot tell."""

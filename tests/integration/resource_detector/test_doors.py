@@ -32,7 +32,7 @@ def test_every_part_of_the_machine_has_a_route(tmp_path: Path, shared_nats: Nats
             tier = door.get("/tier").raise_for_status().json()
 
             assert door.get("/inventory").json().keys() == door.get("/resources").json().keys() == whole.keys()
-            links = door.get("/resources/topology").raise_for_status().json()
+            topology = door.get("/resources/topology").raise_for_status().json()
         page = httpx.get(f"{mesh.url('resource_detector')}/metrics", timeout=20).text
         assert mesh.stop() == 0
         assert mesh.left_behind() == []
@@ -40,7 +40,12 @@ def test_every_part_of_the_machine_has_a_route(tmp_path: Path, shared_nats: Nats
     assert parts["cpu"] == whole["cpu"]
     assert parts["memory"]["total_mb"] == whole["memory"]["total_mb"]
     assert [gpu["name"] for gpu in parts["gpus"]] == ["NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 3060"]
-    assert [(link["path"], link["nvlinks"]) for link in links] == [("PHB", 0)]
+    assert topology == {
+        "gpus": [machines.uuid(0), machines.uuid(1)],
+        "paths": [[None, "PHB"], ["PHB", None]],
+        "nvlinks": [[None, 0], [0, None]],
+        "peer_access": [[None, False], [False, None]],
+    }
     assert parts["disks"][0]["path"] == str(tmp_path / "data")
     assert (platform["platform"], platform["driver_version"]) == ("CUDA", "570.124.06")
     assert (tier["tier"], "owner" in tier["reasons"][0]) == ("GPU_INFRA", True)
