@@ -9,7 +9,7 @@ from libs.common.contracts.base import Message, node_token
 from libs.common.contracts.node_administration import DrainNode, NodeDrained, NodeRegistration, RestHeartbeat
 from libs.common.contracts.node_registry import HEARTBEAT, NodeAnnounced, NodeHeartbeat, NodeState, NodeView
 from libs.common.contracts.streams import NODE_REGISTRY
-from libs.common.errors import Conflict, WrongRevision
+from libs.common.errors import Conflict, Unavailable, WrongRevision
 from services.node_registry.registrations import announcement
 from services.node_registry.use_cases import NodeRegistry
 
@@ -48,6 +48,8 @@ class Administration:
             known = await self._registry.get(told.node_id)
             if known.boot_id != told.boot_id and known.state is NodeState.ONLINE:
                 raise Conflict(f"{told.node_id} announces itself; it cannot be told over REST.", node_id=told.node_id)
+        elif self._registry.full is not None:
+            raise Unavailable(f"{told.node_id} cannot be taken: {self._registry.full}.", node_id=told.node_id)
         lasting = round(2 * told.heartbeat_seconds * self._registry.rules.offline_beats)
         await self._write(f"registered.{node_token(told.node_id)}", told, ttl_seconds=max(1, lasting))
         await self._registry.hear_announcement(told)
@@ -101,8 +103,12 @@ class Administration:
             log.error("registry_entry_unreadable", key=entry.key, revision=entry.revision, reason=str(error))
 
     async def _take_registration(self, told: NodeAnnounced) -> None:
-        if not self._registry.knows(told.node_id):
-            await self._registry.hear_announcement(told)
+        """What another registry was told. One that is older than what we know is no sign of life."""
+        if self._registry.knows(told.node_id):
+            known = await self._registry.get(told.node_id)
+            if known.boot_id != told.boot_id or known.announced_at >= told.at:
+                return
+        await self._registry.hear_announcement(told)
 
     async def _write(self, key: str, message: Message, *, ttl_seconds: int | None = None) -> None:
         """The last word counts. Raises `WrongRevision` only when others write it all the time."""

@@ -10,12 +10,14 @@ from libs.common.contracts.node_administration import (
     DrainNode,
     DrainReason,
     NodeDrained,
+    NodeHistory,
     NodeRegistration,
     NodesCounted,
     RestHeartbeat,
 )
 from libs.common.contracts.node_registry import NodeQuery, NodesFound, NodeView
 from services.node_registry.administration import Administration
+from services.node_registry.publishing import Publishing
 from services.node_registry.use_cases import NodeRegistry
 
 Name = Annotated[str | None, Query(max_length=32)]
@@ -23,15 +25,15 @@ Ids = Annotated[list[Identifier] | None, Query(max_length=1000)]
 Names = Annotated[list[str] | None, Query(max_length=16)]
 
 
-def router(registry: NodeRegistry, administration: Administration) -> APIRouter:
+def router(registry: NodeRegistry, administration: Administration, publishing: Publishing) -> APIRouter:
     routes = APIRouter(prefix="/api/v1")
-    routes.include_router(_asked(registry))
+    routes.include_router(_asked(registry, publishing))
     routes.include_router(_told(administration))
-    routes.include_router(_watched(registry))
+    routes.include_router(_watched(registry, publishing))
     return routes
 
 
-def _asked(registry: NodeRegistry) -> APIRouter:
+def _asked(registry: NodeRegistry, publishing: Publishing) -> APIRouter:
     routes = APIRouter(prefix="/nodes", tags=["nodes"])
 
     @routes.post("/query", response_model=NodesFound)
@@ -75,6 +77,15 @@ def _asked(registry: NodeRegistry) -> APIRouter:
     async def get(node_id: str) -> NodeView:
         return await registry.get(node_id)
 
+    @routes.get("/{node_id}/history")
+    async def history(
+        node_id: Identifier,
+        limit: Annotated[int, Query(ge=1, le=500)] = 100,
+        after: Annotated[str | None, Query(max_length=4096)] = None,
+    ) -> NodeHistory:
+        """What happened to a node, newest first, a page at a time; also of one that is forgotten."""
+        return await publishing.history(node_id, limit=limit, after=after)
+
     return routes
 
 
@@ -110,13 +121,13 @@ def _told(administration: Administration) -> APIRouter:
     return routes
 
 
-def _watched(registry: NodeRegistry) -> APIRouter:
+def _watched(registry: NodeRegistry, publishing: Publishing) -> APIRouter:
     routes = APIRouter(tags=["nodes"])
 
     @routes.get("/stats")
     async def stats() -> NodesCounted:
         """The mesh in numbers."""
-        return await registry.count()
+        return publishing.counted(await registry.count())
 
     @routes.get("/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
     async def events() -> StreamingResponse:

@@ -90,6 +90,15 @@ def sweep(
     return changed, guard
 
 
+def outlived(lives: Mapping[str, Life], *, now: float, rules: Rules) -> list[str]:
+    """Who has been OFFLINE for so long that nobody waits for it."""
+    return [
+        node_id
+        for node_id, life in lives.items()
+        if life.state is NodeState.OFFLINE and now - life.heard_at >= rules.forget_seconds
+    ]
+
+
 def _silence(life: Life, since: float, now: float) -> float:
     return (now - since) / life.heartbeat_seconds
 

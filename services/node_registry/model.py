@@ -1,7 +1,11 @@
 """The nouns: a node, its life, and from when we can hear it."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
+from pydantic import Field
+
+from libs.common.contracts.base import Identifier, Message
 from libs.common.contracts.node_administration import DrainNode
 from libs.common.contracts.node_registry import NodeAnnounced, NodeHeartbeat, NodeState, NodeWorkload
 
@@ -11,13 +15,16 @@ class Rules:
     """After how many missed heartbeats a node is SUSPECT and OFFLINE.
 
     `mass_nodes`: at least so many silent nodes are a mass. `attention_seconds`: who has not looked for longer than this
-    has not listened either.
+    has not listened either. `nodes_most`: beyond so many, new ones are refused. `forget_seconds`: who is silent for so
+    long while OFFLINE is forgotten.
     """
 
     suspect_beats: float = 3.0
     offline_beats: float = 6.0
     mass_nodes: int = 3
     attention_seconds: float = 5.0
+    nodes_most: int = 20_000
+    forget_seconds: float = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,4 +86,26 @@ class Change:
     previous: NodeState | None
     state: NodeState
     reason: str
+    at: datetime
     draining: bool = False
+    boot_id: str | None = None
+
+
+class Publisher(Message):
+    """The lease of the elected registry, renewed all the time.
+
+    `written` grows with each renewal: by it the holder knows its own write. `untold` changes are still to be told, and
+    for `behind_seconds` the archive has not taken what it was given.
+    """
+
+    holder: Identifier
+    written: int = 0
+    untold: int = Field(0, ge=0)
+    behind_seconds: float = Field(0.0, ge=0)
+
+
+class Term(Message):
+    """The newest term, kept for ever: it only grows."""
+
+    holder: Identifier
+    term: int = Field(ge=0)

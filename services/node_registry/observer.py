@@ -10,11 +10,19 @@ class Observer(Protocol):
     """Counting never fails what is counted."""
 
     def heard(self, kind: str) -> None:
-        """`kind`: announcement, heartbeat, stranger, conflict or workload."""
+        """`kind`: announcement, heartbeat, stranger, conflict, refused or workload."""
         ...
 
     def changed(self, state: NodeState) -> None: ...
 
     def seen(self, nodes: Mapping[NodeState, int], *, mass_silence: bool) -> None:
         """How many nodes are in each state now."""
+        ...
+
+    def lost(self) -> None:
+        """An event found no room on its way into the archive."""
+        ...
+
+    def elected(self, elected: bool) -> None:
+        """Whether this registry tells changes and writes the archive."""
         ...

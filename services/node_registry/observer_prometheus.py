@@ -19,6 +19,14 @@ class PrometheusObserver:
             "1 while more than half of the nodes are silent together; none is declared OFFLINE then.",
             registry=registry,
         )
+        self._lost = Counter(
+            "mesh_registry_archive_lost", "Events that found no room on their way into the archive.", registry=registry
+        )
+        self._elected = Gauge(
+            "mesh_registry_elected",
+            "1 while this registry, of several, tells changes and writes the archive.",
+            registry=registry,
+        )
 
     def heard(self, kind: str) -> None:
         self._heard.labels(kind).inc()
@@ -30,3 +38,9 @@ class PrometheusObserver:
         for state in NodeState:
             self._nodes.labels(state.value).set(nodes.get(state, 0))
         self._mass.set(mass_silence)
+
+    def lost(self) -> None:
+        self._lost.inc()
+
+    def elected(self, elected: bool) -> None:
+        self._elected.set(elected)

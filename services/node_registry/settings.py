@@ -21,6 +21,21 @@ class Settings(BaseSettings):
     registration_seconds: float = Field(
         300.0, ge=1, le=3600, description="How long a machine told over REST counts as online without heartbeats."
     )
+    nodes_most: int = Field(
+        20_000, ge=1, le=1_000_000, description="So many nodes are known at most; more are refused."
+    )
+    forget_seconds: float = Field(
+        604_800.0, ge=1, le=31_536_000, description="Who is OFFLINE for so long is forgotten; the archive keeps it."
+    )
+    lease_seconds: int = Field(
+        3, ge=2, le=60, description="Of several registries another one is elected when the elected one is gone so long."
+    )
+    archive_rows: int = Field(
+        50_000,
+        ge=1000,
+        le=10_000_000,
+        description="So many events wait in memory while the archive is away; more are lost.",
+    )
 
     @model_validator(mode="after")
     def _one_after_the_other(self) -> Self:

@@ -12,7 +12,6 @@ from libs.common.clock import Clock
 from libs.common.contracts.node_administration import DrainNode, NodesCounted
 from libs.common.contracts.node_registry import (
     DISCOVER,
-    STATUS,
     Discover,
     NodeAnnounced,
     NodeExcluded,
@@ -24,8 +23,10 @@ from libs.common.contracts.node_registry import (
     NodeView,
     NodeWorkload,
 )
-from libs.common.errors import NotFound, Unavailable
-from services.node_registry.machine import born, heard, listen, missed, sweep
+from libs.common.errors import NotFound
+from services.node_registry.capabilities import difference
+from services.node_registry.chronicle import Chronicle
+from services.node_registry.machine import born, heard, listen, missed, outlived, sweep
 from services.node_registry.matching import Wanted, matches, read, refusals
 from services.node_registry.model import Change, Ear, Guard, Life, Node, Rules
 from services.node_registry.observer import Observer
@@ -33,9 +34,8 @@ from services.node_registry.views import counted, view
 
 log = structlog.get_logger()
 
-UNTOLD = 10_000
-"""Changes that wait to be told; beyond it the oldest are dropped, for nobody is kept waiting by them."""
-AGAIN_SECONDS = 1.0
+WORKLOADS = 10_000
+"""Of nodes that have not announced themselves yet."""
 UNREAD = 1000
 """Changes that wait for one reader of the event stream."""
 
@@ -43,11 +43,21 @@ UNREAD = 1000
 class NodeRegistry:
     """Everything is kept in memory: nodes tell it again within a minute, or at once when they are asked."""
 
-    def __init__(self, *, bus: Bus, clock: Clock, rules: Rules, observer: Observer, discover_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        clock: Clock,
+        rules: Rules,
+        observer: Observer,
+        chronicle: Chronicle,
+        discover_seconds: float,
+    ) -> None:
         self._bus = bus
         self._clock = clock
         self.rules = rules
         self._observer = observer
+        self._chronicle = chronicle
         self._discover_seconds = discover_seconds
         self._nodes: dict[str, Node] = {}
         self._workloads: dict[str, NodeWorkload] = {}
@@ -55,25 +65,34 @@ class NodeRegistry:
         self._watchers: set[asyncio.Queue[NodeStatus]] = set()
         self._ear = Ear(since=None, connections=0, looked_at=clock.monotonic())
         self._guard = Guard()
-        self._changes: asyncio.Queue[Change] = asyncio.Queue(UNTOLD)
+        self._refused = 0
         self._ask_everybody = True
         self._asked_at: float | None = None
 
     async def hear_announcement(self, told: NodeAnnounced) -> None:
+        """A node that is one too many is refused: it may come back when another one was forgotten."""
         self._observer.heard("announcement")
         now, node = self._clock.monotonic(), self._nodes.get(told.node_id)
-        if node is None:
+        if node is None and self.full is not None:
+            self._refuse(told.node_id)
+        elif node is None:
             life = born(boot_id=told.boot_id, heartbeat_seconds=told.heartbeat_seconds, now=now)
             workload, drain = self._workloads.pop(told.node_id, None), self._drains.get(told.node_id)
             self._keep(Node(announced=told, life=life, workload=workload, drain=drain), None)
-            return
-        life = self._heard(node, told.boot_id, None, now)
-        if life.boot_id == told.boot_id:
-            beat = node.beat if node.beat is not None and node.beat.boot_id == told.boot_id else None
-            life = replace(life, heartbeat_seconds=told.heartbeat_seconds)
-            self._keep(replace(node, announced=told, life=life, beat=beat), node.life)
         else:
+            self._hear_again(node, told, now)
+
+    def _hear_again(self, node: Node, told: NodeAnnounced, now: float) -> None:
+        life = self._heard(node, told.boot_id, None, now)
+        if life.boot_id != told.boot_id:
             self._keep(replace(node, life=life), node.life)
+            return
+        beat = node.beat if node.beat is not None and node.beat.boot_id == told.boot_id else None
+        life = replace(life, heartbeat_seconds=told.heartbeat_seconds)
+        after = replace(node, announced=told, life=life, beat=beat)
+        self._keep(after, node.life)
+        if changes := difference(node.announced, told):
+            self._chronicle.altered(after, changes)
 
     async def hear_heartbeat(self, beat: NodeHeartbeat) -> None:
         """The beat of a node that we do not know, or that restarted since it announced itself, makes us ask."""
@@ -95,7 +114,7 @@ class NodeRegistry:
         node = self._nodes.get(workload.node_id)
         if node is not None:
             self._nodes[workload.node_id] = replace(node, workload=workload)
-        elif len(self._workloads) < UNTOLD:
+        elif len(self._workloads) < WORKLOADS:
             self._workloads[workload.node_id] = workload
 
     async def query(self, query: NodeQuery) -> NodesFound:
@@ -123,7 +142,15 @@ class NodeRegistry:
         return view(node, self._clock.monotonic())
 
     async def count(self) -> NodesCounted:
-        return counted(list(self._nodes.values()), mass_silence=self._guard.held)
+        counts = counted(list(self._nodes.values()), mass_silence=self._guard.held)
+        return counts.model_copy(update={"nodes_most": self.rules.nodes_most, "refused": self._refused})
+
+    @property
+    def full(self) -> str | None:
+        """Why no further node can be known."""
+        if len(self._nodes) < self.rules.nodes_most:
+            return None
+        return f"{len(self._nodes)} nodes are known, the most that may be; {self._refused} announcements were refused"
 
     def last_sequence(self, node_id: str) -> int:
         return self._nodes[node_id].life.sequence if node_id in self._nodes else 0
@@ -142,14 +169,13 @@ class NodeRegistry:
         if node.draining is not was:
             reason = f"{'draining' if node.draining else 'no longer draining'}: {drain.reason or 'no reason given'}"
             log.info("node_drain_changed", node_id=node.node_id, draining=node.draining, reason=drain.reason)
-            self._remember(_change(node, node.life.state, reason))
+            self._tell(node, node.life.state, reason)
 
     def take_leave(self, node_id: str) -> None:
         """It was written that a node is to be forgotten. One that is heard of again meanwhile stays."""
         node = self._nodes.get(node_id)
         if node is not None and node.life.state is not NodeState.ONLINE:
-            del self._nodes[node_id]
-            log.info("node_forgotten", node_id=node_id)
+            self._forget(node_id, "it was told to")
 
     async def changes(self) -> AsyncIterator[NodeStatus]:
         """Every change from now on. Who does not keep up loses the oldest."""
@@ -173,35 +199,48 @@ class NodeRegistry:
         self._tell_guard(guard)
         for node_id, life in changed.items():
             self._keep(replace(self._nodes[node_id], life=life), lives[node_id])
+        for node_id in outlived(lives, now=now, rules=self.rules):
+            self._forget(node_id, "it has been OFFLINE for too long")
         states = Counter(node.life.state for node in self._nodes.values())
         self._observer.seen(states, mass_silence=self._guard.held)
         await self._ask(now)
 
-    async def tell(self) -> None:
-        """Runs until cancelled: publishes every change in its order, waiting while NATS is away."""
-        while True:
-            change = await self._changes.get()
-            told = NodeStatus(
-                node_id=change.node_id,
-                state=change.state,
-                previous=change.previous,
-                reason=change.reason,
-                at=self._clock.now(),
-                draining=change.draining,
-            )
-            for watcher in self._watchers:
-                if watcher.full():
-                    watcher.get_nowait()
-                watcher.put_nowait(told)
-            while not await self._told(told):
-                await self._clock.sleep(AGAIN_SECONDS)
+    def _tell(self, node: Node, previous: NodeState | None, reason: str) -> None:
+        """To who watches us, at once; the chronicle tells the mesh."""
+        change = Change(
+            node_id=node.node_id,
+            previous=previous,
+            state=node.life.state,
+            reason=reason,
+            at=self._clock.now(),
+            draining=node.draining,
+            boot_id=node.life.boot_id,
+        )
+        self._chronicle.changed(change, node)
+        told = NodeStatus(
+            node_id=change.node_id,
+            state=change.state,
+            previous=previous,
+            reason=reason,
+            at=change.at,
+            draining=change.draining,
+            boot_id=change.boot_id,
+        )
+        for watcher in self._watchers:
+            if watcher.full():
+                watcher.get_nowait()
+            watcher.put_nowait(told)
 
-    async def _told(self, status: NodeStatus) -> bool:
-        try:
-            await self._bus.publish(STATUS, status)
-        except Unavailable:
-            return False  # whoever needs to know that NATS is away is told by the readiness check
-        return True
+    def _forget(self, node_id: str, reason: str) -> None:
+        del self._nodes[node_id]
+        self._chronicle.forgotten(node_id)
+        log.info("node_forgotten", node_id=node_id, reason=reason)
+
+    def _refuse(self, node_id: str) -> None:
+        self._observer.heard("refused")
+        self._refused += 1
+        if self._refused == 1:
+            log.error("nodes_refused", node_id=node_id, nodes=len(self._nodes), reason="NODE_REGISTRY_NODES_MOST")
 
     def _heard(self, node: Node, boot_id: str, sequence: int | None, now: float) -> Life:
         life = heard(node.life, boot_id=boot_id, sequence=sequence, now=now, rules=self.rules)
@@ -214,18 +253,15 @@ class NodeRegistry:
     def _keep(self, node: Node, before: Life | None) -> None:
         self._nodes[node.node_id] = node
         life, previous = node.life, before.state if before is not None else None
+        if before is not None and before.boot_id != life.boot_id:
+            self._chronicle.restarted(node)
         if life.state is previous:
             return
         silence = round(missed(life, self._clock.monotonic()) * life.heartbeat_seconds, 1)
         say = log.info if life.state is NodeState.ONLINE else log.warning
         say("node_state_changed", node_id=node.node_id, state=life.state, reason=life.reason, silent_seconds=silence)
         self._observer.changed(life.state)
-        self._remember(_change(node, previous, life.reason))
-
-    def _remember(self, change: Change) -> None:
-        if self._changes.full():
-            self._changes.get_nowait()
-        self._changes.put_nowait(change)
+        self._tell(node, previous, life.reason)
 
     def _listen(self, now: float) -> None:
         connections = self._bus.connections
@@ -247,7 +283,3 @@ class NodeRegistry:
             return
         await self._bus.publish(DISCOVER, Discover(asked_by="node_registry"))
         self._ask_everybody, self._asked_at = False, now
-
-
-def _change(node: Node, previous: NodeState | None, reason: str) -> Change:
-    return Change(node_id=node.node_id, previous=previous, state=node.life.state, reason=reason, draining=node.draining)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from libs.common.contracts.base import Call, Identifier, Message
-from libs.common.contracts.node_registry import Cpu, GpuBeat, Memory, Mib, Ratio
+from libs.common.contracts.base import Call, Identifier, JsonObject, Message, Moment
+from libs.common.contracts.node_registry import Cpu, GpuBeat, Memory, Mib, NodeState, Ratio
 
 
 class DrainNode(Message):
@@ -76,6 +76,31 @@ class NodesCounted(Message):
     vram_total_mb: int
     vram_free_mb: int
     mass_silence: bool = Field(description="more than half of the nodes are silent together: none is declared OFFLINE")
+    nodes_most: int | None = Field(None, description="so many nodes are known at most")
+    refused: int = Field(0, ge=0, description="announcements of further nodes that were refused")
+    publishing: bool = Field(False, description="of several registries this one tells changes and writes the archive")
+    archive_waiting: int = Field(0, ge=0, description="rows that are still to be written into the archive")
+
+
+class NodeEvent(Message):
+    """Something that happened to a node, as the archive keeps it."""
+
+    event_id: Identifier
+    node_id: Identifier
+    at: Moment
+    kind: str = Field(description="state, drain, restart or capabilities", examples=["state"])
+    previous: NodeState | None = None
+    state: NodeState | None = None
+    reason: str
+    boot_id: Identifier | None = None
+    detail: JsonObject | None = Field(None, description="of `capabilities`: what was and what is")
+
+
+class NodeHistory(Message):
+    """What happened to a node, newest first."""
+
+    events: tuple[NodeEvent, ...]
+    next_after: str | None = Field(None, description="ask with `after` for the next page; null: this was the last")
 
 
 DRAIN = Call(

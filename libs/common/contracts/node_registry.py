@@ -318,6 +318,9 @@ class NodeStatus(Message):
     reason: str
     at: Moment
     draining: bool = False
+    boot_id: Identifier | None = None
+    event_id: Identifier | None = Field(None, description="the same in the node's history")
+    told_by: Identifier | None = Field(None, description="which of several registries tells it")
 
 
 ANNOUNCE = Topic(

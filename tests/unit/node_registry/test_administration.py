@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,15 +12,11 @@ from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_administration import DRAIN, DrainNode, NodeRegistration, RestHeartbeat
 from libs.common.contracts.node_registry import NodeQuery, NodeState
-from libs.common.contracts.streams import NODE_REGISTRY
 from libs.common.errors import Conflict, Malformed, NotFound, Unavailable
 from services.node_registry.administration import Administration
-from services.node_registry.model import Rules
-from services.node_registry.nats_api import open_door
 from services.node_registry.use_cases import NodeRegistry
 from tests.nodes import announced
-from tests.recording import RecordingObserver
-from tests.unit.node_registry.test_use_cases import Counts
+from tests.unit.node_registry.house import one_registry, until
 
 
 class Registries:
@@ -31,31 +27,14 @@ class Registries:
         self.server = MemoryServer(clock=self.clock)
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[tuple[NodeRegistry, Administration, Bus]]:
-        async with AsyncExitStack() as stack:
-            transport = await stack.enter_async_context(self.server.connect("registry"))
-            bus = Bus(transport, name="node_registry", observer=RecordingObserver(), clock=self.clock)
-            registry = NodeRegistry(bus=bus, clock=self.clock, rules=Rules(), observer=Counts(), discover_seconds=5.0)
-            administration = Administration(registry=registry, bus=bus, clock=self.clock, registration_seconds=300.0)
-            await transport.ensure_bucket(NODE_REGISTRY)
-            await open_door(registry, administration, bus)
-            loops = [asyncio.create_task(loop()) for loop in (registry.tell, administration.follow)]
-            await registry.watch()
-            yield registry, administration, bus
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+    async def one(self, **changes: Any) -> AsyncIterator[tuple[NodeRegistry, Administration, Bus]]:
+        async with one_registry(self.server, self.clock, **changes) as parts:
+            yield parts.registry, parts.administration, parts.bus
 
 
 @pytest.fixture
 def registries() -> Registries:
     return Registries()
-
-
-async def until(truth: Any) -> None:
-    async with asyncio.timeout(5):
-        while not await truth():
-            await asyncio.sleep(0)
 
 
 async def test_a_drain_is_kept_across_restarts_also_for_a_node_that_comes_later(registries: Registries):

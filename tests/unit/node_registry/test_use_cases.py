@@ -1,8 +1,7 @@
 """The registry as others see it, with a bus and a clock of the test's own."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,26 +19,10 @@ from libs.common.contracts.node_registry import (
     NodeWorkload,
 )
 from libs.common.errors import Disconnected, Malformed, NotFound
-from services.node_registry.model import Rules
 from services.node_registry.use_cases import NodeRegistry
 from tests.nodes import AT, announced, beat, gpu, gpu_beat
 from tests.recording import RecordingObserver
-
-
-@dataclass
-class Counts:
-    heard_kinds: Counter[str] = field(default_factory=Counter)
-    now: dict[NodeState, int] = field(default_factory=dict)
-    mass: bool = False
-
-    def heard(self, kind: str) -> None:
-        self.heard_kinds[kind] += 1
-
-    def changed(self, state: NodeState) -> None:
-        self.heard_kinds[f"to {state}"] += 1
-
-    def seen(self, nodes: Mapping[NodeState, int], *, mass_silence: bool) -> None:
-        self.now, self.mass = dict(nodes), mass_silence
+from tests.unit.node_registry.house import Counts, Parts, one_registry
 
 
 @dataclass
@@ -49,6 +32,7 @@ class World:
     server: MemoryServer
     bus: Bus
     counts: Counts
+    parts: Parts
     questions: "asyncio.Queue[Discover]" = field(default_factory=asyncio.Queue)
     told: "asyncio.Queue[NodeStatus]" = field(default_factory=asyncio.Queue)
 
@@ -56,7 +40,7 @@ class World:
         """In steps of half a second, as the service does."""
         for _ in range(round(seconds * 2)):
             self.clock.advance(0.5)
-            await self.registry.watch()
+            await (self.parts.step if self.bus.problem() is None else self.registry.watch)()
 
     async def state(self, node_id: str = "node-1") -> NodeState:
         return (await self.registry.get(node_id)).state
@@ -66,19 +50,14 @@ class World:
 async def world() -> AsyncIterator[World]:
     clock = ManualClock()
     server = MemoryServer(clock=clock)
-    async with server.connect("registry") as transport:
-        bus = Bus(transport, name="node_registry", observer=RecordingObserver(), clock=clock)
-        counts = Counts()
-        registry = NodeRegistry(bus=bus, clock=clock, rules=Rules(), observer=counts, discover_seconds=5.0)
-        made = World(registry, clock, server, bus, counts)
-
-        await bus.subscribe(DISCOVER, made.questions.put)
-        await bus.subscribe(STATUS, made.told.put)
-        telling = asyncio.create_task(registry.tell())
-        await registry.watch()
-        yield made
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+    async with server.connect("observer") as transport:
+        bus = Bus(transport, name="observer", observer=RecordingObserver(), clock=clock)
+        questions: asyncio.Queue[Discover] = asyncio.Queue()
+        told: asyncio.Queue[NodeStatus] = asyncio.Queue()
+        await bus.subscribe(DISCOVER, questions.put)
+        await bus.subscribe(STATUS, told.put)
+        async with one_registry(server, clock) as parts:
+            yield World(parts.registry, clock, server, parts.bus, parts.counts, parts, questions, told)
 
 
 async def test_at_its_start_it_asks_everybody(world: World):
