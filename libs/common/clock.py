@@ -54,3 +54,7 @@ class ManualClock:
         self._seconds += seconds
         self._moved.set()
         self._moved = asyncio.Event()
+
+    def set_calendar(self, seconds: float) -> None:
+        """Somebody sets the clock on the wall by so much. No time passes."""
+        self._now += timedelta(seconds=seconds)

@@ -51,7 +51,7 @@ class Intake:
                 for stored in batch:
                     await self._work(stored)
                     self.admitted.advance(stored.sequence)
-                await self._breathe()
+                await self._room_for_items()
 
     async def read_outcomes(self) -> None:
         """Runs until cancelled."""
@@ -64,9 +64,13 @@ class Intake:
 
     async def _breathe(self) -> None:
         await self._term.room()
+        await asyncio.sleep(0)
+
+    async def _room_for_items(self) -> None:
+        """Submissions wait while too many items are open. Outcomes never do: they are what makes the room."""
+        await self._breathe()
         while self._term.memory.open_items >= self._term.rules.open_most:
             await self._clock.sleep(1.0)
-        await asyncio.sleep(0)
 
     # Work
 
@@ -80,7 +84,7 @@ class Intake:
         for index, item in enumerate(items):
             await self._admit(stored, index, item, batched=batched, last=index == len(items) - 1)
             if index % SLICE == SLICE - 1:
-                await self._breathe()
+                await self._room_for_items()
         if not items:
             self._term.memory.in_seq = stored.sequence
 
