@@ -43,7 +43,7 @@ from services.work_marshaling.store import Memory
 from services.work_marshaling.timers import Due, Timer, Timers
 
 TICK_SECONDS = 0.1
-STALLED_SECONDS = 5.0
+STALLED_MOST_SECONDS = 5.0
 MOST_PER_TURN = 500
 MOST_UNWRITTEN = 20_000
 
@@ -264,7 +264,8 @@ class Term:
     def _notice_outage(self) -> None:
         """Silence while we were cut off, or stood still ourselves, is nobody's fault."""
         now = self._clock.monotonic()
-        stalled = now - self._last_tick > STALLED_SECONDS
+        # A node that renews every third of a lease is never due within two thirds of it.
+        stalled = now - self._last_tick > min(STALLED_MOST_SECONDS, self.rules.lease_seconds / 3)
         self._last_tick = now
         if stalled or self._bus.problem() is not None or self._bus.connections != self._connections:
             self._connections = self._bus.connections
