@@ -204,6 +204,11 @@ def retry_delay(base_seconds: float, tried: int, policy: Policy, chance: float) 
     return chance * min(policy.retry_delay_most_seconds, base_seconds * 2.0 ** (tried - 1))
 
 
+def longest_retry_delay(item: WorkItem, policy: Policy) -> float:
+    """How long this item's present retry may have been put off at most, in seconds."""
+    return retry_delay(item.spec.retry_delay_seconds, max(1, item.counted_attempts), policy, 1.0)
+
+
 def effects(before: WorkItem | None, fact: ItemFact) -> tuple[Effect, ...]:
     """What has to be done in the world once the fact is on disk."""
     live = before.live if before is not None else None

@@ -5,6 +5,7 @@ for the log; after a restart it is derived anew from what the log says.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from libs.common.errors import Unavailable
 from libs.common.log.fenced_log import FencedLog
 from services.work_marshaling.journal import Journal
 from services.work_marshaling.leases import Leases
-from services.work_marshaling.machine import decide, effects
+from services.work_marshaling.machine import decide, effects, longest_retry_delay
 from services.work_marshaling.meter import Meter
 from services.work_marshaling.model import (
     DeadlinePassed,
@@ -158,7 +159,8 @@ class Term:
         else:
             self._at(after.spec.not_before, Timer(Due.NOT_BEFORE, work_id))
         if after.retry_at is not None:
-            self._at(after.retry_at, Timer(Due.RETRY, work_id, at=after.retry_at))
+            most = longest_retry_delay(after, self.rules.policy)
+            self._at(after.retry_at, Timer(Due.RETRY, work_id, at=after.retry_at), most_seconds=most)
         if before is None and after.spec.deadline is not None:
             self._at(after.spec.deadline, Timer(Due.DEADLINE, work_id))
 
@@ -179,10 +181,13 @@ class Term:
         )
         self._timers.add(lease.until, Timer(Due.LEASE, item.work_id, live.token))
 
-    def _at(self, moment: datetime, timer: Timer) -> None:
-        """The calendar is asked once, when the timer is set: later jumps of it move nothing."""
+    def _at(self, moment: datetime, timer: Timer, *, most_seconds: float = math.inf) -> None:
+        """The calendar is asked once, when the timer is set: later jumps of it move nothing.
+
+        `most_seconds` bounds the wait for a moment that an earlier leader chose: its calendar may have been another.
+        """
         wait = (moment - self._clock.now()).total_seconds()
-        self._timers.add(self._clock.monotonic() + max(0.0, wait), timer)
+        self._timers.add(self._clock.monotonic() + min(max(0.0, wait), most_seconds), timer)
 
     def hear_progress(self, work_id: str, token: str) -> bool:
         """Renew the lease. False when this token does not hold the item."""
