@@ -20,7 +20,8 @@ from libs.common.contracts.node_registry import (
 )
 from libs.common.errors import MeshError
 from libs.hardware import host
-from libs.hardware.amd import read_amd
+from libs.hardware.amd_probe import PROGRAM as AMDSMI
+from libs.hardware.amd_probe import Amd, AmdProbe
 from libs.hardware.apple import read_apple
 from libs.hardware.aside import Aside
 from libs.hardware.cgroup import Limits, read_limits
@@ -81,12 +82,15 @@ class Inspector:
         self._aside = Aside()
         self._identifier = CpuIdentifier(folder, root=root)
         self._nvidia = NvidiaProbe(helper or NvmlHelper(answer_seconds=seconds), root=root)
+        amd = NvmlHelper(program=AMDSMI, name="amdsmi", answer_seconds=seconds)
+        self._amd = AmdProbe(amd, seconds=seconds, root=root)
         self._turn = asyncio.Lock()
 
     async def inventory(self, *, look_again: bool = False) -> Inventory:
         """Everything. `look_again`: also for drivers that were missing a moment ago."""
         if look_again:
             self._nvidia.look_now()
+            self._amd.look_now()
         limits = await self._limits()
         cpu, memory, graphics, disks, network, system = await asyncio.gather(
             self._cpu(limits.value),
@@ -130,20 +134,21 @@ class Inspector:
         async with self._turn:
             nvidia, amd, apple = await asyncio.gather(
                 self._guarded("nvidia", self._nvidia.read, lambda: Nvidia(processes={})),
-                self._blocking("amd", lambda: read_amd(self._root), _no_gpus),
+                self._guarded("amd", self._amd.read, Amd),
                 self._blocking("apple", read_apple if platform.system() == _APPLE else _no_gpus, _no_gpus),
             )
         return Graphics(
-            gpus=(*nvidia.value.gpus, *amd.value, *apple.value),
+            gpus=(*nvidia.value.gpus, *amd.value.gpus, *apple.value),
             processes=dict(nvidia.value.processes),
             links=nvidia.value.links,
             driver_version=nvidia.value.driver_version,
             cuda_version=nvidia.value.cuda_version,
-            problems=(*nvidia.value.problems, *nvidia.problems, *amd.problems, *apple.problems),
+            problems=(*nvidia.value.problems, *nvidia.problems, *amd.value.problems, *amd.problems, *apple.problems),
         )
 
     async def close(self) -> None:
         await self._nvidia.close()
+        await self._amd.close()
         await self._identifier.close()
 
     async def _limits(self) -> Reading[Limits]:

@@ -1,4 +1,4 @@
-"""Asks NVML through a process of its own, which is killed and started anew when it does not answer in time."""
+"""Asks a vendor's library through a process of its own, which is killed and started anew when it does not answer."""
 
 import asyncio
 import contextlib
@@ -29,11 +29,13 @@ class NvmlHelper:
         self,
         *,
         program: Sequence[str] = PROGRAM,
+        name: str = "NVML",
         answer_seconds: float = ANSWER_SECONDS,
         start_seconds: float = START_SECONDS,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._program = program
+        self._name = name
         self._answer_seconds = answer_seconds
         self._start_seconds = start_seconds
         self._environment = environment
@@ -55,16 +57,16 @@ class NvmlHelper:
         return self._first is not None
 
     async def ask(self) -> dict[str, Any]:
-        """What NVML says of all GPUs. Raises `Unavailable` with the reason, within the time for an answer."""
+        """What the library says of all GPUs. Raises `Unavailable` with the reason, within the time for an answer."""
         async with self._turn:
             now = asyncio.get_running_loop().time()
             if now < self._not_before:
-                raise Unavailable(f"NVML did not answer; it is asked again in at most {self._pause:.0f} s")
+                raise Unavailable(f"{self._name} did not answer; it is asked again in at most {self._pause:.0f} s")
             if self._child is None:
                 self._child = await self._start()
                 self._first = asyncio.create_task(self._talk(self._child, self._start_seconds), name="nvml-start")
             if not await self._is_started():
-                raise TimedOut("the NVIDIA driver is still starting")
+                raise TimedOut(f"{self._name} is still starting")
             answer = await self._answer(self._child)
             self._failures = 0
             return answer
@@ -101,7 +103,7 @@ class NvmlHelper:
             asyncio.LimitOverrunError,
         ) as error:
             await self._give_up()
-            raise Unavailable(f"the NVML process ended: {error or type(error).__name__}") from None
+            raise Unavailable(f"the {self._name} process ended: {error or type(error).__name__}") from None
 
     async def _talk(self, child: Process, seconds: float) -> dict[str, Any]:
         assert child.stdin is not None
@@ -117,7 +119,7 @@ class NvmlHelper:
                     if answer["id"] == number:  # the answer to a question that was given up may come first
                         return answer
         except TimeoutError:
-            raise TimedOut(f"NVML does not answer within {seconds:g} s") from None
+            raise TimedOut(f"{self._name} does not answer within {seconds:g} s") from None
 
     async def _start(self) -> Process:
         return await asyncio.create_subprocess_exec(
@@ -135,7 +137,9 @@ class NvmlHelper:
         self._failures += 1
         self._pause = 0.0 if self._failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0**self._failures)
         self._not_before = asyncio.get_running_loop().time() + self._pause
-        log.warning("nvml_process_killed", pid=self.pid, failures=self._failures, pause_seconds=self._pause)
+        log.warning(
+            "vendor_process_killed", vendor=self._name, pid=self.pid, failures=self._failures, pause_seconds=self._pause
+        )
         await self._stop()
 
     async def _stop(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from libs.common.contracts.node_registry import Gpu, Platform
 from libs.common.errors import TimedOut, Unavailable
-from libs.hardware import host, inspector
+from libs.hardware import amd_probe, host
 from libs.hardware.apple import parse_profile
 from libs.hardware.cpu import CpuIdentifier, Identity
 from libs.hardware.inspector import Inspector
@@ -88,7 +88,7 @@ async def test_a_source_that_breaks_costs_its_field_and_is_told(tmp_path: Path, 
     def broken(*_: object) -> None:
         raise RuntimeError("no such thing today")
 
-    monkeypatch.setattr(inspector, "read_amd", broken)
+    monkeypatch.setattr(amd_probe, "read_amd", broken)
     monkeypatch.setattr(host, "read_network", broken)
     looking = Inspector(folder=tmp_path, helper=_without_nvml())
     try:
