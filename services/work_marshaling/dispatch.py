@@ -38,7 +38,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Offered:
-    """`unheard_since` is set as long as every try found nobody there, so that the attempt cannot have begun."""
+    """`unheard_since` is since when nobody was there. `certain`: nor at any try before, so it cannot have begun."""
 
     work_id: str
     unheard_since: float | None
@@ -62,8 +62,8 @@ class Dispatcher:
 
     def do(self, effect: Effect) -> None:
         match effect:
-            case Offer(work_id=work_id, node_id=node_id, token=token):
-                self._offers.setdefault(node_id, OrderedDict())[token] = _Offered(work_id, None)
+            case Offer(work_id=work_id, node_id=node_id, token=token, again=again):
+                self._offers.setdefault(node_id, OrderedDict())[token] = _Offered(work_id, None, certain=not again)
                 self._ready.put_nowait(node_id)
             case Stop(node_id=node_id, token=token, reason=reason):
                 self.stop(node_id, token, reason)

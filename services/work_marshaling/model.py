@@ -236,11 +236,12 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """Effect: give the attempt to its node."""
+    """Effect: give the attempt to its node. `again`: an earlier leader may have done so already."""
 
     work_id: str
     node_id: str
     token: str
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,7 +139,7 @@ class Term:
                 self._settle(None, item)
                 if item.status is WorkStatus.ASSIGNED and item.live is not None and self.outbox is not None:
                     live = item.live
-                    self.outbox.do(Offer(work_id=item.work_id, node_id=live.node_id, token=live.token))
+                    self.outbox.do(Offer(work_id=item.work_id, node_id=live.node_id, token=live.token, again=True))
 
     def _settle(self, before: WorkItem | None, after: WorkItem) -> None:
         """Queue, leases and timers follow the item."""
