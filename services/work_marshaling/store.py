@@ -212,8 +212,15 @@ class Memory:
         self._remembered.forget(now)
 
     def _too_much(self, item: WorkItem, now: datetime) -> bool:
+        if self._half_read(item):
+            return False
         too_old = item.ended_at is not None and now - item.ended_at > self._ended_keep
         return too_old or len(self._ended) > self._ended_most
+
+    def _half_read(self, item: WorkItem) -> bool:
+        """Its batch was not read to the end: after a restart it is read again, and must find the item."""
+        made = self._origins.get(WORK_IN.name)
+        return item.sequence > self.in_seq and (made is None or item.submitted_at >= made)
 
     def snapshot(self) -> Snapshot:
         refusals = tuple(
