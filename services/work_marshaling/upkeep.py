@@ -71,10 +71,11 @@ class Upkeep:
         crowded = self.fill[WORK_IN.name] > CROWDED_RATIO
         if crowded:
             await self._move_payloads(state)
-        needed = min(
-            (item.sequence for item in self._term.memory.far_items()), default=self._term.journal.durable_in + 1
-        )
-        await self._purge(WORK_IN, state, min(needed, self._term.journal.durable_in + 1), crowded=crowded)
+        below = self._term.journal.durable_in + 1
+        needed = min((item.sequence for item in self._term.memory.far_items()), default=below)
+        # An end that is not on disk yet may still be undone by a crash: then its payload is needed after all.
+        await self._term.journal.flushed()
+        await self._purge(WORK_IN, state, min(needed, below), crowded=crowded)
 
     async def _move_payloads(self, state: StreamState) -> None:
         """Payloads of old open items would keep everything younger in the stream: they move into the log."""
