@@ -245,8 +245,8 @@ async def _stop(options: ServerOptions, children: _Children) -> None:
 
 async def _gone(options: ServerOptions, children: _Children) -> bool:
     for _ in range(int(STOP_SECONDS / 0.02)):
-        children.bury()
         if _running_pid(options) is None:
+            children.bury()
             return True
         await asyncio.sleep(0.02)
     return False
