@@ -98,6 +98,10 @@ class Journal:
         """Wait until all but the newest so many decisions are on disk."""
         await self._commit.reached(self._commit.added - but)
 
+    async def lead(self) -> None:
+        """Raises `SteppedDown` when another leads by now."""
+        await self._log.confirm()
+
     async def run(self) -> None:
         """Write until the leadership ends: raises `SteppedDown`."""
         await self._commit.run(self._write, self._checkpoint)

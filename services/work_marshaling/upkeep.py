@@ -41,6 +41,7 @@ class Upkeep:
             await self._clock.sleep(self._term.rules.upkeep_seconds)
 
     async def tidy(self) -> None:
+        await self._term.journal.lead()
         self._term.memory.forget(self._clock.now())
         states = {stream.name: await self._state(stream) for stream in (WORK_IN, WORK_OUT, WORK_LOG)}
         self.fill = {name: state.bytes / max(1, state.max_bytes) for name, state in states.items()}

@@ -158,6 +158,17 @@ class FencedLog(Generic[R]):
         self._refuse_if_ended()
         await self._bus.purge(self._stream, below=self._fence)
 
+    async def confirm(self) -> None:
+        """Ask whether this is still the writer: one that appends nothing would not notice that it was replaced.
+
+        Raises `SteppedDown` when another took over, `Unavailable`.
+        """
+        async with self._in_flight:
+            self._refuse_if_ended()
+            last = await self._bus.last(self._stream, self._epochs)
+            if last is None or last.sequence != self._fence:
+                raise await self._replaced()
+
     async def _write_epoch(
         self, number: int, expected: int, origins: Mapping[str, datetime], *, checkpoint: bool
     ) -> None:
