@@ -1,0 +1,129 @@
+"""Bytes of weights on one GPU, as vLLM divides, pads and stores them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from libs.inference.planner.facts import ModelFacts, Quantisation
+from libs.inference.planner.families import FAMILIES, UNKNOWN
+from libs.inference.planner.matrices import Matrix, Part, Split, embedding, head, layer_matrices, vision_matrices
+from libs.inference.planner.parameters import final_norm, position_table
+from libs.inference.planner.quantisation import storage_of
+from libs.inference.planner.split import Parallel, stage_ranges
+
+VOCABULARY_PADDING = 64
+"""Source: `model_executor/layers/vocab_parallel_embedding.py` (`DEFAULT_VOCAB_PADDING_SIZE`)."""
+
+MXFP4_INTERMEDIATE, MXFP4_HIDDEN = 128, 256
+"""What Marlin pads experts to; the widest padding among the kernels that may run.
+
+Source: `model_executor/layers/quantization/mxfp4.py` (`create_weights`).
+"""
+
+
+def rounded_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def stage_matrices(facts: ModelFacts, parallel: Parallel, stage: int) -> Iterator[Matrix]:
+    """The weights of one pipeline stage: the embedding on the first, the output layer on the last.
+
+    Source: `model_executor/models/llama.py`; a tied embedding is on both ends. The image encoder is on the first.
+    """
+    if stage == 0:
+        yield embedding(facts)
+        positions = FAMILIES.get(facts.architecture, UNKNOWN).embedded_positions
+        if positions:
+            yield position_table(facts, positions)
+        if facts.vision is not None:
+            yield from vision_matrices(facts.vision, facts.hidden)
+    for index in stage_ranges(len(facts.layers), parallel)[stage]:
+        yield from layer_matrices(facts, index)
+    if stage == parallel.pipeline - 1:
+        yield final_norm(facts)
+        if not facts.tied or stage > 0:
+            yield head(facts)
+
+
+def weight_bytes_by_part(facts: ModelFacts, parallel: Parallel, stage: int = 0) -> Mapping[Part, int]:
+    """Bytes of weights on each GPU of a stage, without the table of rotations."""
+    counted: Counter[Part] = Counter()
+    for matrix in stage_matrices(facts, parallel, stage):
+        counted[matrix.part] += matrix_bytes(facts, matrix, parallel)
+    return counted
+
+
+def weight_bytes(facts: ModelFacts, parallel: Parallel, stage: int = 0) -> int:
+    """Bytes that loading the model takes on each GPU of a stage."""
+    return sum(weight_bytes_by_part(facts, parallel, stage).values()) + rotation_bytes(facts)
+
+
+def rotation_bytes(facts: ModelFacts) -> int:
+    """The table of cosines and sines, one for all layers. Source: `model_executor/layers/rotary_embedding/base.py`."""
+    return facts.max_position * facts.rope_dim * facts.type_bytes
+
+
+def matrix_bytes(facts: ModelFacts, matrix: Matrix, parallel: Parallel) -> int:
+    """Bytes of one matrix, or of all experts of a layer, on one GPU."""
+    stored = _storage(facts, matrix)
+    copies, outputs, inputs = rank_shape(matrix, parallel)
+    if stored is not None and stored.method == "mxfp4" and matrix.part is Part.EXPERTS:
+        outputs, inputs = _padded_for_mxfp4(matrix, outputs, inputs)
+    vectors = matrix.vectors * outputs // matrix.outputs * facts.type_bytes
+    if stored is None:
+        return copies * (outputs * inputs * facts.type_bytes + vectors)
+    return copies * (stored_bytes(stored, outputs, inputs) + vectors) + _unfolded(facts, matrix, outputs, inputs)
+
+
+def _storage(facts: ModelFacts, matrix: Matrix) -> Quantisation | None:
+    """Tables and the output layer are never quantised by a method for all layers, only where they are named."""
+    kind = facts.quantisation
+    if kind is None or not matrix.linear:
+        return None
+    if matrix.part is Part.HEAD and kind.method != "mixed":
+        return None
+    if kind.experts_only and matrix.part is not Part.EXPERTS:
+        return None
+    return storage_of(kind, matrix.module)
+
+
+def rank_shape(matrix: Matrix, parallel: Parallel) -> tuple[int, int, int]:
+    """Copies, outputs and inputs of a matrix on one GPU."""
+    ranks = parallel.tensor
+    if matrix.part is Part.EXPERTS and parallel.expert_parallel:
+        return -(-matrix.copies // ranks), matrix.outputs, matrix.inputs
+    if matrix.split is Split.OUTPUTS:
+        return matrix.copies, -(-matrix.outputs // ranks), matrix.inputs
+    if matrix.split is Split.INPUTS:
+        return matrix.copies, matrix.outputs, -(-matrix.inputs // ranks)
+    if matrix.split is Split.KV_HEADS:
+        heads = max(1, -(-matrix.kv_heads // ranks))
+        return matrix.copies, matrix.outputs // matrix.kv_heads * heads, matrix.inputs
+    if matrix.split is Split.VOCABULARY:
+        return matrix.copies, -(-rounded_up(matrix.outputs, VOCABULARY_PADDING) // ranks), matrix.inputs
+    return matrix.copies, matrix.outputs, matrix.inputs
+
+
+def _padded_for_mxfp4(matrix: Matrix, outputs: int, inputs: int) -> tuple[int, int]:
+    if matrix.split is Split.INPUTS:
+        return rounded_up(outputs, MXFP4_HIDDEN), rounded_up(inputs, MXFP4_INTERMEDIATE)
+    width = rounded_up(outputs // matrix.merged, MXFP4_INTERMEDIATE)
+    return width * matrix.merged, rounded_up(inputs, MXFP4_HIDDEN)
+
+
+def stored_bytes(kind: Quantisation, outputs: int, inputs: int) -> int:
+    """Bytes of a quantised matrix with its scales and zero points."""
+    size = outputs * inputs * kind.bits // 8
+    if kind.block is not None:
+        return size + 4 * -(-outputs // kind.block[0]) * -(-inputs // kind.block[1])
+    if not kind.group:
+        return size + 4 * outputs
+    groups = outputs * -(-inputs // kind.group)
+    return size + groups * (kind.scale_bits + (kind.bits if kind.zero_points else 0)) // 8
+
+
+def _unfolded(facts: ModelFacts, matrix: Matrix, outputs: int, inputs: int) -> int:
+    """Latent attention keeps what leads out of its latents a second time, unquantised.
+
+    Source: `model_executor/layers/attention/mla_attention.py` (`process_weights_after_loading`).
+    """
+    return outputs * inputs * facts.type_bytes if matrix.module.endswith(".kv_b_proj") else 0
