@@ -1,13 +1,14 @@
 """The order in which the agent's parts begin and end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
+from services.node_agent.model import Running
 from services.node_agent.outbox import Outbox
 from services.node_agent.reports import Reports, Workload
 from services.node_agent.store import Journal
@@ -41,7 +42,7 @@ class AgentLife:
         await self.journal.open()
         works = {
             "outbox": self.outbox.run,
-            "progress": lambda: self.reports.tell_progress(self.agent.running),
+            "progress": lambda: self.reports.tell_progress(self._leased),
             "workload": lambda: self.reports.tell_workload(self._workload),
             **self.beside,
         }
@@ -75,6 +76,11 @@ class AgentLife:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.last()
             await self.journal.close()
+
+    def _leased(self) -> Sequence[Running]:
+        """What runs, and what is over but not yet told: without its lease it would be run again elsewhere."""
+        by_token = {each.assignment.attempt_token: each for each in (*self.outbox.held(), *self.agent.running())}
+        return tuple(by_token.values())
 
     def _workload(self) -> Workload:
         agent = self.agent

@@ -1,6 +1,7 @@
 """Outcomes on their way: journaled, appended to the stream, and only then let go."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -9,7 +10,7 @@ from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
 from libs.common.contracts.work_marshaling import COMPLETED, FAILED, Assignment, WorkCompleted
 from libs.common.errors import MeshError, TooLarge, Unavailable
-from services.node_agent.model import Outcome
+from services.node_agent.model import Outcome, Running
 from services.node_agent.observer import AgentObserver
 from services.node_agent.outcomes import failed, message_for
 from services.node_agent.store import Journal
@@ -38,18 +39,22 @@ class Outbox:
         self._clock = clock
         self._observer = observer
         self._letters: asyncio.Queue[_Letter] = asyncio.Queue()
-        self._open = 0
+        self._held: dict[str, Running] = {}
         self._empty = asyncio.Event()
         self._empty.set()
         self._away = False
 
     @property
     def undelivered(self) -> int:
-        return self._open
+        return len(self._held)
+
+    def held(self) -> Sequence[Running]:
+        """Attempts that are over and whose outcome is still on its way: they need their leases until it has arrived."""
+        return tuple(self._held.values())
 
     async def end(self, assignment: Assignment, outcome: Outcome) -> None:
         """Journal how an attempt ended, then see to it that NATS is told."""
-        self._count(1)
+        self._hold(assignment)
         try:
             await self._journal.ended(assignment.attempt_token or "", outcome)
         except Unavailable as error:
@@ -59,7 +64,7 @@ class Outbox:
 
     def resume(self, assignment: Assignment, outcome: Outcome) -> None:
         """Deliver what an earlier run of the agent journaled and could not deliver."""
-        self._count(1)
+        self._hold(assignment)
         self._letters.put_nowait(_Letter(assignment, outcome))
 
     async def run(self) -> None:
@@ -81,7 +86,7 @@ class Outbox:
         while True:
             letter = await self._letters.get()
             await self._deliver(letter)
-            self._count(-1)
+            self._release(letter.assignment)
 
     async def _deliver(self, letter: _Letter) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -126,17 +131,20 @@ class Outbox:
     def _note_away(self, error: MeshError) -> None:
         self._observer.delivery_failed()
         if not self._away:
-            log.warning("outcomes_wait", undelivered=self._open, code=error.code, reason=error.message)
+            log.warning("outcomes_wait", undelivered=self.undelivered, code=error.code, reason=error.message)
         self._away = True
 
     def _note_back(self) -> None:
         if self._away:
-            log.info("outcomes_are_delivered_again", undelivered=self._open)
+            log.info("outcomes_are_delivered_again", undelivered=self.undelivered)
         self._away = False
 
-    def _count(self, change: int) -> None:
-        self._open += change
-        if self._open:
-            self._empty.clear()
-        else:
+    def _hold(self, assignment: Assignment) -> None:
+        now = self._clock.now()
+        self._held[assignment.attempt_token or ""] = Running(assignment=assignment, accepted_at=now, started_at=now)
+        self._empty.clear()
+
+    def _release(self, assignment: Assignment) -> None:
+        self._held.pop(assignment.attempt_token or "", None)
+        if not self._held:
             self._empty.set()

@@ -176,6 +176,19 @@ async def test_outcomes_wait_while_the_stream_is_full(tmp_path: Path):
     assert {outcome.attempt_token for outcome in other.outcomes} == {each.attempt_token for each in jobs}
 
 
+async def test_an_attempt_keeps_its_lease_until_its_outcome_is_delivered(tmp_path: Path):
+    """Otherwise what is done already would be done again elsewhere."""
+    assignment = function_job("echo", 1, lease_seconds=0.3)
+    full = replace(WORK_OUT, max_bytes=10)
+    async with marshaling(stream=full) as other, agent(other.server, tmp_path) as at_work:
+        await other.assign(assignment)
+        await until(lambda: "mesh_agent_outcome_delivery_failures_total 1.0" in at_work.metrics())
+        heard = len(other.progress)
+        await until(lambda: len(other.progress) >= heard + 4, seconds=3)
+
+    assert {each.attempts[0].attempt_token for each in other.progress[-4:]} == {assignment.attempt_token}
+
+
 async def test_leases_are_renewed_within_a_third_of_the_lease_however_busy_the_job(tmp_path: Path):
     assignment = function_job("wait_at", "renewed", lease_seconds=0.6)
     async with marshaling() as other, agent(other.server, tmp_path):
