@@ -21,6 +21,9 @@ AT_LEAST_RUNNING = 100
 BATCH = 20
 PAUSE_SECONDS = 0.1
 JOB_SECONDS = (0.6, 1.4)
+FAILING_SHARE = 0.05
+FAR_SHARE = 0.1
+FAR_BYTES = 6000
 
 
 class Crowd:
@@ -37,7 +40,7 @@ class Crowd:
         self.refusals: dict[str, int] = {}
         self.least_running: int | None = None
         self.bodies: dict[str, dict[str, Any]] = {}
-        self.padding = ""
+        self.padding = 0
         self._backlog = BACKLOG
         self._chance = chance
         self._most = most
@@ -68,9 +71,12 @@ class Crowd:
         name = f"i{len(self.names)}"
         self.names.append(name)
         arguments = {"file": str(self.stage.lines), "name": name, "seconds": self._chance.uniform(*JOB_SECONDS)}
+        arguments["fails_first"] = self._chance.random() < FAILING_SHARE
+        padding = "x" * (FAR_BYTES if self._chance.random() < FAR_SHARE else self.padding)
         body: dict[str, Any] = {
+            "retry_delay_seconds": 3,
             "work_type": "function",
-            "payload": {"function": "poison" if poison else "note", "arguments": arguments, "padding": self.padding},
+            "payload": {"function": "poison" if poison else "note", "arguments": arguments, "padding": padding},
             "labels": {"name": name},
             "max_attempts": 2 if poison else 60,
         }
@@ -114,7 +120,7 @@ class Crowd:
             bodies = [self.item(own_id=False) for _ in range(BATCH)]
             answer = await self._post(f"{door}/api/v1/work/submit-batch", {"items": bodies})
             if answer is None or answer.status_code != httpx.codes.ACCEPTED:
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(5 * PAUSE_SECONDS)
                 continue
             for body, each in zip(bodies, answer.json()["answers"], strict=True):
                 if each["accepted"] is not None:

@@ -8,9 +8,12 @@ from typing import Any
 
 
 def note(arguments: Any) -> Any:
-    """Say that it begins, take a while, say that it ended. The result names the run."""
+    """Say that it begins, take a while, say that it ended. The result names the run. Some fail the first time."""
     run = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
     _append(arguments["file"], f"begin {arguments['name']} {run}")
+    if arguments["fails_first"] and _first_time(f"{arguments['file']}.{arguments['name']}"):
+        _append(arguments["file"], f"fail {arguments['name']} {run}")
+        raise RuntimeError("the first run of this job fails")
     time.sleep(arguments["seconds"])
     _append(arguments["file"], f"end {arguments['name']} {run}")
     return {"run": run}
@@ -20,6 +23,14 @@ def poison(arguments: Any) -> Any:
     """End the process that runs it."""
     _append(arguments["file"], f"begin {arguments['name']} {os.getpid()}-poison")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _first_time(marker: str) -> bool:
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _append(path: str, line: str) -> None:

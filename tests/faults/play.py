@@ -32,7 +32,7 @@ async def _on(made: Stage, row: Row, seed: int, scale: float) -> dict[str, Any]:
     started = time.monotonic()
     chance = random.Random(f"{seed} {row.name}")
     crowd = Crowd(made, chance, most=max(400, round(row.most * scale)))
-    crowd.padding = "x" * row.padding
+    crowd.padding = row.padding
     watching = asyncio.create_task(crowd.watch())
     submitting = asyncio.create_task(crowd.submit())
     try:

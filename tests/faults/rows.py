@@ -320,7 +320,7 @@ ROWS = (
     Row(name="NATS unreachable", act=halt_nats),
     Row(name="clock steps of an hour", act=step_clock),
     Row(name="duplicate deliveries", act=repeat_everything),
-    Row(name="two marshalers", act=two_marshalers),
+    Row(name="two marshalers", act=two_marshalers, most=6000),
     Row(name="poison items among good ones", act=poison, most=1200),
     Row(
         name="submissions run full",

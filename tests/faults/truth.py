@@ -28,6 +28,7 @@ class Lines:
         self.path = path
         self.began: dict[str, list[Run]] = defaultdict(list)
         self.ended: set[str] = set()
+        self.failed: set[str] = set()
         self.open: dict[str, Run] = {}
         self._offset = 0
 
@@ -48,7 +49,7 @@ class Lines:
             self.open[run] = Run(name, run)
             self.began[name].append(self.open[run])
         else:
-            self.ended.add(run)
+            (self.ended if what == "end" else self.failed).add(run)
             self.open.pop(run, None)
 
     def running(self, alive: Collection[int]) -> int:
@@ -100,7 +101,7 @@ def count(told: Evidence) -> Count:
         _one(found, told, name, set(ids), by_name.get(name, []))
     for name, runs in told.lines.began.items():
         found.ran_again += len(runs) > 1
-        unexplained = [run for run in runs if run.pid not in told.mortal]
+        unexplained = [run for run in runs if run.pid not in told.mortal and run.run not in told.lines.failed]
         if len(unexplained) > 1:
             found.doubled += 1
             found.problem(f"{name} ran {len(runs)} times, {len(unexplained)} of them where nothing had died")
