@@ -1,12 +1,14 @@
-"""An inventory as lines of a table, for a person."""
+"""An inventory for a person."""
 
 from collections.abc import Iterator
 
 from libs.common.contracts.node_registry import Gpu, Inventory, TierVerdict
 
+BROKEN = "NOT USABLE"
+
 
 def rows(inventory: Inventory, verdict: TierVerdict) -> list[tuple[str, str]]:
-    """Pairs of a name and what was found."""
+    """Pairs of a name and what was found, in one line or several."""
     return [*_machine(inventory, verdict), *_parts(inventory)]
 
 
@@ -19,13 +21,12 @@ def _machine(inventory: Inventory, verdict: TierVerdict) -> Iterator[tuple[str, 
 
 def _parts(inventory: Inventory) -> Iterator[tuple[str, str]]:
     cpu, memory = inventory.cpu, inventory.memory
-    yield (
-        "CPU",
-        f"{cpu.model or 'unknown'}, {_or(cpu.cores)} cores, {_or(cpu.threads)} threads, {_or(cpu.architecture)}",
-    )
+    architecture = f", {cpu.architecture}" if cpu.architecture else ""
+    yield "CPU", f"{cpu.model or 'unknown'}, {_or(cpu.cores)} cores, {_or(cpu.threads)} threads{architecture}"
     limit = f", limited to {memory.limit_mb} MiB" if memory.limit_mb is not None else ""
     yield "RAM", f"{_or(memory.available_mb)} of {_or(memory.total_mb)} MiB available{limit}"
-    yield "Swap", f"{_or(memory.swap_free_mb)} of {_or(memory.swap_total_mb)} MiB free"
+    if memory.swap_total_mb != 0:
+        yield "Swap", f"{_or(memory.swap_free_mb)} of {_or(memory.swap_total_mb)} MiB free"
     for gpu in inventory.gpus:
         yield f"GPU {gpu.index}", _gpu(gpu)
     if inventory.driver_version:
@@ -40,11 +41,26 @@ def _parts(inventory: Inventory) -> Iterator[tuple[str, str]]:
 
 
 def _gpu(gpu: Gpu) -> str:
+    capability = f", compute capability {gpu.compute_capability}" if gpu.compute_capability else ""
+    place = f", {gpu.pci_address}" if gpu.pci_address else ""
+    parts = (
+        f"{part.name.removeprefix(gpu.name).strip()}: {_or(part.vram_free_mb)} of {_or(part.vram_total_mb)} MiB free"
+        for part in gpu.mig_devices
+    )
+    return "\n".join((gpu.name + capability, _state(gpu), *parts, gpu.uuid + place))
+
+
+def _state(gpu: Gpu) -> str:
+    if not gpu.healthy:
+        return f"{BROKEN}: {gpu.problem}"
     memory = f"{_or(gpu.vram_free_mb)} of {_or(gpu.vram_total_mb)} MiB free"
-    if gpu.unified_memory:
-        memory = "uses the machine's own memory"
-    health = "" if gpu.healthy else f", NOT USABLE: {gpu.problem}"
-    return f"{gpu.name}, {memory}, compute capability {_or(gpu.compute_capability)}, {gpu.uuid}{health}"
+    measured = (
+        "uses the machine's own memory" if gpu.unified_memory and gpu.vram_total_mb is None else memory,
+        f"{gpu.utilization_ratio:.0%} busy" if gpu.utilization_ratio is not None else None,
+        f"{gpu.temperature_celsius:.0f} °C" if gpu.temperature_celsius is not None else None,
+        f"{gpu.power_watts:.0f} W" if gpu.power_watts is not None else None,
+    )
+    return ", ".join(fact for fact in measured if fact)
 
 
 def _or(value: object) -> str:

@@ -11,12 +11,15 @@ from libs.common.kit.settings import PlatformSettings, load
 from libs.hardware.inspector import Inspector
 from libs.hardware.tiers import classify
 from services.resource_detector import http_api, nats_api
+from services.resource_detector.compare import COMMAND, compare
 from services.resource_detector.model import Identity
 from services.resource_detector.observer_prometheus import PrometheusObserver
 from services.resource_detector.probes_host import HostProbes
 from services.resource_detector.settings import Settings
-from services.resource_detector.table import rows
+from services.resource_detector.table import BROKEN, rows
 from services.resource_detector.use_cases import ResourceDetector
+
+__all__ = ["BROKEN", "COMMAND", "build", "compare", "look_once", "rows"]
 
 
 def build(platform: Platform, settings: Settings | None = None) -> Service:
@@ -48,8 +51,8 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     )
 
 
-async def look_once() -> tuple[Inventory, TierVerdict, list[tuple[str, str]]]:
-    """What this machine has, without a mesh: as a document, its tier, and as lines for a person."""
+async def look_once() -> tuple[Inventory, TierVerdict]:
+    """What this machine has and its tier, without a mesh."""
     settings = load(Settings)
     inspector = _inspector(identity.data_directory(load(PlatformSettings)), settings)
     try:
@@ -58,8 +61,7 @@ async def look_once() -> tuple[Inventory, TierVerdict, list[tuple[str, str]]]:
             inventory = await inspector.inventory(look_again=True)
     finally:
         await inspector.close()
-    verdict = classify(inventory, override=settings.tier)
-    return inventory, verdict, rows(inventory, verdict)
+    return inventory, classify(inventory, override=settings.tier)
 
 
 def _inspector(data_dir: Path, settings: Settings) -> Inspector:

@@ -65,7 +65,8 @@ def test_it_shows_the_machine_without_a_mesh(tmp_path: Path, simulator: Simulato
         told = json.loads(done.stdout)
         assert (told["gpus"][0]["vram_total_mb"], told["tier"]["tier"]) == (15360, "GPU_INFRA")
     else:
-        assert "Tesla T4, 14912 of 15360 MiB free" in done.stdout
+        assert "Tesla T4, compute capability 7.5" in done.stdout
+        assert "14912 of 15360 MiB free, 0% busy, 40 °C, 70 W" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,45 @@ def test_a_wrong_setting_ends_the_start_with_a_sentence(tmp_path: Path, name: st
     with mesh_process(tmp_path / "data", **{name: value}) as mesh:
         assert mesh.run((*PROGRAM, "--once"), timeout=30) == 2
         assert words in mesh.output
+
+
+def test_a_uuid_can_be_copied_from_a_narrow_terminal(tmp_path: Path, simulator: Simulator):
+    simulator.show(machines.T4)
+    environment = {**simulator.environment, "MESH_DATA_DIR": str(tmp_path / "data"), "COLUMNS": "60"}
+    done = subprocess.run(
+        [sys.executable, *PROGRAM, "--once"], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+    lines = done.stdout.splitlines()
+    assert any(machines.uuid(0) in line for line in lines)
+    assert max(map(len, lines)) <= 60
+
+
+NVIDIA_SMI = """#!/bin/sh
+echo "{uuid}, Tesla T4, 00000000:10:00.0, 7.5, {total}, 448, 350.00, 1980, 0, 14912, 40, 70.00"
+"""
+
+
+@pytest.mark.parametrize(("total", "code", "words"), [(15360, 0, "same"), (15109, 1, "DIFFERS")])
+def test_it_can_be_held_against_nvidia_smi(tmp_path: Path, simulator: Simulator, total: int, code: int, words: str):
+    simulator.show(machines.T4)
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(NVIDIA_SMI.format(uuid=machines.uuid(0), total=total))
+    program.chmod(0o755)
+    path = f"{program.parent}:{simulator.environment['PATH']}"
+    environment = {**simulator.environment, "MESH_DATA_DIR": str(tmp_path / "data"), "COLUMNS": "200", "PATH": path}
+    done = subprocess.run(
+        [sys.executable, *PROGRAM, "--compare"], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, words in done.stdout) == (code, True), done.stdout + done.stderr
+
+
+def test_without_nvidia_smi_it_says_so(tmp_path: Path):
+    environment = {"PATH": str(tmp_path), "MESH_DATA_DIR": str(tmp_path / "data")}
+    done = subprocess.run(
+        [sys.executable, *PROGRAM, "--compare"], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, "not installed" in done.stdout) == (0, True)

@@ -21,7 +21,8 @@ def test_everything_that_was_found_is_in_the_table():
 
     for words in (
         "Tier AI_FACTORY: NVIDIA GB10",
-        "GPU 0 NVIDIA GeForce RTX 4090, 23100 of 24564 MiB free",
+        "GPU 0 NVIDIA GeForce RTX 4090, compute capability 8.9",
+        "23100 of 24564 MiB free",
         "NOT USABLE: Xid 79",
         "uses the machine's own memory",
         "Disk /models: 7 of 100 MiB free",
