@@ -1,9 +1,16 @@
 """What is said about a machine's GPUs and its memory: measured now, by whom it is used."""
 
-from pydantic import Field
+from enum import StrEnum
+from typing import Annotated
 
-from libs.common.contracts.base import Identifier, Message, Moment, Topic
+from pydantic import Field, model_validator
+
+from libs.common.contracts.base import Call, Identifier, Message, Moment, Topic
 from libs.common.contracts.node_registry import Gpu, Memory, Problem
+
+MOST_MB = 1 << 26
+MOST_GPUS = 1024
+Amount = Annotated[int, Field(ge=0, le=MOST_MB)]
 
 
 class GpuProcess(Message):
@@ -15,11 +22,39 @@ class GpuProcess(Message):
     used_mb: int | None = Field(None, ge=0)
 
 
+class LedgerUse(Message):
+    """A claim beside what its processes were seen to use, null where that is not told."""
+
+    reservation_id: Identifier
+    claim_mb: int = Field(ge=0)
+    measured_mb: int | None = Field(None, ge=0)
+    over_claim: bool = False
+
+
+class LedgerEntry(Message):
+    """One device in the ledger: free is the total without the driver's part, the margin, what is held and foreign."""
+
+    total_mb: int | None = Field(None, ge=0)
+    driver_mb: int = Field(0, ge=0, description="kept by the driver")
+    margin_mb: int = Field(0, ge=0, description="given to nobody, for safety")
+    claimed_mb: int = Field(0, ge=0)
+    ours_mb: int | None = Field(None, ge=0, description="measured, of processes with a claim")
+    held_mb: int = Field(0, ge=0, description="for each claim the larger of the claim and what is measured")
+    foreign_mb: int = Field(0, ge=0, description="of processes without a claim, at their most of the last while")
+    leaked_mb: int = Field(0, ge=0, description="of these, by processes that outlived their claim")
+    free_mb: int | None = Field(None, ge=0, description="what more may be claimed; null: it cannot be known")
+    attributed: bool = Field(True, description="false: use by process is not told, the difference of totals is used")
+    problem: str | None = Field(None, description="why nothing of it is given at the moment")
+    uses: tuple[LedgerUse, ...] = ()
+
+
 class GpuState(Message):
-    """One GPU as it is now. `processes` is null when the driver does not tell them."""
+    """One GPU as it is now. `processes` is null when the driver does not tell them. `parts`: its MIG devices."""
 
     gpu: Gpu
     processes: tuple[GpuProcess, ...] | None = None
+    ledger: LedgerEntry | None = None
+    parts: dict[str, LedgerEntry] = {}
 
 
 class GpuStates(Message):
@@ -43,6 +78,145 @@ class MemoryState(Message):
     at: Moment
     memory: Memory
     problems: tuple[Problem, ...] = ()
+    ledger: LedgerEntry | None = None
+
+
+class ReservationState(StrEnum):
+    HELD = "held"
+    COMMITTED = "committed"
+    RELEASED = "released"
+    EXPIRED = "expired"
+    ENDED = "ended"
+
+
+class FitQuestion(Message):
+    """What is wanted: so much on each of some GPUs, and RAM. GPUs are named by index or UUID, or only counted."""
+
+    required_mb: Amount = Field(0, description="on each GPU")
+    gpu_count: Annotated[int, Field(ge=0, le=MOST_GPUS)] | None = Field(
+        None, description="left out: as many as are named, else 1; with 0 only RAM is wanted"
+    )
+    gpu_indices: tuple[Annotated[int, Field(ge=0, le=MOST_GPUS)], ...] | None = Field(None, max_length=MOST_GPUS)
+    gpu_uuids: tuple[Identifier, ...] | None = Field(None, max_length=MOST_GPUS)
+    ram_mb: Amount = 0
+    prefer_nvlink: bool = False
+    node_id: Identifier | None = Field(None, description="another node is asked in your name; left out: this one")
+
+    @model_validator(mode="after")
+    def _names_one_thing(self) -> "FitQuestion":
+        named = self.gpu_uuids if self.gpu_uuids is not None else self.gpu_indices
+        if self.gpu_indices is not None and self.gpu_uuids is not None:
+            raise ValueError("gpu_indices and gpu_uuids exclude each other")
+        if named is not None and len(set(named)) != len(named):
+            raise ValueError(f"gpu_{'uuids' if self.gpu_uuids is not None else 'indices'} names a GPU twice")
+        if named is not None and self.gpu_count not in (None, len(named)):
+            raise ValueError("gpu_count contradicts the number of named GPUs")
+        if self.count > 0 and self.required_mb == 0:
+            raise ValueError("required_mb must be at least 1 where a GPU is wanted")
+        if self.count == 0 and (self.ram_mb == 0 or self.required_mb > 0):
+            raise ValueError("ram_mb alone must be at least 1 where gpu_count is 0")
+        return self
+
+    @property
+    def count(self) -> int:
+        named = self.gpu_uuids if self.gpu_uuids is not None else self.gpu_indices
+        return len(named) if named is not None else 1 if self.gpu_count is None else self.gpu_count
+
+
+class ReserveRequest(FitQuestion):
+    reservation_id: Identifier | None = Field(
+        None, description="yours, so that a repeated request reserves once; left out: one is made"
+    )
+    timeout_seconds: float | None = Field(
+        None, ge=1, le=86400, description="until it is committed; left out: GPU_RESERVATION_TIMEOUT"
+    )
+    owner: Annotated[str, Field(max_length=256)] = ""
+    purpose: Annotated[str, Field(max_length=1024)] = ""
+
+
+class Shortfall(Message):
+    """What one device, a GPU or `RAM`, lacks, and what is in the way."""
+
+    device: str
+    free_mb: int | None = None
+    missing_mb: int
+    reason: str
+
+
+class FitAnswer(Message):
+    """`gpu_uuids` when it fits; otherwise what is in the way and the best that would fit."""
+
+    fits: bool
+    node_id: Identifier
+    at: Moment
+    gpu_uuids: tuple[str, ...] = ()
+    gpu_indices: tuple[int, ...] = ()
+    reason: str = ""
+    shortfalls: tuple[Shortfall, ...] = ()
+    would_fit_mb: int = Field(0, description="so much on each of as many GPUs would fit")
+    would_fit_gpus: int = Field(0, description="on so many GPUs required_mb would fit")
+
+
+class Reservation(Message):
+    """Memory that is kept for somebody. `token` proves that it is yours: it only grows and is never used twice."""
+
+    reservation_id: Identifier
+    token: int = Field(ge=1)
+    node_id: Identifier
+    state: ReservationState
+    gpu_uuids: tuple[str, ...] = ()
+    gpu_indices: tuple[int, ...] = ()
+    required_mb: int = Field(0, ge=0)
+    ram_mb: int = Field(0, ge=0)
+    owner: str = ""
+    purpose: str = ""
+    timeout_seconds: float
+    expires_in_seconds: float | None = Field(None, description="null: it ends with its process, or has ended")
+    reserved_at: Moment
+    ended_at: Moment | None = None
+    ended_reason: str | None = None
+    pid: int | None = None
+    container_id: str | None = None
+
+
+class Reservations(Message):
+    node_id: Identifier
+    reservations: tuple[Reservation, ...]
+
+
+Token = Annotated[int, Field(ge=1, le=2**63 - 1)]
+
+
+class RenewBody(Message):
+    token: Token | None = Field(None, description="left out: whoever knows the id may")
+    timeout_seconds: float | None = Field(None, ge=1, le=86400, description="left out: as before")
+
+
+class CommitBody(Message):
+    """The process or container whose use it becomes, exactly one of them. It then ends with it, never by time."""
+
+    token: Token | None = Field(None, description="left out: whoever knows the id may")
+    pid: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    container_id: Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> "CommitBody":
+        if (self.pid is None) == (self.container_id is None):
+            raise ValueError("exactly one of pid and container_id is wanted")
+        return self
+
+
+class Renew(RenewBody):
+    reservation_id: Identifier
+
+
+class Commit(CommitBody):
+    reservation_id: Identifier
+
+
+class Release(Message):
+    reservation_id: Identifier
+    token: Token | None = Field(None, description="left out: whoever knows the id may")
 
 
 GPU_STATES = Topic(
@@ -50,4 +224,45 @@ GPU_STATES = Topic(
     message=GpuStates,
     owner="gpu_orchestrator",
     summary="Every GPU of a node as measured now, and which processes use it.",
+)
+
+RESERVE = Call(
+    subject="compute.gpu.reserve.v1",
+    request=ReserveRequest,
+    reply=Reservation,
+    owner="gpu_orchestrator",
+    summary="Keep memory of a node's GPUs and RAM: all that is wanted, or none.",
+    per_node=True,
+)
+RENEW = Call(
+    subject="compute.gpu.renew.v1",
+    request=Renew,
+    reply=Reservation,
+    owner="gpu_orchestrator",
+    summary="A reservation that is not committed yet lives on for its timeout.",
+    per_node=True,
+)
+COMMIT = Call(
+    subject="compute.gpu.commit.v1",
+    request=Commit,
+    reply=Reservation,
+    owner="gpu_orchestrator",
+    summary="A reservation becomes that of a process and ends with it.",
+    per_node=True,
+)
+RELEASE = Call(
+    subject="compute.gpu.release.v1",
+    request=Release,
+    reply=Reservation,
+    owner="gpu_orchestrator",
+    summary="A reservation is given back.",
+    per_node=True,
+)
+CAN_FIT = Call(
+    subject="compute.gpu.can_fit.v1",
+    request=FitQuestion,
+    reply=FitAnswer,
+    owner="gpu_orchestrator",
+    summary="Whether it would fit a node now, where, and if not what is in the way.",
+    per_node=True,
 )
