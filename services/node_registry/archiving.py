@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ from services.node_registry.tables import NODE_EVENTS, NODES
 
 log = structlog.get_logger()
 
-NODES_AT_ONCE = 200
+NODES_AT_ONCE = 20
 ROOM = 1000
 """Rows of nodes are large: they are made when no more than so many rows wait."""
 
@@ -97,13 +98,14 @@ class Archiving:
         reached = self._began if self._writer.committed is None else self._writer.committed / 1000
         return max(0.0, self._clock.monotonic() - max(reached, self._began))
 
-    def write_nodes(self) -> None:
-        """Make the rows of nodes that are to be written anew, as many as there is room for."""
+    def write_nodes(self) -> bool:
+        """Make the rows of some nodes that are to be written anew. False when there are none, or no room for them."""
         numbers = self._numbers
-        while numbers is not None and self._stale and self._writer.waiting <= ROOM:
-            some = [self._stale.pop(node_id) for node_id in list(self._stale)[:NODES_AT_ONCE]]
-            now = self._clock.now()
-            self._writer.offer(NODES, [node_row(node, at=now, number=numbers.next()) for node in some])
+        if numbers is None or not self._stale or self._writer.waiting > ROOM:
+            return False
+        some = [self._stale.pop(node_id) for node_id in list(islice(self._stale, NODES_AT_ONCE))]
+        now = self._clock.now()
+        return self._writer.offer(NODES, [node_row(node, at=now, number=numbers.next()) for node in some])
 
     async def look(self) -> None:
         """Whether the archive is there; what is wrong shows in `problem`."""

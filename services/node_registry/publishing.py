@@ -115,10 +115,9 @@ class Publishing:
                 await self._clock.sleep(AGAIN_SECONDS)
 
     async def upkeep(self) -> None:
-        """To be called again and again."""
-        if self._election.holds():
-            self._archiving.write_nodes()
-        await self._archiving.look()
+        """To be called again and again. Others get their turn between the rows of a few nodes."""
+        while self._election.holds() and self._archiving.write_nodes():  # noqa: ASYNC110  # nothing is awaited
+            await asyncio.sleep(0)
 
     async def _told(self, waiting: Waiting) -> bool:
         assert self._numbers is not None  # who holds the lease has them

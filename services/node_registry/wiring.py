@@ -30,6 +30,7 @@ LATE_SECONDS = 1.0
 ROUNDS = 6
 """In one term of a lease it is looked at so often."""
 UPKEEP_SECONDS = 1.0
+LOOK_SECONDS = 5.0
 DRAIN_SECONDS = 3.0
 NOTICE_SECONDS = 2.0
 """What one registry noticed, all others have noticed so much later."""
@@ -73,6 +74,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             every(settings.watch_seconds, registry.watch, clock, name="watch"),
             every(settings.lease_seconds / ROUNDS, election.round, clock, name="election"),
             every(UPKEEP_SECONDS, publishing.upkeep, clock, name="archive"),
+            every(LOOK_SECONDS, archiving.look, clock, name="archive_look"),
             publishing.tell,
             writer.run,
             administration.follow,

@@ -71,6 +71,7 @@ class Parts:
         await self.registry.watch()
         await self.election.round()
         await self.publishing.upkeep()
+        await self.archiving.look()
 
 
 @asynccontextmanager
