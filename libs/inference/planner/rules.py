@@ -1,0 +1,126 @@
+"""What vLLM refuses to start, in its own words."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from libs.inference.planner.facts import ModelFacts
+from libs.inference.planner.matrices import Matrix, Part, Split, embedding, layer_matrices
+from libs.inference.planner.quantisation import storage_of
+from libs.inference.planner.split import Parallel
+from libs.inference.planner.weights import VOCABULARY_PADDING, rounded_up
+
+MARLIN_OUTPUTS, MARLIN_INPUTS = 64, 128
+NO_PIPELINE = (
+    "Pipeline parallelism is not supported for this model. Supported models implement the `SupportsPP` interface."
+)
+MARLIN_METHODS = frozenset({"awq", "gptq", "auto-round", "compressed-tensors"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A division that vLLM does not start: a stable code, and the sentence vLLM gives."""
+
+    code: str
+    message: str
+
+
+def refusals(facts: ModelFacts, parallel: Parallel) -> list[Refusal]:
+    """Why vLLM would not start this division; empty where it would. The first one is the one it gives."""
+    found = [*_heads(facts, parallel), *_vocabulary(facts, parallel), *_pipeline(facts, parallel)]
+    return found + [each for each in dict.fromkeys(_quantised(facts, parallel)) if each not in found]
+
+
+def _heads(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
+    """Source: `config/model.py` (`verify_with_parallel_config`), `models/llama.py`, `models/vision.py`."""
+    ranks = parallel.tensor
+    if facts.heads % ranks:
+        message = (
+            f"Total number of attention heads ({facts.heads}) must be divisible by tensor parallel size ({ranks})."
+        )
+        yield Refusal(code="attention_heads", message=message)
+    for count in sorted({mixer.kv_heads for mixer in facts.mixers if hasattr(mixer, "kv_heads")}):
+        if (count % ranks) if count >= ranks else (ranks % count):
+            message = (
+                f"{count} heads of keys can neither be divided nor replicated over tensor parallel size ({ranks})."
+            )
+            yield Refusal(code="kv_heads", message=message)
+    if facts.vision is not None and facts.vision.heads % ranks:
+        message = f"{facts.vision.heads} is not divisible by {ranks}"
+        yield Refusal(code="vision_heads", message=message)
+
+
+def _vocabulary(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
+    """Source: `model_executor/layers/vocab_parallel_embedding.py`, `distributed/utils.py` (`divide`)."""
+    padded = rounded_up(embedding(facts).outputs, VOCABULARY_PADDING)
+    if padded % parallel.tensor:
+        yield Refusal(code="vocabulary", message=f"{padded} is not divisible by {parallel.tensor}")
+
+
+def _pipeline(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
+    """Source: `config/model.py` (`verify_with_parallel_config`)."""
+    if parallel.pipeline > 1 and not facts.pipeline:
+        yield Refusal(code="pipeline_unsupported", message=NO_PIPELINE)
+    if parallel.pipeline > len(facts.layers):
+        message = f"{len(facts.layers)} layers cannot be divided over {parallel.pipeline} stages."
+        yield Refusal(code="too_many_stages", message=message)
+
+
+def _quantised(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
+    if facts.quantisation is None or parallel.tensor == 1:
+        return
+    for index in range(len(facts.layers)):
+        for matrix in layer_matrices(facts, index):
+            yield from _matrix(facts, matrix, parallel)
+
+
+def _matrix(facts: ModelFacts, matrix: Matrix, parallel: Parallel) -> Iterator[Refusal]:
+    kind = storage_of(facts.quantisation, matrix.module) if matrix.linear else None
+    whole = matrix.part is Part.EXPERTS and parallel.expert_parallel
+    if kind is None or whole or matrix.split in (Split.REPLICATED, Split.VOCABULARY):
+        return
+    if kind.method == "fp8" and kind.block is not None:
+        yield from _blocks(matrix, parallel, kind.block)
+    elif kind.method in MARLIN_METHODS:
+        yield from _marlin(matrix, parallel, kind.group)
+
+
+def _blocks(matrix: Matrix, parallel: Parallel, block: tuple[int, int]) -> Iterator[Refusal]:
+    """Source: `quantization/utils/fp8_utils.py` (`validate_fp8_block_shape`), `quantization/fp8.py` for experts."""
+    inputs, outputs = matrix.inputs // parallel.tensor, _output_size(matrix, parallel)
+    experts = matrix.part is Part.EXPERTS
+    if matrix.split is Split.INPUTS:
+        if inputs % block[1]:
+            what = "The input_size of down's weight" if experts else "Weight input_size_per_partition"
+            message = f"{what} = {inputs} is not divisible by weight quantization block_k = {block[1]}."
+            yield Refusal(code="quantisation_block", message=message)
+    elif outputs % block[0]:
+        what = "The output_size of gate's and up's weight" if experts else "Weight output_partition_size"
+        message = f"{what} = {outputs} is not divisible by weight quantization block_n = {block[0]}."
+        yield Refusal(code="quantisation_block", message=message)
+
+
+def _output_size(matrix: Matrix, parallel: Parallel) -> int:
+    """The outputs of one of the matrices that are kept as one, on one GPU."""
+    if matrix.split is Split.KV_HEADS:
+        return matrix.outputs // matrix.kv_heads * max(1, matrix.kv_heads // parallel.tensor)
+    return matrix.outputs // matrix.merged // parallel.tensor
+
+
+def _marlin(matrix: Matrix, parallel: Parallel, group: int) -> Iterator[Refusal]:
+    """Source: `quantization/utils/marlin_utils.py` (`verify_marlin_supports_shape`)."""
+    hint = "Consider reducing tensor_parallel_size or running with --quantization gptq."
+    if matrix.split is not Split.INPUTS:
+        outputs = _output_size(matrix, parallel)
+        if outputs % MARLIN_OUTPUTS:
+            message = (
+                f"Weight output_size_per_partition = {outputs} is not divisible by min_thread_n = {MARLIN_OUTPUTS}."
+            )
+            yield Refusal(code="quantisation_kernel", message=f"{message} {hint}")
+        return
+    inputs = matrix.inputs // parallel.tensor
+    if matrix.part is not Part.EXPERTS and inputs % MARLIN_INPUTS:
+        message = f"Weight input_size_per_partition = {inputs} is not divisible by min_thread_k = {MARLIN_INPUTS}."
+        yield Refusal(code="quantisation_kernel", message=f"{message} {hint}")
+    elif group > 0 and inputs % group:
+        message = f"Weight input_size_per_partition = {inputs} is not divisible by group_size = {group}."
+        yield Refusal(code="quantisation_group", message=f"{message} {hint}")

@@ -1,0 +1,58 @@
+"""Which rules a version of vLLM has, where they changed."""
+
+import re
+from dataclasses import dataclass
+
+from libs.common.errors import Malformed
+
+NEWEST = (0, 33)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A version of vLLM. `first_generation` is the engine before V1, which 0.8 to 0.10 could still run."""
+
+    version: tuple[int, int] = NEWEST
+    first_generation: bool = False
+
+    @property
+    def counts_graphs(self) -> bool:
+        """Graphs are taken from the budget. Source: `VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS` is on since 0.21."""
+        return self.version >= (0, 21)
+
+    @property
+    def utilization(self) -> float:
+        """The default of `gpu_memory_utilization`. Source: `config/cache.py`."""
+        return 0.92 if self.version >= (0, 20) else 0.9
+
+    @property
+    def prints_demanded_tokens(self) -> bool:
+        """What it calls "GPU KV cache size" depends on the longest length since 0.21, and counts blocks before."""
+        return self.version >= (0, 21)
+
+    def batch(self, total_bytes: int, *, ampere: bool = False) -> tuple[int, int]:
+        """The defaults of `max_num_batched_tokens` and `max_num_seqs` on a GPU of a size.
+
+        Source: `engine/arg_utils.py` (`get_batch_defaults`); the first generation had 256 sequences everywhere.
+        """
+        gib = total_bytes / 2**30
+        if self.first_generation or self.version < (0, 8):
+            return 2048, 256
+        if gib >= 160 and self.version >= (0, 20):
+            return 16384, 1024
+        return (8192, 1024) if gib >= 70 and not ampere else (2048, 256)
+
+    def graph_sizes(self, max_num_seqs: int) -> int:
+        """How many batch sizes graphs are captured for. Source: `config/vllm.py` (`_set_cudagraph_sizes`)."""
+        largest = min(max_num_seqs * 2, 512)
+        sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]
+        return sum(1 for size in sizes if size <= largest)
+
+
+def engine_of(version: str) -> Engine:
+    """Read a version such as `0.33.0`. Raises `Malformed` for one without a first and a second number."""
+    found = re.match(r"v?(\d+)\.(\d+)", version)
+    if found is None:
+        raise Malformed(f"vllm_version must be like 0.33.0, not {version!r}", field="vllm_version")
+    numbers = (int(found[1]), int(found[2]))
+    return Engine(version=numbers, first_generation=numbers < (0, 8) or "(V0)" in version)

@@ -1,0 +1,100 @@
+"""The terms of a start, against what engines logged."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from libs.common.errors import Malformed
+from libs.inference.planner.activations import activation_bytes
+from libs.inference.planner.memory import GIB, Verdict, graph_bytes, start
+from libs.inference.planner.options import Asked, Options, options_of
+from libs.inference.planner.split import Parallel
+from libs.inference.planner.versions import engine_of
+from tests.unit.inference.planner.published import facts
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def _options(name: str, version: str, total_gib: float = 80.0, **asked: object) -> Options:
+    return options_of(facts(name), Asked(**asked), engine_of(version), int(total_gib * GIB))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "length", "logged"),
+    [
+        (LLAMA, "0.6.0 (V0)", 20000, 2.06),
+        (LLAMA, "0.6.0 (V0)", 29000, 2.98),
+        (LLAMA, "0.6.0 (V0)", 35000, 0.05),
+        (LLAMA, "0.11.0", 16000, 4.76),
+        ("openai/gpt-oss-20b", "0.11.0", 16000, 7.38),
+    ],
+)
+def test_the_peak_is_what_an_engine_logged(name: str, version: str, length: int, logged: float):
+    peak = activation_bytes(facts(name), Parallel(), _options(name, version, max_model_len=length))
+
+    assert peak / GIB == pytest.approx(logged, rel=0.03, abs=0.005)  # logs have two decimals
+
+
+def test_fewer_sequences_make_the_sampler_smaller():
+    few, many = (
+        activation_bytes(facts(LLAMA), Parallel(), _options(LLAMA, "0.33.0", max_num_seqs=count)) for count in (32, 512)
+    )
+
+    assert few < many / 2
+
+
+def test_only_the_last_stage_chooses_tokens():
+    options, parallel = _options(LLAMA, "0.33.0"), Parallel(pipeline=2)
+    first, last = (activation_bytes(facts(LLAMA), parallel, options, stage) for stage in (0, 1))
+
+    assert first < last
+
+
+@pytest.mark.parametrize(("name", "logged"), [("openai/gpt-oss-20b", 0.39), ("google/gemma-3-1b-it", 0.44)])
+def test_graphs_take_what_an_engine_logged(name: str, logged: float):
+    sizes = _options(name, "0.11.0").engine.graph_sizes(1024)
+    taken = graph_bytes(facts(name), Parallel(), _options(name, "0.11.0"))
+
+    assert taken / GIB * 67 / sizes == pytest.approx(logged, rel=0.05)
+
+
+def test_an_eager_engine_has_no_graphs():
+    assert graph_bytes(facts(LLAMA), Parallel(), _options(LLAMA, "0.33.0", enforce_eager=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("total_gib", "length", "verdict"),
+    [
+        (80.0, 8192, Verdict.FITS),
+        (24.0, 131072, Verdict.TOO_LONG),
+        (16.5, 8192, Verdict.NO_CACHE),
+        (12.0, 8192, Verdict.WEIGHTS),
+    ],
+)
+def test_a_start_ends_where_memory_ends(total_gib: float, length: int, verdict: Verdict):
+    options = _options(LLAMA, "0.33.0", total_gib, max_model_len=length)
+
+    assert start(facts(LLAMA), Parallel(), options, int(total_gib * GIB)).verdict is verdict
+
+
+@given(st.integers(1, 160), st.integers(1, 40), st.integers(256, 131072))
+def test_what_fits_also_fits_on_a_larger_gpu(total_gib: int, more: int, length: int):
+    options = _options(LLAMA, "0.33.0", max_model_len=length)
+    small, large = (
+        start(facts(LLAMA), Parallel(), options, size * GIB).verdict for size in (total_gib, total_gib + more)
+    )
+
+    assert small is not Verdict.FITS or large is Verdict.FITS
+
+
+@given(st.integers(16, 160), st.integers(256, 131072))
+def test_what_fits_holds_at_least_one_request(total_gib: int, length: int):
+    found = start(facts(LLAMA), Parallel(), _options(LLAMA, "0.33.0", max_model_len=length), total_gib * GIB)
+
+    assert found.verdict is not Verdict.FITS or found.max_concurrency >= 1
+
+
+@pytest.mark.parametrize("version", ["", "newest", "v"])
+def test_a_version_without_numbers_is_refused(version: str):
+    with pytest.raises(Malformed, match="vllm_version must be like"):
+        engine_of(version)
