@@ -9,6 +9,7 @@ from pathlib import Path
 from docs.generate.asyncapi import asyncapi
 from docs.generate.errors import errors
 from docs.generate.metrics import metrics
+from docs.generate.planner_accuracy import planner_accuracy
 from docs.generate.rest import rest
 from docs.generate.settings import settings
 from docs.generate.subjects import subjects
@@ -23,6 +24,7 @@ REFERENCES: Mapping[str, Callable[[], str]] = {
     "metrics.md": metrics,
     "settings.md": settings,
     "work-states.md": work_states,
+    "../planner-accuracy.md": planner_accuracy,
 }
 
 

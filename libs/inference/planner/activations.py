@@ -12,6 +12,9 @@ SAMPLER_BYTES = 39
 Source: `v1/sample/ops/topk_topp_sampler.py`.
 """
 
+LARGEST_IMAGE_TOKENS = 16384
+"""Merged patches of the largest image that the processors of Qwen2-VL and after let through (12.8 million pixels)."""
+
 CHUNKED_FROM = 32768
 CHUNK_TOKENS = 512
 """The first generation prefilled lengths beyond `CHUNKED_FROM` in chunks. Source: its `engine/arg_utils.py`."""
@@ -63,7 +66,7 @@ def sampler_bytes(facts: ModelFacts, options: Options) -> int:
 
 
 def encoder_bytes(facts: ModelFacts, tokens: int) -> int:
-    """The image encoder on as many merged patches as there are tokens: queries, keys, values, states and its block.
+    """The image encoder on the tokens of a step or of the largest image: queries, keys, values, states and its block.
 
     Source: `v1/worker/gpu_model_runner.py` (the encoder's budget in `profile_run`).
     """
@@ -71,4 +74,4 @@ def encoder_bytes(facts: ModelFacts, tokens: int) -> int:
         return 0
     merged = max(1, facts.vision.merged // facts.vision.hidden)
     width = 9 * facts.vision.hidden + 3 * facts.vision.intermediate
-    return tokens * merged * width * facts.type_bytes
+    return max(tokens, LARGEST_IMAGE_TOKENS) * merged * width * facts.type_bytes

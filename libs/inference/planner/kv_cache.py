@@ -32,10 +32,11 @@ ELEMENT_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What a request may take: its longest length, and the tokens that may be under way at once."""
+    """What a request may take: its longest length, the tokens that may be under way at once, and blocks per state."""
 
     max_model_len: int
     tokens_in_flight: int = 0
+    state_blocks: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class Group:
     def blocks(self, demand: Demand) -> int:
         """How many blocks one request of the longest length takes."""
         if self.state:
-            return 1
+            return demand.state_blocks
         length = demand.max_model_len
         if self.window is not None:
             seen = min(self.window - 1 + demand.tokens_in_flight, length)

@@ -95,10 +95,12 @@ def layer_matrices(facts: ModelFacts, index: int) -> Iterator[Matrix]:
     name = f"layers.{index}"
     if layer.mixer is not None:
         yield from _mixer(layer.mixer, facts.hidden, name)
+    beside = name if len(layer.feed_forward) > 1 else f"{name}.mlp"  # experts beside a dense block are not within it
     for block in layer.feed_forward:
-        yield from (
-            _dense(block, facts.hidden, name) if isinstance(block, Dense) else _experts(block, facts.hidden, name)
-        )
+        if isinstance(block, Dense):
+            yield from _dense(block, facts.hidden, f"{name}.mlp")
+        else:
+            yield from _experts(block, facts.hidden, beside)
     yield _norms(layer, facts.hidden, name)
 
 
@@ -185,15 +187,15 @@ def _state_space(mixer: StateSpace, hidden: int, name: str) -> Iterator[Matrix]:
 
 
 def _dense(block: Dense, hidden: int, name: str) -> Iterator[Matrix]:
-    yield from _pair(f"{name}.mlp", Part.DENSE, block.intermediate, hidden, gated=block.gated, bias=block.bias)
+    yield from _pair(name, Part.DENSE, block.intermediate, hidden, gated=block.gated, bias=block.bias)
 
 
 def _experts(block: Experts, hidden: int, name: str) -> Iterator[Matrix]:
     """Source: `model_executor/layers/fused_moe/layer.py`: `w13` is divided by outputs, `w2` by inputs."""
     inside = block.latent or hidden
-    yield _replicated(f"{name}.mlp.gate", Part.ROUTER, block.count, hidden, linear=False)
+    yield _replicated(f"{name}.gate", Part.ROUTER, block.count, hidden, linear=False)
     yield from _pair(
-        f"{name}.mlp.experts",
+        f"{name}.experts",
         Part.EXPERTS,
         block.intermediate,
         inside,
@@ -202,13 +204,13 @@ def _experts(block: Experts, hidden: int, name: str) -> Iterator[Matrix]:
         copies=block.count,
     )
     if block.latent:
-        yield _replicated(f"{name}.mlp.fc1_latent_proj", Part.SHARED_EXPERTS, block.latent, hidden)
-        yield _replicated(f"{name}.mlp.fc2_latent_proj", Part.SHARED_EXPERTS, hidden, block.latent)
+        yield _replicated(f"{name}.fc1_latent_proj", Part.SHARED_EXPERTS, block.latent, hidden)
+        yield _replicated(f"{name}.fc2_latent_proj", Part.SHARED_EXPERTS, hidden, block.latent)
     if block.shared:
-        module = f"{name}.mlp.shared_experts"
+        module = f"{name}.shared_experts"
         yield from _pair(module, Part.SHARED_EXPERTS, block.shared, hidden, gated=block.gated, bias=False)
     if block.shared_gate:
-        yield _replicated(f"{name}.mlp.shared_expert_gate", Part.ROUTER, 1, hidden, linear=False)
+        yield _replicated(f"{name}.shared_expert_gate", Part.ROUTER, 1, hidden, linear=False)
 
 
 def _pair(
@@ -244,8 +246,8 @@ def vision_matrices(vision: Vision, hidden: int) -> Iterator[Matrix]:
         for projection, outputs in (("qkv", 3 * vision.hidden), ("proj", vision.hidden)):
             yield _outputs(f"{name}.attn.{projection}", Part.VISION, outputs, vision.hidden, linear=False)
         wide = vision.intermediate * (2 if vision.gated else 1)
-        yield _outputs(f"{name}.mlp.up_proj", Part.VISION, wide, vision.hidden, linear=False)
-        yield _inputs(f"{name}.mlp.down_proj", Part.VISION, vision.hidden, vision.intermediate, linear=False)
+        yield _outputs(f"{name}.up_proj", Part.VISION, wide, vision.hidden, linear=False)
+        yield _inputs(f"{name}.down_proj", Part.VISION, vision.hidden, vision.intermediate, linear=False)
     yield _replicated("visual.patch_embed", Part.VISION, vision.hidden, vision.patch_values, linear=False)
     yield _outputs("visual.merger.0", Part.VISION, vision.merged, vision.merged, linear=False)
     yield _inputs("visual.merger.2", Part.VISION, hidden, vision.merged, linear=False)

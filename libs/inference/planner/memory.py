@@ -19,8 +19,8 @@ TOGETHER_BYTES = int(0.6 * GIB)
 GRAPH_BYTES = 2**18
 """Per layer and captured size. Start-up logs of 24 to 28 layers at 67 sizes give 0.243 to 0.259 MiB."""
 
-MARGIN = 0.02
-"""The part of the budget that a start may need beyond these terms; the first rank needs most."""
+MARGIN_ALONE, MARGIN_TOGETHER = 0.01, 0.03
+"""The part of the budget that a start may need beyond these terms. Of several GPUs the first needs more than others."""
 
 
 class Verdict(StrEnum):
@@ -88,7 +88,7 @@ class Start:
 def start(facts: ModelFacts, parallel: Parallel, options: Options, total_bytes: int) -> Start:
     """Whether an engine starts on equal GPUs that are otherwise free, and with how much cache.
 
-    `FITS` is only said with `MARGIN` of the budget to spare: an engine that dies at start costs more than a GPU that
+    `FITS` is only said with a margin of the budget to spare: an engine that dies at start costs more than a GPU that
     is not quite full.
     """
     stages = tuple(gpu_memory(facts, parallel, options, total_bytes, stage) for stage in range(parallel.pipeline))
@@ -98,7 +98,8 @@ def start(facts: ModelFacts, parallel: Parallel, options: Options, total_bytes: 
     ]
     pairs = list(zip(layouts, stages, strict=True))
     blocks = min(layout.blocks_in(memory.kv_cache) for layout, memory in pairs)
-    safe = min(layout.blocks_in(memory.kv_cache - int(MARGIN * memory.budget)) for layout, memory in pairs)
+    margin = MARGIN_TOGETHER if parallel.gpus > 1 else MARGIN_ALONE
+    safe = min(layout.blocks_in(memory.kv_cache - int(margin * memory.budget)) for layout, memory in pairs)
     needed = max(layout.request_blocks(demand) for layout in layouts)
     return Start(
         verdict=_verdict(stages, options, safe, needed),
@@ -118,5 +119,6 @@ def _verdict(stages: tuple[GpuMemory, ...], options: Options, blocks: int, neede
 
 
 def _full(memory: GpuMemory, options: Options) -> bool:
-    """Graphs that are not taken from the budget come on top of it, and may find the card full."""
-    return not options.engine.counts_graphs and memory.budget + memory.graphs > memory.total
+    """Graphs that are not taken from the budget come on top of it, while no forward pass is under way."""
+    held = memory.budget - memory.activation + memory.graphs
+    return not options.engine.counts_graphs and held > memory.total

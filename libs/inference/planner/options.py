@@ -41,7 +41,7 @@ class Options:
         """
         batches = parallel.pipeline + 1 if parallel.pipeline > 1 else 2
         flying = (1 if self.engine.version < (0, 20) else batches) * self.max_num_batched_tokens
-        return Demand(max_model_len=self.max_model_len, tokens_in_flight=flying)
+        return Demand(max_model_len=self.max_model_len, tokens_in_flight=flying, state_blocks=self.engine.state_blocks)
 
 
 def options_of(facts: ModelFacts, asked: Asked, engine: Engine, total_bytes: int, *, ampere: bool = False) -> Options:

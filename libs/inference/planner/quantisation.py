@@ -170,7 +170,7 @@ def storage_of(kind: Quantisation | None, module: str) -> Quantisation | None:
 def _names(module: str) -> tuple[str, ...]:
     """What checkpoints call a module that vLLM builds of several."""
     single = module.replace(".gate_up_proj", ".gate_proj")
-    if single.endswith(".mlp.experts"):
+    if single.endswith(".experts"):
         single = f"{single}.0.down_proj"
     names = (module, single, single.replace(".shared_experts.", ".shared_expert."), single.replace(".mlp.", ".mixer."))
     return tuple(dict.fromkeys(names))

@@ -30,6 +30,14 @@ class Engine:
         """What it calls "GPU KV cache size" depends on the longest length since 0.21, and counts blocks before."""
         return self.version >= (0, 21)
 
+    @property
+    def state_blocks(self) -> int:
+        """Blocks of a state per sequence: a second one where prefixes are cached in whole blocks ("align").
+
+        Source: `v1/kv_cache_interface.py` (`MambaSpec`).
+        """
+        return 2 if self.version >= (0, 20) else 1
+
     def batch(self, total_bytes: int, *, ampere: bool = False) -> tuple[int, int]:
         """The defaults of `max_num_batched_tokens` and `max_num_seqs` on a GPU of a size.
 
@@ -43,9 +51,12 @@ class Engine:
         return (8192, 1024) if gib >= 70 and not ampere else (2048, 256)
 
     def graph_sizes(self, max_num_seqs: int) -> int:
-        """How many batch sizes graphs are captured for. Source: `config/vllm.py` (`_set_cudagraph_sizes`)."""
+        """How many batch sizes graphs are captured for. Source: `config/vllm.py` (`_set_cudagraph_sizes`).
+
+        Versions that logged 67 sizes went on in steps of eight beyond 256.
+        """
         largest = min(max_num_seqs * 2, 512)
-        sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]
+        sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16 if self.version >= (0, 12) else 8)]
         return sum(1 for size in sizes if size <= largest)
 
 

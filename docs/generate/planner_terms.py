@@ -1,0 +1,126 @@
+"""What the planner says of each published start, term by term; None where a row cannot decide."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from docs.generate.measured_starts import MeasuredStart
+from libs.common.errors import MeshError
+from libs.inference.planner.kv_cache import kv_layout
+from libs.inference.planner.memory import GIB, GpuMemory, Verdict, gpu_memory, start
+from libs.inference.planner.rules import Refusal, refusals
+from libs.inference.planner.weights import weight_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A predicted value beside the measured one."""
+
+    row: MeasuredStart
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative, above zero where too much was predicted."""
+        return self.predicted / self.measured - 1
+
+
+def weights(row: MeasuredStart) -> Pair | None:
+    """Stages are not scored: logs do not say of which stage they are."""
+    measured, parallel = row.number("weights_gib_per_gpu"), row.parallel
+    if row.facts is None or parallel is None or measured is None or parallel.pipeline > 1 or row.drafted:
+        return None
+    return Pair(row=row, predicted=weight_bytes(row.facts, parallel) / GIB, measured=measured)
+
+
+def tokens_of_bytes(row: MeasuredStart) -> Pair | None:
+    """Tokens that the logged bytes of cache hold."""
+    available = row.number("available_kv_gib_per_gpu")
+    return None if available is None else _tokens(row, int(available * GIB))
+
+
+def tokens_of_budget(row: MeasuredStart) -> Pair | None:
+    """Tokens that the whole card holds, all terms predicted."""
+    memory = _memory(row)
+    return None if memory is None or row.engine is None else _tokens(row, memory.kv_cache)
+
+
+def _tokens(row: MeasuredStart, size: int) -> Pair | None:
+    measured, parallel = row.number("kv_tokens_reported"), row.parallel
+    if row.facts is None or parallel is None or not measured or row.drafted or row.engine is None:
+        return None
+    options = row.options(row.total_bytes or 80 * GIB)
+    layout = kv_layout(row.facts, parallel, cache_type=options.kv_cache_dtype)
+    if layout.is_hybrid and not (row.cells["max_num_batched_tokens"] and row.cells["max_model_len"]):
+        return None  # a window also holds what is under way, and the row does not say how much that is
+    blocks = layout.blocks_in(size)
+    demanded = row.engine.prints_demanded_tokens
+    tokens = layout.tokens(blocks, options.demand(parallel)) if demanded else layout.tokens_before_0_21(blocks)
+    return Pair(row=row, predicted=tokens, measured=measured)
+
+
+def _memory(row: MeasuredStart) -> GpuMemory | None:
+    parallel, total = row.parallel, row.total_bytes
+    if row.facts is None or parallel is None or total is None or row.engine is None or row.drafted:
+        return None
+    if row.unpublished:
+        return None
+    return gpu_memory(row.facts, parallel, row.options(total), total)
+
+
+def _term(column: str, predicted: Callable[[GpuMemory], int]) -> Callable[[MeasuredStart], Pair | None]:
+    def pair(row: MeasuredStart) -> Pair | None:
+        memory, measured = _memory(row), row.number(column)
+        if memory is None or measured is None or measured <= 0:
+            return None
+        return Pair(row=row, predicted=predicted(memory) / GIB, measured=measured)
+
+    return pair
+
+
+def graphs(row: MeasuredStart) -> Pair | None:
+    """Graphs do not depend on the size of the card, so rows without one are scored too."""
+    measured, parallel = row.number("cudagraph_gib"), row.parallel
+    if row.facts is None or parallel is None or row.engine is None or not measured or measured < 0:
+        return None
+    total = row.total_bytes or 80 * GIB
+    return Pair(
+        row=row, predicted=gpu_memory(row.facts, parallel, row.options(total), total).graphs / GIB, measured=measured
+    )
+
+
+TERMS: Mapping[str, Callable[[MeasuredStart], Pair | None]] = {
+    "weights per GPU (GiB)": weights,
+    "tokens, given the bytes of cache": tokens_of_bytes,
+    "tokens, given the card": tokens_of_budget,
+    "cache available (GiB)": _term("available_kv_gib_per_gpu", lambda memory: memory.kv_cache),
+    "activation peak (GiB)": _term("activation_peak_gib", lambda memory: memory.activation),
+    "CUDA graphs (GiB)": graphs,
+    "beside PyTorch (GiB)": _term("non_torch_gib", lambda memory: memory.non_torch),
+}
+
+REFUSED = ("divisible", "%128", "% 128", "breaks per-block", "must divisible", "fails in model init", "FusedMoE init")
+
+
+def is_refusal(row: MeasuredStart) -> bool:
+    """The start failed for how it was divided, not for want of memory."""
+    text = row.cells["error"] + row.cells["note"]
+    return row.cells["outcome"] == "fail" and any(word in text for word in REFUSED)
+
+
+def refused(row: MeasuredStart) -> list[Refusal] | None:
+    """What the planner refuses of this row's division; None where the row cannot decide."""
+    if row.facts is None or row.parallel is None:
+        return None
+    return refusals(row.facts, row.parallel)
+
+
+def verdict(row: MeasuredStart) -> Verdict | None:
+    """What the planner says of the start as a whole; None where the row cannot decide."""
+    parallel, total = row.parallel, row.total_bytes
+    if row.facts is None or parallel is None or total is None or row.engine is None or row.drafted or is_refusal(row):
+        return None
+    try:
+        return start(row.facts, parallel, row.options(total), total).verdict
+    except MeshError:
+        return None
