@@ -90,10 +90,13 @@ class Crowd:
     async def _turn(self) -> bool:
         """Wait for one's turn to submit; False when it is enough."""
         while not self._enough.is_set() and len(self.names) < self._most:
-            if len(self.names) - len(self.lines.read().ended) < self._backlog:
+            if self._promised() - len(self.lines.read().over) < self._backlog:
                 return True
             await asyncio.sleep(PAUSE_SECONDS)
         return False
+
+    def _promised(self) -> int:
+        return len(self.receipts) + len(self._sequences)
 
     async def _one_by_one(self) -> None:
         while await self._turn():
@@ -117,16 +120,21 @@ class Crowd:
         for door in self._doors():
             if not await self._turn():
                 return
-            bodies = [self.item(own_id=False) for _ in range(BATCH)]
-            answer = await self._post(f"{door}/api/v1/work/submit-batch", {"items": bodies})
-            if answer is None or answer.status_code != httpx.codes.ACCEPTED:
+            if not await self.batch(door, BATCH):
                 await asyncio.sleep(5 * PAUSE_SECONDS)
-                continue
-            for body, each in zip(bodies, answer.json()["answers"], strict=True):
-                if each["accepted"] is not None:
-                    self._keep(body["labels"]["name"], each["accepted"]["work_id"])
-                else:
-                    self._refused(each["error"]["code"])
+
+    async def batch(self, door: str, items: int) -> bool:
+        """Without ids of their own: what gets no receipt was not promised, and is not submitted again."""
+        bodies = [self.item(own_id=False) for _ in range(items)]
+        answer = await self._post(f"{door}/api/v1/work/submit-batch", {"items": bodies})
+        if answer is None or answer.status_code != httpx.codes.ACCEPTED:
+            return False
+        for body, each in zip(bodies, answer.json()["answers"], strict=True):
+            if each["accepted"] is not None:
+                self._keep(body["labels"]["name"], each["accepted"]["work_id"])
+            else:
+                self._refused(each["error"]["code"])
+        return True
 
     async def _by_nats(self) -> None:
         while await self._turn():

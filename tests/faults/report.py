@@ -20,7 +20,7 @@ HEAD = (
 INTRODUCTION = """\
 # Faults
 
-<!-- Written by `make faults-table` from tests/faults/results.json. Changes made here are lost. -->
+<!-- Written by `python -m tests.faults table` from tests/faults/results.json. Changes made here are lost. -->
 
 What became of the work while the mesh was treated badly. Every row is a mesh of its own: a nats-server on disk, work
 marshaling, a node registry and three agents with {slots} slots each, all of them separate processes. Submitters send
@@ -28,11 +28,11 @@ work by REST (one by one with ids of their own, in batches without) and by plain
 writes a line when it begins and one when it ends. Those two are the truth here, no counter of ours.
 
 - **accepted**: the submitter holds a receipt. An item without one was not promised; it counts nowhere else.
-- **ended once**: it ended with exactly one counted outcome, that outcome names a run whose last line was written, and it
-  is still the same after another kill of work marshaling.
+- **ended once**: it ended with exactly one counted outcome, that outcome names a run whose last line was written, and
+  it is still the same after another kill of work marshaling.
 - **lost**: accepted and not ended. **doubled**: two counted outcomes, an outcome that changed, two items from one
-  submission, an outcome that no job stands behind, or a job that ran twice although neither its process had died nor its
-  leases were over.
+  submission, an outcome that no job stands behind, or a job that ran twice although its process neither had died nor
+  stood still for longer than its leases last.
 - **running at the kills**: the least number of jobs in the middle of it when something was done to the mesh.
 
 `make faults` does it again ({seconds:.0f} s when this was written, {at}, seed {seed}).
@@ -51,7 +51,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[object, ...]:
     return (
         row["fault"],
         row["done"],
-        "–" if row["least_running"] is None else row["least_running"],
+        "-" if row["least_running"] is None else row["least_running"],
         row["submitted"],
         row["accepted"],
         row["ended_once"],
@@ -64,6 +64,6 @@ def _cells(row: Mapping[str, Any]) -> tuple[object, ...]:
 def _again(told: Mapping[str, Any]) -> str:
     lines = [f"- {row['fault']}: {row['ran_again']} items" for row in told["rows"] if row["ran_again"]]
     return (
-        "\nA job whose process died, or was given up because it stood still, is run again; its item counts once all the "
-        "same. That happened to:\n\n" + "\n".join(lines) + "\n"
+        "\nA job whose process died, or was given up because it stood still, is run again, and so is one that failed "
+        "(one in twenty does, the first time). Its item counts once all the same:\n\n" + "\n".join(lines) + "\n"
     )

@@ -91,6 +91,16 @@ class Service:
         return False
 
 
+def on_small_disk(store: Path) -> NatsProcess:
+    """A server that believes in more room than there is: otherwise it would not even make the streams."""
+    return NatsProcess(
+        store,
+        jetstream=False,
+        extra=f'jetstream {{ store_dir: "{store}/jetstream", sync_interval: always, max_file_store: 100GB }}\n'
+        "feature_flags { js_ack_fc_v2: false }",
+    )
+
+
 class Stage:
     """A nats-server on disk, one marshaling, three agents and a node registry."""
 
@@ -99,20 +109,18 @@ class Stage:
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.nats = NatsProcess(store or folder)
+        self.nats = NatsProcess(folder) if store is None else on_small_disk(store)
         self.lines = folder / "lines.txt"
         self.settings = {**QUEUE, **settings, "NATS_URL": self.nats.url}
         self.marshaling = self.another_marshaling("marshaling")
-        self.registry = Service(
-            "services.node_registry", folder / "registry", {"NATS_URL": self.nats.url}, "NODE_REGISTRY_PORT"
-        )
+        self.registry = Service("services.node_registry", folder / "registry", self.settings, "NODE_REGISTRY_PORT")
         self.agents = [self._agent(number) for number in range(1, agents + 1)]
         self.others: list[Service] = []
         self.mortal: set[int] = set()
 
     def _agent(self, number: int) -> Service:
         own = {
-            "NATS_URL": self.nats.url,
+            **self.settings,
             "NODE_ID": f"node-{number}",
             "ENGINE": "none",
             "AGENT_FUNCTIONS": f"note={PLACE}:note,poison={PLACE}:poison",

@@ -29,6 +29,7 @@ class Lines:
         self.began: dict[str, list[Run]] = defaultdict(list)
         self.ended: set[str] = set()
         self.failed: set[str] = set()
+        self.over: set[str] = set()
         self.open: dict[str, Run] = {}
         self._offset = 0
 
@@ -51,6 +52,8 @@ class Lines:
         else:
             (self.ended if what == "end" else self.failed).add(run)
             self.open.pop(run, None)
+            if what == "end":
+                self.over.add(name)
 
     def running(self, alive: Collection[int]) -> int:
         """How many jobs are in the middle of it, in processes that live."""
