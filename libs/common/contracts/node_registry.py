@@ -7,7 +7,9 @@ from pydantic import Field
 
 from libs.common.contracts.base import Call, Identifier, Message, Moment, Topic
 
-Mib = Annotated[int, Field(ge=0)]
+MIB_MOST = 2**40
+"""An exbibyte: what claims more is a mistake, and sums of it would not fit an archive's integers."""
+Mib = Annotated[int, Field(ge=0, le=MIB_MOST)]
 Ratio = Annotated[float, Field(ge=0)]
 
 

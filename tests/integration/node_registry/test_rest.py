@@ -81,6 +81,7 @@ def test_changes_are_told_as_they_happen(registry: MeshProcess, door: httpx.Clie
         ("POST", "/nodes/register", {"node_id": "a b"}, 422),
         ("POST", "/nodes/register", {"node_id": "a", "tier": "best"}, 422),
         ("POST", "/nodes/register", {"node_id": "a", "memory": {"total_mb": -1}}, 422),
+        ("POST", "/nodes/register", {"node_id": "a", "gpus": [{"vram_total_mb": 2**62}] * 4}, 422),
         ("POST", "/nodes/query", {"limit": 0}, 422),
         ("POST", "/nodes/query", {"min_tier": "best"}, 422),
         ("POST", "/nodes/unknown/heartbeat", {}, 404),
