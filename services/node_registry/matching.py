@@ -45,8 +45,9 @@ class Order:
         key = self.key
         if key is None:
             return by_id
-        known = [(value, node) for node in by_id if (value := key(node)) is not None]
-        unknown = [node for node in by_id if key(node) is None]
+        valued = [(key(node), node) for node in by_id]
+        known = [(value, node) for value, node in valued if value is not None]
+        unknown = [node for value, node in valued if value is None]
         return [node for _, node in sorted(known, key=lambda pair: pair[0], reverse=self.downwards)] + unknown
 
 
