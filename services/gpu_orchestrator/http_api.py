@@ -1,17 +1,44 @@
 """The HTTP door: which route leads to which method."""
 
-from fastapi import APIRouter
+from typing import Annotated
 
-from libs.common.contracts.gpu_orchestrator import GpuProcesses, GpuStates, MemoryState
+from fastapi import APIRouter, Query
+
+from libs.common.contracts.base import Identifier
+from libs.common.contracts.gpu_orchestrator import (
+    Commit,
+    CommitBody,
+    FitAnswer,
+    FitQuestion,
+    GpuProcesses,
+    GpuStates,
+    MemoryState,
+    Release,
+    Renew,
+    RenewBody,
+    Reservation,
+    Reservations,
+    ReserveRequest,
+    Token,
+)
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
+
+Node = Annotated[Identifier | None, Query(description="another node, which is asked in your name")]
 
 
 def router(orchestrator: GpuOrchestrator) -> APIRouter:
     routes = APIRouter(prefix="/api/v1", tags=["memory"])
+    routes.include_router(_measured(orchestrator))
+    routes.include_router(_reserved(orchestrator))
+    return routes
+
+
+def _measured(orchestrator: GpuOrchestrator) -> APIRouter:
+    routes = APIRouter()
 
     @routes.get("/gpu/states")
     async def states() -> GpuStates:
-        """Every GPU, measured now."""
+        """Every GPU, measured now, with its ledger."""
         return await orchestrator.states()
 
     @routes.get("/gpu/states/{uuid}/processes")
@@ -21,7 +48,48 @@ def router(orchestrator: GpuOrchestrator) -> APIRouter:
 
     @routes.get("/memory")
     async def memory() -> MemoryState:
-        """RAM and swap, measured now."""
+        """RAM and swap, measured now, with the ledger of the RAM."""
         return await orchestrator.memory()
+
+    return routes
+
+
+def _reserved(orchestrator: GpuOrchestrator) -> APIRouter:
+    routes = APIRouter(prefix="/gpu")
+
+    @routes.post("/can-fit")
+    async def can_fit(asked: FitQuestion) -> FitAnswer:
+        """Whether it would fit now, where, and if not what is in the way."""
+        return await orchestrator.can_fit(asked)
+
+    @routes.post("/reserve")
+    async def reserve(asked: ReserveRequest) -> Reservation:
+        """Keep memory: all that is wanted, or none."""
+        return await orchestrator.reserve(asked)
+
+    @routes.get("/reservations")
+    async def reservations(only_open: bool = True) -> Reservations:
+        """This node's reservations, the oldest first; also the last ones that ended, when asked for."""
+        return orchestrator.reservations(only_open=only_open)
+
+    @routes.get("/reservations/{reservation_id:path}")
+    async def reservation(reservation_id: Identifier) -> Reservation:
+        return orchestrator.reservation(reservation_id)
+
+    @routes.post("/reservations/{reservation_id:path}/renew")
+    async def renew(reservation_id: Identifier, body: RenewBody | None = None, node_id: Node = None) -> Reservation:
+        """It lives on for its timeout, from now."""
+        told = (body or RenewBody()).model_dump()
+        return await orchestrator.renew(Renew(reservation_id=reservation_id, **told), node_id)
+
+    @routes.post("/reservations/{reservation_id:path}/commit")
+    async def commit(reservation_id: Identifier, body: CommitBody, node_id: Node = None) -> Reservation:
+        """From now on it is that of a process or container, and ends with it."""
+        return await orchestrator.commit(Commit(reservation_id=reservation_id, **body.model_dump()), node_id)
+
+    @routes.delete("/reservations/{reservation_id:path}")
+    async def release(reservation_id: Identifier, token: Token | None = None, node_id: Node = None) -> Reservation:
+        """Give it back."""
+        return await orchestrator.release(Release(reservation_id=reservation_id, token=token), node_id)
 
     return routes

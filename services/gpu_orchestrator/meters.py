@@ -1,16 +1,62 @@
 """What the GPU orchestrator needs of the machine it is on."""
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from libs.common.contracts.gpu_orchestrator import GpuState
-from libs.common.contracts.node_registry import Memory, Problem
+from libs.common.contracts.node_registry import GpuLink, Memory, Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graphics:
+    """Every GPU and its users, how the GPUs are connected, and what could not be measured."""
+
+    states: tuple[GpuState, ...] = ()
+    links: tuple[GpuLink, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """What committed a reservation: a process (by its number and start) or a container."""
+
+    reservation_id: str
+    pid: int | None = None
+    pid_start: int | None = None
+    container_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """`owners`: which of the processes that were asked about, or descend from a root, belong to which reservation.
+    `alive`: whether a root was seen. `ram_mb`: what all processes of a root use of RAM."""
+
+    owners: Mapping[int, str]
+    alive: Mapping[str, bool]
+    ram_mb: Mapping[str, int]
+    commands: Mapping[int, str]
 
 
 class Meters(Protocol):
-    async def gpus(self) -> tuple[tuple[GpuState, ...], tuple[Problem, ...]]:
-        """Every GPU and its users, measured now, and what could not be."""
+    async def gpus(self) -> Graphics:
+        """Every GPU and its users, measured now."""
         ...
 
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
         """RAM and swap, measured now, and what could not be."""
+        ...
+
+
+class Processes(Protocol):
+    async def start_of(self, pid: int) -> int | None:
+        """When a process started, to tell it apart from a later one of its number; None: there is none."""
+        ...
+
+    async def has_container(self, container_id: str) -> bool:
+        """Whether a process of that container can be seen from here."""
+        ...
+
+    async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
+        """Who descends from whom, now."""
         ...

@@ -7,16 +7,17 @@ from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState
 from libs.common.contracts.node_registry import Memory, Problem
 from libs.hardware import nvidia_answer
 from libs.hardware.inspector import Inspector
+from services.gpu_orchestrator.meters import Graphics
 
 
 class HostMeters:
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
 
-    async def gpus(self) -> tuple[tuple[GpuState, ...], tuple[Problem, ...]]:
+    async def gpus(self) -> Graphics:
         graphics = await self._inspector.graphics()
         states = (GpuState(gpu=gpu, processes=_processes(graphics.processes.get(gpu.uuid))) for gpu in graphics.gpus)
-        return tuple(states), graphics.problems
+        return Graphics(states=tuple(states), links=graphics.links, problems=graphics.problems)
 
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
         reading = await self._inspector.memory()

@@ -1,11 +1,12 @@
 """Memory as Prometheus metrics. A value that is not known is NaN."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from libs.common.contracts.gpu_orchestrator import GpuState
 from libs.common.contracts.node_registry import Memory
+from services.gpu_orchestrator.model import Entry
 
 MIB = 1024 * 1024
 
@@ -19,6 +20,34 @@ class PrometheusObserver:
         self._users = Gauge("mesh_ledger_gpu_processes", "Processes that use a GPU.", gpu, registry=registry)
         self._ram = Gauge("mesh_ledger_memory_total_bytes", "RAM that may be used.", registry=registry)
         self._available = Gauge("mesh_ledger_memory_available_bytes", "RAM that may still be used.", registry=registry)
+
+        device = ("device",)
+        self._claimed = Gauge("mesh_ledger_claimed_bytes", "Claimed, by GPU or RAM.", device, registry=registry)
+        self._held = Gauge("mesh_ledger_held_bytes", "Larger of claimed and used, by claim.", device, registry=registry)
+        self._foreign = Gauge("mesh_ledger_foreign_bytes", "Used without a claim.", device, registry=registry)
+        self._leaked = Gauge("mesh_ledger_leaked_bytes", "Used after the claim ended.", device, registry=registry)
+        self._given = Gauge("mesh_ledger_claimable_bytes", "What more may be claimed.", device, registry=registry)
+        self._open = Gauge("mesh_ledger_reservations", "Open reservations by state.", ("state",), registry=registry)
+        self._asked = Counter("mesh_ledger_reserve", "Reservations asked for.", ("outcome",), registry=registry)
+        self._events = Counter("mesh_ledger_events", "What happened in the ledger.", ("kind",), registry=registry)
+
+    def reckoned(self, ledger: Mapping[str, Entry], reservations: Mapping[str, int]) -> None:
+        for metric in (self._claimed, self._held, self._foreign, self._leaked, self._given):
+            metric.clear()
+        for uuid, entry in ledger.items():
+            self._claimed.labels(uuid).set(entry.claimed_mb * MIB)
+            self._held.labels(uuid).set(entry.held_mb * MIB)
+            self._foreign.labels(uuid).set(entry.foreign_mb * MIB)
+            self._leaked.labels(uuid).set(entry.leaked_mb * MIB)
+            self._given.labels(uuid).set(entry.given_mb * MIB)
+        for state in ("held", "committed"):
+            self._open.labels(state).set(reservations.get(state, 0))
+
+    def asked(self, outcome: str) -> None:
+        self._asked.labels(outcome).inc()
+
+    def happened(self, kind: str) -> None:
+        self._events.labels(kind).inc()
 
     def measured(self, gpus: Sequence[GpuState], memory: Memory) -> None:
         for metric in (self._total, self._used, self._free, self._users):

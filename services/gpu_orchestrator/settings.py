@@ -1,14 +1,43 @@
-"""Every knob of the GPU orchestrator."""
+"""Every knob of the GPU orchestrator. Their environment names are those of the fields, in capitals."""
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="GPU_ORCHESTRATOR_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
-    port: int = Field(8098, ge=0, le=65535, description="Where the GPU orchestrator's HTTP door listens.")
-    states_seconds: float = Field(10.0, ge=0.5, le=3600, description="How often the GPUs' states are published.")
-    source_seconds: float = Field(
+    gpu_orchestrator_port: int = Field(
+        8098, ge=0, le=65535, description="Where the GPU orchestrator's HTTP door listens."
+    )
+    gpu_orchestrator_states_seconds: float = Field(
+        10.0, ge=0.5, le=3600, description="How often the GPUs' states are published."
+    )
+    gpu_orchestrator_source_seconds: float = Field(
         2.0, ge=0.1, le=60, description="How long one source may take; a slower one costs its field."
     )
+    gpu_reservation_timeout: float = Field(
+        300.0,
+        ge=1,
+        le=86400,
+        description="Seconds after which a reservation that nobody committed expires, by default.",
+    )
+    gpu_measure_seconds: float = Field(
+        0.25, ge=0, le=60, description="How old a measurement may be on which memory is reserved, in seconds."
+    )
+    gpu_watch_seconds: float = Field(1.0, ge=0.1, le=60, description="How often is measured when nobody asks.")
+    gpu_margin_mb: int = Field(256, ge=0, le=1_000_000, description="MiB of each GPU that are given to nobody.")
+    gpu_ram_margin_mb: int = Field(512, ge=0, le=100_000_000, description="MiB of RAM that are given to nobody.")
+    gpu_foreign_hold_seconds: float = Field(
+        60.0, ge=0, le=86400, description="For how long the most that a foreign process used stays protected."
+    )
+    gpu_leak_grace_seconds: float = Field(
+        30.0, ge=0, le=86400, description="How long a process may outlive its claim before it is told as a leak."
+    )
+    gpu_healthy_seconds: float = Field(
+        60.0, ge=0, le=86400, description="How long a GPU that was unwell must be well before it is given again."
+    )
+
+    @property
+    def port(self) -> int:
+        return self.gpu_orchestrator_port

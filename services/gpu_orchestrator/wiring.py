@@ -1,36 +1,82 @@
 """The only place where the GPU orchestrator's parts meet."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
 from libs.common.kit.loops import every
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
 from libs.hardware.inspector import Inspector
 from services.gpu_orchestrator import http_api
+from services.gpu_orchestrator.book import Book
 from services.gpu_orchestrator.meters_host import HostMeters
+from services.gpu_orchestrator.meters_proc import ProcProcesses
+from services.gpu_orchestrator.model import Rules
+from services.gpu_orchestrator.nats_api import open_doors
 from services.gpu_orchestrator.observer_prometheus import PrometheusObserver
 from services.gpu_orchestrator.settings import Settings
+from services.gpu_orchestrator.store_sqlite import SqliteJournal
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def build(platform: Platform, settings: Settings | None = None) -> Service:
     settings = settings or load(Settings)
-    meters = HostMeters(Inspector(folder=platform.data_dir / "gpu_orchestrator", seconds=settings.source_seconds))
+    folder = platform.data_dir / "gpu_orchestrator"
+    meters = HostMeters(Inspector(folder=folder, seconds=settings.gpu_orchestrator_source_seconds))
+    processes, journal = ProcProcesses(), SqliteJournal(folder / "ledger.db")
     orchestrator = GpuOrchestrator(
         node_id=platform.node_id,
         boot_id=platform.boot_id,
+        machine_boot=_machine_boot(),
         meters=meters,
+        processes=processes,
+        journal=journal,
+        book=Book(_rules(settings)),
         bus=platform.bus,
         clock=platform.clock,
         observer=PrometheusObserver(platform.metrics),
+        timeout_seconds=settings.gpu_reservation_timeout,
+        measure_seconds=settings.gpu_measure_seconds,
     )
+
+    @asynccontextmanager
+    async def alive() -> AsyncIterator[None]:
+        try:
+            async with meters.open(), orchestrator.open():
+                yield
+        finally:
+            processes.close()
+
+    async def journal_writable() -> str | None:
+        return journal.problem()
+
     return Service(
         port=settings.port,
-        lifespan=meters.open,
-        subscriptions=_hears_nothing,
-        loops=[every(settings.states_seconds, orchestrator.tell, platform.clock, name="states")],
+        lifespan=alive,
+        subscriptions=partial(open_doors, platform.bus, orchestrator, platform.node_id),
+        loops=[
+            every(settings.gpu_watch_seconds, orchestrator.watch, platform.clock, name="watch"),
+            every(settings.gpu_orchestrator_states_seconds, orchestrator.tell, platform.clock, name="states"),
+        ],
         router=http_api.router(orchestrator),
+        checks={"journal": journal_writable},
     )
 
 
-async def _hears_nothing() -> None:
-    """Reservations, when they come, will be asked for over NATS; measuring is asked for over HTTP."""
-    return
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        foreign_hold_seconds=settings.gpu_foreign_hold_seconds,
+        leak_grace_seconds=settings.gpu_leak_grace_seconds,
+        healthy_seconds=settings.gpu_healthy_seconds,
+        margin_mb=settings.gpu_margin_mb,
+        ram_margin_mb=settings.gpu_ram_margin_mb,
+    )
+
+
+def _machine_boot() -> str:
+    """What the kernel calls the time since it started; where it has no name for it, all starts are one."""
+    return BOOT_ID.read_text(encoding="ascii").strip() if BOOT_ID.exists() else "unknown"

@@ -1,0 +1,118 @@
+"""Processes, their parents and containers, from the kernel's `proc`."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from services.gpu_orchestrator.meters import Family, Root
+
+T = TypeVar("T")
+MOST_ANCESTORS = 64
+KIB_PER_MIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    parent: int
+    start: int
+    zombie: bool
+
+
+class ProcProcesses:
+    """Reads beside the event loop, in one thread of its own."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._proc = root / "proc"
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu-processes")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def start_of(self, pid: int) -> int | None:
+        return await self._aside(lambda: self._start(pid))
+
+    async def has_container(self, container_id: str) -> bool:
+        return await self._aside(lambda: any(container_id in self._group(pid) for pid in self._pids()))
+
+    async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
+        return await self._aside(lambda: self._families(roots, pids))
+
+    async def _aside(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
+        if not roots:
+            return Family(owners={}, alive={}, ram_mb={}, commands=self._commands(pids))
+        stats = {pid: stat for pid in self._pids() if (stat := self._stat(pid)) is not None and not stat.zombie}
+        by_process: dict[int | None, Root] = {
+            root.pid: root for root in roots if root.pid is not None and self._is(root, stats)
+        }
+        containers = [root for root in roots if root.container_id is not None]
+        owners: dict[int, str] = {}
+        for pid in stats:
+            root = self._ancestor(pid, stats, by_process) or self._of_container(pid, containers)
+            if root is not None:
+                owners[pid] = root.reservation_id
+        ram: dict[str, int] = {}
+        for pid, name in owners.items():
+            ram[name] = ram.get(name, 0) + self._ram_kib(pid)
+        found = set(owners.values())
+        return Family(
+            owners=owners,
+            alive={root.reservation_id: root.reservation_id in found for root in roots},
+            ram_mb={name: kib // KIB_PER_MIB for name, kib in ram.items()},
+            commands=self._commands(pids),
+        )
+
+    def _is(self, root: Root, stats: Mapping[int, _Stat]) -> bool:
+        stat = stats.get(root.pid or 0)
+        return stat is not None and stat.start == root.pid_start
+
+    def _ancestor(self, pid: int, stats: Mapping[int, _Stat], roots: Mapping[int | None, Root]) -> Root | None:
+        for _ in range(MOST_ANCESTORS):
+            if pid in roots:
+                return roots[pid]
+            stat = stats.get(pid)
+            if stat is None:
+                return None
+            pid = stat.parent
+        return None
+
+    def _of_container(self, pid: int, roots: Collection[Root]) -> Root | None:
+        if not roots:
+            return None
+        group = self._group(pid)
+        return next((root for root in roots if root.container_id and root.container_id in group), None)
+
+    def _pids(self) -> Iterator[int]:
+        found = self._proc.iterdir() if self._proc.is_dir() else iter(())
+        return (int(folder.name) for folder in found if folder.name.isdecimal())
+
+    def _start(self, pid: int) -> int | None:
+        stat = self._stat(pid)
+        return None if stat is None or stat.zombie else stat.start
+
+    def _stat(self, pid: int) -> _Stat | None:
+        # The name is in parentheses and may hold anything: what follows the last one is numbers.
+        fields = self._text(pid, "stat").rpartition(")")[2].split()
+        return _Stat(int(fields[1]), int(fields[19]), fields[0] in "ZX") if len(fields) > 19 else None
+
+    def _group(self, pid: int) -> str:
+        return self._text(pid, "cgroup")
+
+    def _ram_kib(self, pid: int) -> int:
+        """Its own pages and shared ones that are no files: what is only cached can be dropped."""
+        lines = (line.split() for line in self._text(pid, "status").splitlines())
+        return sum(int(words[1]) for words in lines if words and words[0] in ("RssAnon:", "RssShmem:"))
+
+    def _commands(self, pids: Collection[int]) -> dict[int, str]:
+        return {pid: command for pid in pids if (command := self._text(pid, "cmdline").replace("\0", " ").strip())}
+
+    def _text(self, pid: int, name: str) -> str:
+        with suppress(OSError):
+            return (self._proc / str(pid) / name).read_text(encoding="utf-8", errors="replace")
+        return ""

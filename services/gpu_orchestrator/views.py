@@ -1,0 +1,85 @@
+"""The ledger and its reservations in the words of the contracts."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from libs.common.contracts.gpu_orchestrator import (
+    FitAnswer,
+    GpuState,
+    LedgerEntry,
+    LedgerUse,
+    Reservation,
+    ReservationState,
+    Shortfall,
+)
+from services.gpu_orchestrator.choosing import Choice
+from services.gpu_orchestrator.machine import Held
+from services.gpu_orchestrator.model import Entry, Ledger
+
+
+def entry_view(entry: Entry) -> LedgerEntry:
+    uses = (
+        LedgerUse(reservation_id=name, claim_mb=use.claim_mb, measured_mb=use.measured_mb, over_claim=use.over_claim)
+        for name, use in sorted(entry.uses.items())
+    )
+    return LedgerEntry(
+        total_mb=entry.total_mb,
+        driver_mb=entry.driver_mb,
+        margin_mb=entry.margin_mb,
+        claimed_mb=entry.claimed_mb,
+        ours_mb=entry.ours_mb,
+        held_mb=entry.held_mb,
+        foreign_mb=entry.foreign_mb,
+        leaked_mb=entry.leaked_mb,
+        free_mb=entry.free_mb,
+        attributed=entry.attributed,
+        problem=entry.problem,
+        uses=tuple(uses),
+    )
+
+
+def state_view(state: GpuState, ledger: Ledger) -> GpuState:
+    entry = ledger.get(state.gpu.uuid)
+    parts = {part.uuid: entry_view(ledger[part.uuid]) for part in state.gpu.mig_devices if part.uuid in ledger}
+    return state.model_copy(update={"ledger": entry_view(entry) if entry else None, "parts": parts})
+
+
+def reservation_view(held: Held, node_id: str, indices: Mapping[str, int], now: float) -> Reservation:
+    expires = max(0.0, held.deadline - now) if held.state == ReservationState.HELD else None
+    return Reservation(
+        reservation_id=held.reservation_id,
+        token=held.token,
+        node_id=node_id,
+        state=held.state,
+        gpu_uuids=held.gpu_uuids,
+        gpu_indices=tuple(indices[uuid] for uuid in held.gpu_uuids if uuid in indices),
+        required_mb=held.required_mb,
+        ram_mb=held.ram_mb,
+        owner=held.owner,
+        purpose=held.purpose,
+        timeout_seconds=held.timeout_seconds,
+        expires_in_seconds=expires,
+        reserved_at=held.reserved_at,
+        ended_at=held.ended_at,
+        ended_reason=held.ended_reason,
+        pid=held.pid,
+        container_id=held.container_id,
+    )
+
+
+def fit_view(choice: Choice, node_id: str, indices: Mapping[str, int], at: datetime) -> FitAnswer:
+    short = (
+        Shortfall(device=each.device, free_mb=each.free_mb, missing_mb=each.missing_mb, reason=each.reason)
+        for each in choice.shortfalls
+    )
+    return FitAnswer(
+        fits=choice.fits,
+        node_id=node_id,
+        at=at,
+        gpu_uuids=choice.uuids,
+        gpu_indices=tuple(indices[uuid] for uuid in choice.uuids if uuid in indices),
+        reason=choice.reason,
+        shortfalls=tuple(short),
+        would_fit_mb=choice.would_fit_mb,
+        would_fit_gpus=choice.would_fit_gpus,
+    )

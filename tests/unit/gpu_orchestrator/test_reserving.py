@@ -1,0 +1,205 @@
+"""Reserving memory on one node, and through it on another."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from libs.common.bus.transport_memory import MemoryServer
+from libs.common.clock import ManualClock
+from libs.common.contracts.gpu_orchestrator import (
+    RESERVE,
+    Commit,
+    FitQuestion,
+    GpuProcess,
+    Release,
+    Renew,
+    Reservation,
+    ReservationState,
+    ReserveRequest,
+)
+from libs.common.errors import Conflict, Forbidden, Malformed, NotFound
+from tests.unit.gpu_orchestrator.world import FREE_MB, World, idle, made_world
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with made_world(tmp_path) as made:
+        yield made
+
+
+def wish(mb: int = 1000, **more: object) -> ReserveRequest:
+    return ReserveRequest.model_validate({"required_mb": mb} | more)
+
+
+async def free(world: World) -> list[int | None]:
+    return [state.ledger.free_mb for state in (await world.orchestrator.states()).gpus if state.ledger]
+
+
+async def state(world: World, held: Reservation) -> ReservationState:
+    await world.orchestrator.refresh()
+    return world.orchestrator.reservation(held.reservation_id).state
+
+
+async def test_what_is_reserved_is_not_free_and_what_is_released_is(world: World):
+    held = await world.orchestrator.reserve(wish(gpu_indices=[0, 1]))
+    during = await free(world)
+    await world.orchestrator.release(Release(reservation_id=held.reservation_id, token=held.token))
+
+    assert (held.gpu_uuids, held.gpu_indices) == (("GPU-0", "GPU-1"), (0, 1))
+    assert (during, await free(world)) == ([FREE_MB - 1000] * 2, [FREE_MB] * 2)
+
+
+async def test_a_refusal_tells_what_is_in_the_way_and_changes_nothing(world: World):
+    with pytest.raises(Conflict) as caught:
+        await world.orchestrator.reserve(wish(FREE_MB + 1, gpu_count=2))
+
+    assert [each["missing_mb"] for each in caught.value.details["shortfalls"]] == [1, 1]  # type: ignore[attr-defined]
+    assert caught.value.details["would_fit_mb"] == FREE_MB
+    assert (await free(world), world.eye.outcomes) == ([FREE_MB] * 2, ["refused"])
+
+
+async def test_a_process_that_came_between_question_and_reservation_is_seen(world: World):
+    fits = (await world.orchestrator.can_fit(FitQuestion(required_mb=20_000, gpu_indices=(0,)))).fits
+    world.meters.states = (idle(0, GpuProcess(pid=7, kind="compute", used_mb=15_000)), idle(1))
+
+    with pytest.raises(Conflict):
+        await world.orchestrator.reserve(wish(20_000, gpu_indices=[0]))
+    assert fits
+
+
+async def test_two_hundred_at_once_get_what_there_is_and_not_more(world: World):
+    results = await asyncio.gather(
+        *(world.orchestrator.reserve(wish(3000)) for _ in range(200)), return_exceptions=True
+    )
+    granted = [result for result in results if isinstance(result, Reservation)]
+
+    assert len(granted) == 2 * (FREE_MB // 3000)
+    assert all(isinstance(result, (Reservation, Conflict)) for result in results)
+    assert len({each.token for each in granted}) == len(granted)
+    assert await free(world) == [FREE_MB % 3000] * 2
+
+
+async def test_a_repeated_request_reserves_once_and_another_of_the_same_id_is_refused(world: World):
+    one, other = await asyncio.gather(*(world.orchestrator.reserve(wish(reservation_id="a/1/n")) for _ in range(2)))
+
+    assert one == other
+    with pytest.raises(Conflict, match="taken"):
+        await world.orchestrator.reserve(wish(2000, reservation_id="a/1/n"))
+
+
+async def test_a_reservation_that_nobody_commits_expires_and_one_that_is_renewed_does_not(world: World):
+    lost, kept = [await world.orchestrator.reserve(wish()) for _ in range(2)]
+    world.clock.advance(299)
+    await world.orchestrator.renew(Renew(reservation_id=kept.reservation_id, token=kept.token))
+    world.clock.advance(1)
+
+    assert (await state(world, lost), await state(world, kept)) == (ReservationState.EXPIRED, ReservationState.HELD)
+
+
+async def test_a_committed_reservation_ends_with_its_process_and_not_before(world: World):
+    held = await world.orchestrator.reserve(wish())
+    await world.orchestrator.commit(Commit(reservation_id=held.reservation_id, token=held.token, pid=42))
+    world.clock.advance(1e6)
+    before = await state(world, held)
+    world.processes.running[42] = 2  # another process under its number
+
+    assert (before, await state(world, held)) == (ReservationState.COMMITTED, ReservationState.ENDED)
+    assert await free(world) == [FREE_MB] * 2
+
+
+async def test_an_engine_that_outlives_its_reservation_is_told_as_leaked_and_its_memory_stays_protected(world: World):
+    held = await world.orchestrator.reserve(wish(5000, gpu_indices=[0]))
+    await world.orchestrator.commit(Commit(reservation_id=held.reservation_id, pid=42))
+    world.meters.states = (idle(0, GpuProcess(pid=42, kind="compute", used_mb=5000)), idle(1))
+    await world.orchestrator.refresh()
+    await world.orchestrator.release(Release(reservation_id=held.reservation_id))
+    await world.orchestrator.refresh()
+    world.clock.advance(30)
+
+    assert await free(world) == [FREE_MB - 5000, FREE_MB]
+    assert world.eye.events == ["leaked"]
+
+
+async def test_ram_alone_can_be_reserved_and_runs_out(world: World):
+    await world.orchestrator.reserve(wish(0, gpu_count=0, ram_mb=50_000))
+
+    with pytest.raises(Conflict, match="RAM"):
+        await world.orchestrator.reserve(wish(ram_mb=20_000))
+    assert await free(world) == [FREE_MB] * 2
+
+
+async def test_after_a_restart_the_same_reservations_have_the_same_tokens(tmp_path: Path):
+    clock = ManualClock()
+    async with made_world(tmp_path, clock=clock) as world:
+        held = await world.orchestrator.reserve(wish(gpu_indices=[0]))
+        mine = await world.orchestrator.reserve(wish(gpu_indices=[1]))
+        await world.orchestrator.commit(Commit(reservation_id=mine.reservation_id, pid=42))
+    clock.advance(400)
+    async with made_world(tmp_path, clock=clock) as again:
+        states = [await state(again, held), await state(again, mine)]
+        token = again.orchestrator.reservation(mine.reservation_id).token
+        new = await again.orchestrator.reserve(wish())
+
+    assert states == [ReservationState.EXPIRED, ReservationState.COMMITTED]
+    assert (token, new.token > mine.token) == (mine.token, True)
+
+
+async def test_after_a_boot_of_the_machine_nothing_is_reserved(tmp_path: Path):
+    async with made_world(tmp_path) as world:
+        held = await world.orchestrator.reserve(wish())
+    async with made_world(tmp_path, machine_boot="next") as again:
+        assert await state(again, held) == ReservationState.ENDED
+
+
+async def test_a_request_that_names_another_node_is_answered_by_that_node(tmp_path: Path):
+    server = MemoryServer(clock=ManualClock())
+    async with made_world(tmp_path, server=server) as here, made_world(tmp_path, node_id="far", server=server) as far:
+        held = await here.orchestrator.reserve(wish(node_id="far"))
+        asked = Release(reservation_id=held.reservation_id, token=held.token)
+        during = await free(far)
+        gone = await here.orchestrator.release(asked, "far")
+
+    assert (held.node_id, gone.state) == ("far", ReservationState.RELEASED)
+    assert min(mb for mb in during if mb is not None) == FREE_MB - 1000
+
+
+async def test_a_reservation_is_made_over_nats_too(world: World):
+    held = await world.bus.request(RESERVE, wish(), node_id="n")
+
+    assert world.orchestrator.reservations(only_open=True).reservations == (held,)
+
+
+async def test_strangers_and_unknown_things_are_refused_by_name(world: World):
+    held = await world.orchestrator.reserve(wish())
+    for refused, kind in (
+        (world.orchestrator.release(Release(reservation_id=held.reservation_id, token=99)), Forbidden),
+        (world.orchestrator.renew(Renew(reservation_id="none")), NotFound),
+        (world.orchestrator.commit(Commit(reservation_id=held.reservation_id, pid=43)), Malformed),
+        (world.orchestrator.reserve(wish(gpu_indices=[9])), Malformed),
+        (world.orchestrator.reserve(wish(gpu_uuids=["GPU-9"])), Malformed),
+    ):
+        with pytest.raises(kind):
+            await refused
+
+    assert world.orchestrator.reservations(only_open=True).reservations == (held,)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"required_mb": -1},
+        {"required_mb": 0},
+        {"required_mb": 2**40},
+        {"required_mb": 1, "gpu_indices": [0, 0]},
+        {"required_mb": 1, "gpu_indices": [0], "gpu_uuids": ["GPU-0"]},
+        {"required_mb": 1, "gpu_indices": [0], "gpu_count": 2},
+        {"required_mb": 1, "timeout_seconds": 0},
+        {"gpu_count": 0},
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(body: dict[str, object]):
+    with pytest.raises(ValidationError):
+        ReserveRequest.model_validate(body)

@@ -1,0 +1,122 @@
+"""A GPU orchestrator with made-up hardware, a real journal and a clock that stands still."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from libs.common.bus.bus import Bus
+from libs.common.bus.transport_memory import MemoryServer
+from libs.common.clock import ManualClock
+from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState, GpuStates
+from libs.common.contracts.node_registry import Memory, Problem
+from services.gpu_orchestrator.book import Book
+from services.gpu_orchestrator.meters import Family, Graphics, Root
+from services.gpu_orchestrator.model import Entry, Rules
+from services.gpu_orchestrator.nats_api import open_doors
+from services.gpu_orchestrator.store_sqlite import SqliteJournal
+from services.gpu_orchestrator.use_cases import GpuOrchestrator
+from tests.nodes import gpu
+from tests.recording import RecordingObserver
+
+FREE_MB = 24564 - 464
+"""On an idle card, without margin."""
+
+
+def idle(number: int, *processes: GpuProcess) -> GpuState:
+    used = sum(each.used_mb or 0 for each in processes)
+    return GpuState(gpu=gpu(number, vram_used_mb=used, vram_free_mb=FREE_MB - used), processes=processes)
+
+
+@dataclass
+class MadeUpMeters:
+    problems: tuple[Problem, ...] = ()
+    states: tuple[GpuState, ...] = (idle(0), idle(1))
+    ram: Memory = field(default_factory=lambda: Memory(total_mb=65536, available_mb=60000))
+
+    async def gpus(self) -> Graphics:
+        return Graphics(states=self.states, problems=self.problems)
+
+    async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
+        return self.ram, ()
+
+
+@dataclass
+class MadeUpProcesses:
+    """`running`: when each process started."""
+
+    running: dict[int, int] = field(default_factory=lambda: {42: 1})
+
+    async def start_of(self, pid: int) -> int | None:
+        return self.running.get(pid)
+
+    async def has_container(self, container_id: str) -> bool:
+        return False
+
+    async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
+        alive = {root.reservation_id: self.running.get(root.pid or 0) == root.pid_start for root in roots}
+        owners = {root.pid: root.reservation_id for root in roots if root.pid and alive[root.reservation_id]}
+        return Family(owners=owners, alive=alive, ram_mb={}, commands={})
+
+
+@dataclass
+class Eye:
+    seen: list[tuple[Sequence[GpuState], Memory]] = field(default_factory=list)
+    outcomes: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+    def measured(self, gpus: Sequence[GpuState], memory: Memory) -> None:
+        self.seen.append((gpus, memory))
+
+    def reckoned(self, ledger: Mapping[str, Entry], reservations: Mapping[str, int]) -> None:
+        """Nobody asks for it here."""
+
+    def asked(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    def happened(self, kind: str) -> None:
+        self.events.append(kind)
+
+
+@dataclass
+class World:
+    orchestrator: GpuOrchestrator
+    meters: MadeUpMeters
+    processes: MadeUpProcesses
+    eye: Eye
+    bus: Bus
+    clock: ManualClock
+    told: "asyncio.Queue[GpuStates]" = field(default_factory=asyncio.Queue)
+
+
+@asynccontextmanager
+async def made_world(
+    folder: Path,
+    *,
+    node_id: str = "n",
+    machine_boot: str = "b",
+    server: MemoryServer | None = None,
+    clock: ManualClock | None = None,
+) -> AsyncIterator[World]:
+    clock = clock or ManualClock()
+    meters, processes, eye = MadeUpMeters(), MadeUpProcesses(), Eye()
+    async with (server or MemoryServer(clock=clock)).connect("gpu") as transport:
+        bus = Bus(transport, name="gpu_orchestrator", observer=RecordingObserver(), clock=clock)
+        orchestrator = GpuOrchestrator(
+            node_id=node_id,
+            boot_id="b",
+            machine_boot=machine_boot,
+            meters=meters,
+            processes=processes,
+            journal=SqliteJournal(folder / f"{node_id}.db"),
+            book=Book(Rules(margin_mb=0, ram_margin_mb=0)),
+            bus=bus,
+            clock=clock,
+            observer=eye,
+            timeout_seconds=300,
+            measure_seconds=0,
+        )
+        async with orchestrator.open():
+            await open_doors(bus, orchestrator, node_id)
+            yield World(orchestrator, meters, processes, eye, bus, clock)
