@@ -1,6 +1,6 @@
 """The weights of a model one by one: shapes, and how vLLM divides each among tensor-parallel ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -88,6 +88,21 @@ def head(facts: ModelFacts) -> Matrix:
         inputs=facts.hidden,
         split=Split.VOCABULARY,
     )
+
+
+def alike(facts: ModelFacts, indexes: Iterable[int]) -> list[tuple[int, int]]:
+    """Layers of the same shapes and storage: one of each kind, and how many there are.
+
+    Where modules are stored by their names, every layer is its own kind.
+    """
+    kind = facts.quantisation
+    if kind is not None and (kind.skipped or kind.named):
+        return [(index, 1) for index in indexes]
+    found: dict[Layer, tuple[int, int]] = {}
+    for index in indexes:
+        first, count = found.get(facts.layers[index], (index, 0))
+        found[facts.layers[index]] = (first, count + 1)
+    return list(found.values())
 
 
 def layer_matrices(facts: ModelFacts, index: int) -> Iterator[Matrix]:

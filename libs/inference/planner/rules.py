@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from libs.inference.planner.facts import ModelFacts
-from libs.inference.planner.matrices import Matrix, Part, Split, embedding, layer_matrices
+from libs.inference.planner.matrices import Matrix, Part, Split, alike, embedding, layer_matrices
 from libs.inference.planner.quantisation import storage_of
 from libs.inference.planner.split import Parallel
 from libs.inference.planner.weights import VOCABULARY_PADDING, rounded_up
@@ -68,7 +68,7 @@ def _pipeline(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
 def _quantised(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
     if facts.quantisation is None or parallel.tensor == 1:
         return
-    for index in range(len(facts.layers)):
+    for index, _ in alike(facts, range(len(facts.layers))):
         for matrix in layer_matrices(facts, index):
             yield from _matrix(facts, matrix, parallel)
 

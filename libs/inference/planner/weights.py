@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from libs.inference.planner.facts import ModelFacts, Quantisation
 from libs.inference.planner.families import FAMILIES, UNKNOWN
-from libs.inference.planner.matrices import Matrix, Part, Split, embedding, head, layer_matrices, vision_matrices
+from libs.inference.planner.matrices import Matrix, Part, Split, alike, embedding, head, layer_matrices, vision_matrices
 from libs.inference.planner.parameters import final_norm, position_table
 from libs.inference.planner.quantisation import storage_of
 from libs.inference.planner.split import Parallel, stage_ranges
@@ -24,8 +24,8 @@ def rounded_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def stage_matrices(facts: ModelFacts, parallel: Parallel, stage: int) -> Iterator[Matrix]:
-    """The weights of one pipeline stage: the embedding on the first, the output layer on the last.
+def end_matrices(facts: ModelFacts, parallel: Parallel, stage: int) -> Iterator[Matrix]:
+    """What a stage holds beside its layers: the embedding on the first, the output layer on the last.
 
     Source: `model_executor/models/llama.py`; a tied embedding is on both ends. The image encoder is on the first.
     """
@@ -36,8 +36,6 @@ def stage_matrices(facts: ModelFacts, parallel: Parallel, stage: int) -> Iterato
             yield position_table(facts, positions)
         if facts.vision is not None:
             yield from vision_matrices(facts.vision, facts.hidden)
-    for index in stage_ranges(len(facts.layers), parallel)[stage]:
-        yield from layer_matrices(facts, index)
     if stage == parallel.pipeline - 1:
         yield final_norm(facts)
         if not facts.tied or stage > 0:
@@ -47,8 +45,11 @@ def stage_matrices(facts: ModelFacts, parallel: Parallel, stage: int) -> Iterato
 def weight_bytes_by_part(facts: ModelFacts, parallel: Parallel, stage: int = 0) -> Mapping[Part, int]:
     """Bytes of weights on each GPU of a stage, without the table of rotations."""
     counted: Counter[Part] = Counter()
-    for matrix in stage_matrices(facts, parallel, stage):
+    for matrix in end_matrices(facts, parallel, stage):
         counted[matrix.part] += matrix_bytes(facts, matrix, parallel)
+    for index, count in alike(facts, stage_ranges(len(facts.layers), parallel)[stage]):
+        for matrix in layer_matrices(facts, index):
+            counted[matrix.part] += count * matrix_bytes(facts, matrix, parallel)
     return counted
 
 
