@@ -95,9 +95,10 @@ class _Children:
         self._started.append(process)
         return process
 
-    def bury(self) -> None:
-        """Take leave of those that have ended."""
+    def bury(self) -> bool:
+        """Take leave of those that have ended. True when none is left."""
         self._started = [process for process in self._started if process.poll() is None]
+        return not self._started
 
 
 @contextlib.asynccontextmanager
@@ -245,8 +246,8 @@ async def _stop(options: ServerOptions, children: _Children) -> None:
 
 async def _gone(options: ServerOptions, children: _Children) -> bool:
     for _ in range(int(STOP_SECONDS / 0.02)):
-        if _running_pid(options) is None:
-            children.bury()
+        # A process whose first thread has ended looks dead before its other threads are: only its burial is proof.
+        if children.bury() and _running_pid(options) is None:
             return True
         await asyncio.sleep(0.02)
     return False
