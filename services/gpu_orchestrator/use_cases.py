@@ -185,6 +185,10 @@ class GpuOrchestrator:
         found = self._book.open_ones() if only_open else self._book.all()
         return Reservations(node_id=self._node_id, reservations=tuple(self._view(held) for held in found))
 
+    def problem(self) -> str | None:
+        """Why the ledger cannot be believed yet."""
+        return None if self._measured else "the memory of this machine has not been measured yet"
+
     async def refresh(self, *, within: float = 0.0) -> None:
         """A measurement that began at most `within` seconds before now; those who wait share one."""
         begun = self._begun

@@ -54,6 +54,9 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     async def journal_writable() -> str | None:
         return journal.problem()
 
+    async def measured() -> str | None:
+        return orchestrator.problem()
+
     return Service(
         port=settings.port,
         lifespan=alive,
@@ -63,7 +66,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             every(settings.gpu_orchestrator_states_seconds, orchestrator.tell, platform.clock, name="states"),
         ],
         router=http_api.router(orchestrator),
-        checks={"journal": journal_writable},
+        checks={"journal": journal_writable, "measured": measured},
     )
 
 
