@@ -41,6 +41,7 @@ class Crowd:
         self.least_running: int | None = None
         self.bodies: dict[str, dict[str, Any]] = {}
         self.padding = 0
+        self.results_go = False
         self._backlog = BACKLOG
         self._chance = chance
         self._most = most
@@ -200,6 +201,14 @@ class Crowd:
             if self.receipts:
                 await self.look(next(iter(self._chance.choice(list(self.receipts.values())))))
 
+    async def poison_is_over(self) -> bool:
+        for name in self.poison:
+            for work_id in self.receipts.get(name, ()):
+                await self.look(work_id)
+                if work_id not in self._seen:
+                    return False
+        return True
+
     async def look(self, work_id: str) -> None:
         if work_id in self._seen:
             return
@@ -295,6 +304,7 @@ class Crowd:
                 lines=self.lines.read(),
                 mortal=self.stage.mortal,
                 poison=self.poison,
+                results_go=self.results_go,
             )
         )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 import tempfile
 import time
 from contextlib import ExitStack
@@ -19,7 +20,11 @@ SETTLE_SECONDS = 90.0
 async def play(row: Row, seed: int, *, scale: float = 1.0, keep: Path | None = None) -> dict[str, Any]:
     """Returns what is written into the raw results."""
     with ExitStack() as held:
-        folder = keep / row.name.replace(" ", "-") if keep else Path(held.enter_context(tempfile.TemporaryDirectory()))
+        if keep is None:
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = keep / row.name.replace(" ", "-")
+            shutil.rmtree(folder, ignore_errors=True)
         store = held.enter_context(small_disk(folder / "disk", row.store_mib)) if row.store_mib else None
         made = held.enter_context(stage(folder, row.settings, store=store))
         if row.act is step_clock:
@@ -33,6 +38,7 @@ async def _on(made: Stage, row: Row, seed: int, scale: float) -> dict[str, Any]:
     chance = random.Random(f"{seed} {row.name}")
     crowd = Crowd(made, chance, most=max(400, round(row.most * scale)))
     crowd.padding = row.padding
+    crowd.results_go = row.results_go
     watching = asyncio.create_task(crowd.watch())
     submitting = asyncio.create_task(crowd.submit())
     try:
@@ -50,6 +56,7 @@ async def _on(made: Stage, row: Row, seed: int, scale: float) -> dict[str, Any]:
         "fault": row.name,
         "done": done,
         "seed": seed,
+        "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "least_running": crowd.least_running,
         "refusals": crowd.refusals,
         "seconds": round(time.monotonic() - started, 1),

@@ -1,6 +1,6 @@
 """The table of `docs/faults.md`, from the raw results of one run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from docs.generate.markdown import table as markdown_table
@@ -35,15 +35,17 @@ writes a line when it begins and one when it ends. Those two are the truth here,
   stood still for longer than its leases last.
 - **running at the kills**: the least number of jobs in the middle of it when something was done to the mesh.
 
-`make faults` does it again ({seconds:.0f} s when this was written, {at}, seed {seed}).
+`make faults` does it again ({seconds:.0f} s in all; these rows are from {first} to {last}).
 
 """
 
 
-def table(told: Mapping[str, Any]) -> str:
-    rows = [[str(cell) for cell in _cells(row)] for row in told["rows"]]
-    seconds = sum(row["seconds"] for row in told["rows"])
-    introduction = INTRODUCTION.format(seconds=seconds, at=told["at"], seed=told["seed"], slots=60)
+def table(told: Sequence[Mapping[str, Any]]) -> str:
+    rows = [[str(cell) for cell in _cells(row)] for row in told]
+    seconds = sum(row["seconds"] for row in told)
+    introduction = INTRODUCTION.format(
+        seconds=seconds, first=min(row["at"] for row in told), last=max(row["at"] for row in told), slots=60
+    )
     return introduction + markdown_table(HEAD, rows) + "\n" + _again(told)
 
 
@@ -61,8 +63,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[object, ...]:
     )
 
 
-def _again(told: Mapping[str, Any]) -> str:
-    lines = [f"- {row['fault']}: {row['ran_again']} items" for row in told["rows"] if row["ran_again"]]
+def _again(told: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"- {row['fault']}: {row['ran_again']} items" for row in told if row["ran_again"]]
     return (
         "\nA job whose process died, or was given up because it stood still, is run again, and so is one that failed "
         "(one in twenty does, the first time). Its item counts once all the same:\n\n" + "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import APIError
 
 from tests.faults.crowd import Crowd
-from tests.faults.stage import Stage
+from tests.faults.stage import CannotPlay, Stage
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 
@@ -51,6 +51,7 @@ class Row:
     settings: Mapping[str, str] = field(default_factory=dict)
     store_mib: int | None = None
     padding: int = 0
+    results_go: bool = False
 
 
 async def kill_marshaling(scene: Scene) -> str:
@@ -138,8 +139,6 @@ async def halt_marshaling(scene: Scene) -> str:
 
 async def step_clock(scene: Scene) -> str:
     """The marshaler's calendar jumps; its monotonic clock goes on. In the middle it is killed as well."""
-    if FAKETIME is None:
-        raise LookupError("libfaketime is not installed (Debian: faketime)")
     hours = scene.stage.folder / "clock"
     for number, step in enumerate(("+3600", "-3600", "+0", "-3600", "+3600")[: scene.times(5)]):
         await scene.crowd.busy()
@@ -153,6 +152,9 @@ async def step_clock(scene: Scene) -> str:
 
 
 def prepare_clock(stage: Stage) -> None:
+    """Raises `CannotPlay`."""
+    if FAKETIME is None:
+        raise CannotPlay("libfaketime is not installed (Debian: faketime)")
     hours = stage.folder / "clock"
     hours.write_text("+0\n")
     stage.marshaling.environment |= {
@@ -233,9 +235,11 @@ async def poison(scene: Scene) -> str:
     guard = asyncio.create_task(_guard(stage))
     try:
         for _ in range(scene.times(8)):
-            await crowd.busy(60, jitter=0.3)
+            await crowd.busy(jitter=0.3)
             await crowd.insist(crowd.item(own_id=True, poison=True))
-        await crowd.settle(120)
+        async with asyncio.timeout(120):
+            while not await crowd.poison_is_over():
+                await asyncio.sleep(0.2)
     finally:
         guard.cancel()
     died = sum(len(each.pids) - 1 for each in stage.agents)
@@ -260,6 +264,21 @@ async def fill_input(scene: Scene) -> str:
             await asyncio.gather(*(crowd.publish(crowd.item(own_id=False)) for _ in range(50)))
     await crowd.busy()
     return f"WORK_IN (1 MiB) full: {sum(crowd.refusals.values())} submissions refused"
+
+
+async def fill_outcomes(scene: Scene) -> str:
+    """Outcomes find no room for several leases: a stranger filled their stream while work marshaling stood still."""
+    stage, crowd = scene.stage, scene.crowd
+    await crowd.busy()
+    stage.marshaling.send(signal.SIGSTOP)
+    stream = (await crowd.client()).jetstream()
+    with suppress(APIError):
+        while True:
+            await stream.publish("compute.work.completed.v1", b"x" * 50_000)
+    await scene.pause(7, 9)
+    stage.marshaling.send(signal.SIGCONT)
+    await scene.ready()
+    return "WORK_OUT (1 MiB) full for 7 to 9 s, leases last 2 s"
 
 
 async def fill_disk(scene: Scene) -> str:
@@ -323,6 +342,7 @@ ROWS = (
         settings={"WORK_IN_MAX_MB": "1", "WORK_OPEN_MOST": "300"},
         padding=3000,
     ),
+    Row(name="outcomes run full", act=fill_outcomes, settings=SHORT_LEASE | {"WORK_OUT_MAX_MB": "1"}, results_go=True),
     Row(name="log runs full", act=fill_log, most=4000, settings={"WORK_LOG_MAX_MB": "2"}),
     Row(name="disk full under NATS", act=fill_disk, store_mib=48),
 )

@@ -200,12 +200,18 @@ def stage(folder: Path, settings: Mapping[str, str], **options: object) -> Itera
         made.close()
 
 
+class CannotPlay(Exception):
+    """This machine lacks something that a fault needs."""
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """A file system of its own with so much room. Needs the right to mount."""
+    """A file system of its own with so much room. Raises `CannotPlay` without the right to mount."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = shutil.which("mount") or "mount"
-    subprocess.run([mount, "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
+    mounted = subprocess.run([mount, "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        raise CannotPlay(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
     try:
         yield folder
     finally:
