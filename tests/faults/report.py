@@ -29,11 +29,15 @@ writes a line when it begins and one when it ends. Those two are the truth here,
 
 - **accepted**: the submitter holds a receipt. An item without one was not promised; it counts nowhere else.
 - **ended once**: it ended with exactly one counted outcome, that outcome names a run whose last line was written, and
-  it is still the same after another kill of work marshaling.
+  it is still the same after another kill of work marshaling. Only where outcomes run full, results are pushed out of
+  their stream, as is documented: there it is enough that some run of the item wrote its last line.
 - **lost**: accepted and not ended. **doubled**: two counted outcomes, an outcome that changed, two items from one
   submission, an outcome that no job stands behind, or a job that ran twice although its process neither had died nor
   stood still for longer than its leases last.
 - **running at the kills**: the least number of jobs in the middle of it when something was done to the mesh.
+
+Each row is kept when it was played, so not all need be of one run of the program. Jobs were given up to 60 attempts:
+with the usual four, a good item that shares its agent with many poisonous ones can go dead.
 
 `make faults` does it again ({seconds:.0f} s in all; these rows are from {first} to {last}).
 
