@@ -201,6 +201,11 @@ def _told_attempt(work_id: str, attempt: Attempt) -> Iterator[ItemFact]:
     )
     if attempt.started_at is not None:
         yield Started(work_id=work_id, attempt=number, at=attempt.started_at)
+    if attempt.outcome is Outcome.COMPLETED and not attempt.counted and ended_at is not None:
+        # The node refused it, and did it all the same: its end follows, that it is not counted must stay.
+        yield Expired(
+            work_id=work_id, attempt=number, at=ended_at, reason=ExpiryReason.REFUSED, detail="", counted=False
+        )
     if ended_at is None or error is None:
         return
     if attempt.outcome is Outcome.EXPIRED:

@@ -191,3 +191,13 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestLife = Life.TestCase
+
+
+def test_a_refused_attempt_that_was_done_all_the_same_is_the_same_after_a_checkpoint() -> None:
+    state = Life()
+    state.submit(own=False, payload="one", work_id="w0")
+    state.assign(node="n1", work_id="w0")
+    state.be_refused(number=0)
+    state.complete(number=0)
+    state.write_checkpoint()
+    state.teardown()
