@@ -1,7 +1,7 @@
 # The verbs of this repository. `make up` and `make test` need nothing but: git make python3-venv libgomp1;
 # tests of the archive in PostgreSQL and Supabase are skipped without: postgresql npm
 .DEFAULT_GOAL := help
-.PHONY: help up demo down reset test check lint types docs docs-check migrations benchmarks
+.PHONY: help up demo down reset test check lint types docs docs-check migrations benchmarks faults
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -43,6 +43,10 @@ docs-check: .venv/ready-dev
 
 migrations: .venv/ready-dev ## write the Supabase migrations anew from those of the services
 	$(BIN)/python -m tools.supabase_migrations
+
+faults: .venv/ready-dev ## kill everything at random instants and count what became of the work (about ten minutes)
+	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults table
 
 benchmarks: .venv/ready-dev ## measure: bus, start, idle (each also runs alone: python -m benchmarks.NAME)
 	$(BIN)/python -m benchmarks.bus
