@@ -61,7 +61,7 @@ def _frequency() -> float | None:
 
     try:
         found = psutil.cpu_freq()
-    except (OSError, NotImplementedError, RuntimeError):
+    except (OSError, RuntimeError):
         return None
     return round(found.max or found.current, 1) or None if found else None
 
