@@ -44,11 +44,9 @@ async def test_the_highest_token_is_known_when_its_reservation_is_forgotten(
     assert await journal.read() == ([], 99)
 
 
-async def test_a_second_writer_is_refused(journal: SqliteJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_sqlite, "LOCK_SECONDS", 0.05)
-
+async def test_a_second_writer_is_refused(journal: SqliteJournal, tmp_path: Path):
     with pytest.raises(WrongSetting, match="another GPU orchestrator"):
-        await SqliteJournal(tmp_path / "ledger.db").open()
+        await SqliteJournal(tmp_path / "ledger.db", lock_seconds=0.05).open()
 
 
 async def test_a_journal_that_cannot_be_read_is_kept_and_stops_the_service(tmp_path: Path):

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from libs.common.contracts.node_registry import DISCOVER, Discover
 from libs.common.contracts.streams import WORK_OUT
 from libs.common.contracts.work_marshaling import Assignments, StopAttempts, WorkCompleted, WorkFailed
 from libs.common.errors import WrongSetting
+from services.node_agent import wiring
 from services.node_agent.model import Outcome
 from services.node_agent.store_sqlite import SqliteJournal
 from tests.integration.node_agent.conftest import until
@@ -311,7 +313,7 @@ async def test_an_agent_that_stops_says_so_and_takes_nothing_more(tmp_path: Path
 async def test_a_second_agent_on_the_same_folder_is_refused_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("services.node_agent.store_sqlite.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(wiring, "SqliteJournal", partial(SqliteJournal, lock_seconds=0.1))
     async with marshaling() as other, agent(other.server, tmp_path):
         with pytest.raises(WrongSetting, match=r"another node agent is using .*MESH_DATA_DIR"):
             await start_agent(other.server, tmp_path)

@@ -1,0 +1,158 @@
+"""A journal in SQLite: one thread, and one fsync for all that waits at the moment."""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from libs.common.errors import Unavailable, WrongSetting
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+"""Runs on the journal's thread, inside a transaction that others may share."""
+Unreadable = Callable[[Path, sqlite3.Error], None]
+"""What becomes of a file that is no journal: raise, or take it away so that a new one is made."""
+Waiting = tuple[Work[Any], "asyncio.Future[Any]"]
+Done = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+MOST_AT_ONCE = 1000
+LOCK_SECONDS = 5.0
+
+
+class SqliteFile:
+    """Locked for as long as it is open: two writers would each believe what the other does not know.
+
+    `owner` is who else may hold it, in words. `schema` is SQL that may run again at every start.
+    """
+
+    def __init__(
+        self, path: Path, *, schema: str, owner: str, unreadable: Unreadable, lock_seconds: float = LOCK_SECONDS
+    ) -> None:
+        self._path = path
+        self._schema = schema
+        self._owner = owner
+        self._unreadable = unreadable
+        self._lock_seconds = lock_seconds
+        self._waiting: SimpleQueue[Waiting | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._problem: str | None = "the journal is not open yet"
+
+    def problem(self) -> str | None:
+        """Why it takes nothing at the moment."""
+        return self._problem
+
+    async def open(self) -> None:
+        """Raises `WrongSetting` when another process has it, `Unavailable`, and what `unreadable` raises."""
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[None] = loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(loop, opened), name=self._path.stem, daemon=True)
+        self._thread.start()
+        await opened
+        self._problem = None
+
+    async def close(self) -> None:
+        """Once all that waits is on disk."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._waiting.put(None)
+        while thread.is_alive():  # noqa: ASYNC110  # a thread tells no event loop that it ended
+            await asyncio.sleep(0.005)
+
+    async def do(self, work: Work[T]) -> T:
+        """Returns when it is on disk. Raises `Unavailable`: then nothing of it is there."""
+        if self._thread is None:
+            raise Unavailable("the journal is closed")
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.put((work, done))
+        return await done
+
+    def _run(self, loop: asyncio.AbstractEventLoop, opened: "asyncio.Future[None]") -> None:
+        """The journal's own thread."""
+        try:
+            database = self._open()
+        except Exception as error:  # noqa: BLE001  # told to the one who waits
+            loop.call_soon_threadsafe(_resolve, [(opened, None, error)])
+            return
+        loop.call_soon_threadsafe(_resolve, [(opened, None, None)])
+        with contextlib.closing(database):
+            while batch := self._next_batch():
+                results = self._commit(database, batch)
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(_resolve, results)
+
+    def _next_batch(self) -> list[Waiting]:
+        """Empty: it is to be closed."""
+        batch: list[Waiting] = []
+        item = self._waiting.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == MOST_AT_ONCE:
+                return batch
+            try:
+                item = self._waiting.get_nowait()
+            except Empty:
+                return batch
+        if batch:
+            self._waiting.put(None)
+        return batch
+
+    def _commit(self, database: sqlite3.Connection, batch: Sequence[Waiting]) -> list[Done]:
+        """All in one transaction; if it fails, nothing of it is there and everyone is told."""
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            results: list[Done] = [(done, work(database), None) for work, done in batch]
+            database.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001  # told to all who wait
+            with contextlib.suppress(sqlite3.Error):
+                database.execute("ROLLBACK")
+            self._problem = f"the journal {self._path} cannot be written: {error}"
+            return [(done, None, Unavailable(self._problem)) for _, done in batch]
+        self._problem = None
+        return results
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._prepared()
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise WrongSetting(
+                    f"another {self._owner} is using {self._path}; stop it, or give this one a MESH_DATA_DIR of its own"
+                ) from error
+            raise Unavailable(f"the journal {self._path} cannot be opened: {error}") from error
+        except sqlite3.DatabaseError as error:
+            self._unreadable(self._path, error)
+            return self._prepared()
+
+    def _prepared(self) -> sqlite3.Connection:
+        database = sqlite3.connect(
+            self._path, isolation_level=None, timeout=self._lock_seconds, check_same_thread=False
+        )
+        try:
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            database.executescript(self._schema)
+            # Takes the lock now, and with it the right to be the only one.
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("PRAGMA user_version = 1")
+            database.execute("COMMIT")
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+
+def _resolve(results: Sequence[Done]) -> None:
+    for done, value, error in results:
+        if done.done():
+            continue
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(value)
