@@ -122,13 +122,19 @@ def _without_old_refusals(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
 
 def _attempt_failed(item: WorkItem, fact: AttemptFailed) -> WorkItem:
     changes = {"ended_at": fact.at, "outcome": Outcome.FAILED, "error": fact.error, "out_seq": fact.out_seq}
-    return replace(_with_attempt(item, fact.attempt, **changes), status=WorkStatus.PENDING)
+    after = _with_attempt(item, fact.attempt, **changes, **_start(fact))
+    return replace(after, status=WorkStatus.PENDING)
+
+
+def _start(fact: AttemptFailed | Ended) -> dict[str, datetime]:
+    """An attempt that was over before it was ever reported tells its start with its outcome."""
+    return {} if fact.started_at is None else {"started_at": fact.started_at}
 
 
 def _ended(item: WorkItem, fact: Ended) -> WorkItem:
     if fact.status == "completed" and fact.attempt is not None:
         done = {"ended_at": fact.at, "outcome": Outcome.COMPLETED, "error": None, "out_seq": fact.out_seq}
-        item = _with_attempt(item, fact.attempt, **done)
+        item = _with_attempt(item, fact.attempt, **done, **_start(fact))
     return replace(
         _without_live(item, fact.at),
         status=WorkStatus(fact.status),

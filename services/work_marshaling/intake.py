@@ -147,7 +147,11 @@ class Intake:
         if stored.subject == FAILED_TOPIC.subject:
             failed = self._bus.decode(FAILED_TOPIC, stored)
             return Failed(
-                work_id=failed.work_id, token=failed.attempt_token, out_seq=stored.sequence, error=failed.error
+                work_id=failed.work_id,
+                token=failed.attempt_token,
+                out_seq=stored.sequence,
+                error=failed.error,
+                started_at=failed.started_at,
             )
         done = self._bus.decode(COMPLETED, stored)
         return Completed(
@@ -155,6 +159,7 @@ class Intake:
             token=done.attempt_token,
             out_seq=stored.sequence,
             result_bytes=len(stored.payload),
+            started_at=done.started_at,
         )
 
     async def _bury(self, stored: Stored, error: MeshError) -> None:

@@ -137,6 +137,7 @@ def _completed(item: WorkItem | None, event: Completed, now: datetime) -> tuple[
             attempt=attempt.number,
             out_seq=event.out_seq,
             result_bytes=event.result_bytes,
+            started_at=_started_at(attempt, event.started_at, now),
         ),
     )
 
@@ -147,8 +148,22 @@ def _failed(item: WorkItem | None, event: Failed, policy: Policy, now: datetime,
         return (_ignored(event, attempt),)
     if attempt is not item.live:
         return (_ignored(event, IgnoredReason.LATE),)
-    told = AttemptFailed(work_id=item.work_id, attempt=attempt.number, at=now, error=event.error, out_seq=event.out_seq)
+    told = AttemptFailed(
+        work_id=item.work_id,
+        attempt=attempt.number,
+        at=now,
+        error=event.error,
+        out_seq=event.out_seq,
+        started_at=_started_at(attempt, event.started_at, now),
+    )
     return told, _what_next(item, event.error, policy, now, chance)
+
+
+def _started_at(attempt: Attempt, told: datetime | None, now: datetime) -> datetime | None:
+    """When the attempt began, by its worker's clock as far as ours allows it; what is known already stays."""
+    if attempt.started_at is not None or told is None:
+        return attempt.started_at
+    return max(attempt.assigned_at, min(told, now))
 
 
 def _named_attempt(item: WorkItem | None, token: str | None) -> Attempt | IgnoredReason:

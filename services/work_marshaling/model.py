@@ -145,6 +145,7 @@ class Completed:
     token: str | None
     out_seq: int
     result_bytes: int
+    started_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,7 @@ class Failed:
     token: str | None
     out_seq: int
     error: WorkError
+    started_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,7 +316,6 @@ def view(item: WorkItem, result: JsonValue = None) -> WorkView:
 def _attempt_view(attempt: Attempt) -> AttemptView:
     return AttemptView(
         attempt=attempt.number,
-        attempt_token=attempt.token,
         node_id=attempt.node_id,
         assigned_at=attempt.assigned_at,
         started_at=attempt.started_at,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nats as nats_py
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from tests.faults.crowd import Crowd
@@ -199,17 +200,32 @@ async def _outcomes_again(scene: Scene, client: nats_py.NATS) -> int:
             for _ in range(2):
                 await stream.publish(message.subject or "", message.data or b"")
             again += 2
+    tokens = await _tokens(stream)
     for view in (await scene.crowd.listed()).values():
         for old in view["attempts"]:
-            if old["outcome"] in {"failed", "expired"}:
+            token = tokens.get((view["work_id"], old["attempt"]))
+            if token is not None and old["outcome"] in {"failed", "expired"}:
                 told = {
                     "work_id": view["work_id"],
-                    "attempt_token": old["attempt_token"],
+                    "attempt_token": token,
                     "error": {"code": "late", "message": "from an attempt that was over", "retryable": False},
                 }
                 await stream.publish("compute.work.failed.v1", json.dumps(told).encode())
                 again += 1
     return again
+
+
+async def _tokens(stream: JetStreamContext) -> dict[tuple[str, int], str]:
+    """By item and number of the attempt: nobody is told them but the nodes, so they are read from the log."""
+    state = (await stream.stream_info("WORK_LOG")).state
+    found: dict[tuple[str, int], str] = {}
+    for sequence in range(state.first_seq, state.last_seq + 1):
+        with suppress(NatsError):
+            record = json.loads((await stream.get_msg("WORK_LOG", sequence)).data or b"{}")
+            for fact in record.get("facts", ()):
+                if fact["fact"] == "assigned":
+                    found[(fact["work_id"], fact["attempt"])] = fact["token"]
+    return found
 
 
 async def two_marshalers(scene: Scene) -> str:

@@ -108,6 +108,7 @@ class AttemptFailed(Message):
     at: Moment
     error: WorkError
     out_seq: int
+    started_at: Moment | None = None
 
 
 class RetryAt(Message):
@@ -136,6 +137,7 @@ class Ended(Message):
     out_seq: int | None = None
     result_bytes: int = 0
     error: WorkError | None = None
+    started_at: Moment | None = Field(None, description="when its worker began, as it tells")
 
 
 class Cancelled(Message):

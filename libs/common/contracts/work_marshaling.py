@@ -174,8 +174,9 @@ class AttemptsStopped(Message):
 
 
 class AttemptView(Message):
+    """One try of one node, known by its number: its token is a secret between its node and us."""
+
     attempt: int
-    attempt_token: str
     node_id: str
     assigned_at: Moment
     started_at: Moment | None = None

@@ -1,6 +1,6 @@
 """What is decided about an item, case by case."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -265,3 +265,29 @@ def test_a_failure_that_ends_an_item_names_its_attempt():
 
     assert isinstance(facts[-1], Ended)
     assert facts[-1].attempt == 1
+
+
+def test_an_attempt_that_was_never_reported_began_when_its_outcome_says():
+    story = Story().assign()
+    story.tell(Completed(work_id="w", token="t1", out_seq=7, result_bytes=3, started_at=NOW))
+
+    assert story.item is not None
+    assert story.item.attempts[0].started_at == NOW
+
+
+@pytest.mark.parametrize("told", [NOW - timedelta(hours=1), NOW + timedelta(hours=1)])
+def test_a_workers_clock_that_is_wrong_cannot_put_a_start_outside_of_its_attempt(told: datetime):
+    story = Story().assign()
+    story.tell(Failed(work_id="w", token="t1", out_seq=7, error=BROKEN, started_at=told))
+
+    assert story.item is not None
+    assert story.item.attempts[0].started_at == NOW
+
+
+def test_a_start_that_was_reported_stays():
+    story = Story().assign()
+    story.tell(Progressed(token="t1"))
+    story.tell(Completed(work_id="w", token="t1", out_seq=7, result_bytes=3, started_at=None))
+
+    assert story.item is not None
+    assert story.item.attempts[0].started_at == NOW
