@@ -145,7 +145,7 @@ class Journal:
 
         while True:
             try:
-                await self._log.append(record)
+                self._memory.log_seq = (await self._log.append(record)).sequence
             except StreamFull as error:
                 if self.problem is None:
                     _log.error("log_full", reason=error.message)
@@ -171,9 +171,14 @@ class Journal:
         try:
             await self._log.begin_checkpoint(self._origins)
             await self._write_snapshot(snapshot)
-            await self._log.purge()
+            await self._log.purge(self._keep_from())
         except Unavailable as error:
             _log.error("checkpoint_unfinished", reason=error.message)
+
+    def _keep_from(self) -> int | None:
+        """What the archive does not have yet stays in the log."""
+        archived = self._memory.archived_seq
+        return None if archived is None else archived + 1
 
     async def _write_snapshot(self, snapshot: Snapshot) -> None:
         self._snapshot_bytes = 0

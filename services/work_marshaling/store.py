@@ -12,6 +12,7 @@ from libs.common.contracts.log import LogEpoch, RecordKind
 from libs.common.contracts.streams import WORK_IN, WORK_OUT
 from libs.common.contracts.work_log import (
     Admitted,
+    Archived,
     Ended,
     Fact,
     Ignored,
@@ -50,7 +51,11 @@ class Snapshot:
 
 
 class Memory:
-    """`ended_most` and `ended_keep` bound how many ended items are kept at hand, and for how long."""
+    """`ended_most` and `ended_keep` bound how many ended items are kept at hand, and for how long.
+
+    `log_seq` is the place in WORK_LOG of the newest record, `archived_seq` up to which place the archive has
+    everything; None without an archive.
+    """
 
     def __init__(self, remembered: RememberedIds, *, ended_most: int, ended_keep: timedelta) -> None:
         self._remembered = remembered
@@ -59,12 +64,14 @@ class Memory:
         self._origins: Mapping[str, datetime] = {}
         self._requirements: dict[str, Requirements] = {}
         self.orphans: set[str] = set()
+        self.log_seq = 0
         self._clear()
 
     def _clear(self) -> None:
         self.items: dict[str, WorkItem] = {}
         self.in_seq = 0
         self.out_seq = 0
+        self.archived_seq: int | None = None
         self.totals: Counter[str] = Counter()
         self.by_status: Counter[WorkStatus] = Counter()
         self._far: dict[str, None] = {}
@@ -119,6 +126,8 @@ class Memory:
                 self.totals["late" if fact.reason is IgnoredReason.LATE else "ignored"] += 1
             case Remembered():
                 self._remembered.restore(fact)
+            case Archived():
+                self.archived_seq = fact.log_seq
             case _:
                 return self._change(fact)
         return None
@@ -182,7 +191,11 @@ class Memory:
         if WORK_OUT.name in before and before[WORK_OUT.name] != origins.get(WORK_OUT.name):
             self.out_seq = 0
 
-    def apply(self, record: WorkRecord) -> None:
+    def apply(self, record: WorkRecord, sequence: int) -> None:
+        self.log_seq = sequence
+        self._apply(record)
+
+    def _apply(self, record: WorkRecord) -> None:
         for fact in record.facts:
             self.take(fact)
         self.in_seq, self.out_seq = record.in_seq, record.out_seq
@@ -190,7 +203,7 @@ class Memory:
     def restore(self, checkpoint: Sequence[WorkRecord]) -> None:
         self._clear()
         for record in checkpoint:
-            self.apply(record)
+            self._apply(record)
             if record.kind is RecordKind.DONE:
                 self.totals = Counter(record.totals)
         self._ended = deque(sorted(self._ended, key=self._ended_at))
@@ -233,5 +246,6 @@ class Memory:
             for sequence, work_id in self._aliases.items()
             if work_id not in items or items[work_id].sequence != sequence
         )
-        others: tuple[Fact, ...] = (*refusals, *aliases, *self._remembered.facts())
+        archived = () if self.archived_seq is None else (Archived(log_seq=self.archived_seq),)
+        others: tuple[Fact, ...] = (*refusals, *aliases, *self._remembered.facts(), *archived)
         return Snapshot(tuple(items.values()), others, dict(self.totals), self.in_seq, self.out_seq)

@@ -165,12 +165,19 @@ class Remembered(Message):
     digests: str
 
 
+class Archived(Message):
+    """The archive has everything that the log tells up to this sequence: it may be purged that far."""
+
+    fact: Literal["archived"] = "archived"
+    log_seq: int
+
+
 ItemFact = (
     Admitted | PayloadKept | Assigned | Started | Expired | AttemptFailed | RetryAt | Requeued | Ended | Cancelled
 )
 """A fact that changes one item."""
 
-Fact = ItemFact | Repeated | Refused | Ignored | Remembered
+Fact = ItemFact | Repeated | Refused | Ignored | Remembered | Archived
 
 
 class WorkRecord(LogRecord):

@@ -50,7 +50,10 @@ class Rebuild(Protocol[R_in]):
     """What a replay fills. A checkpoint replaces all that was told before it."""
 
     def begin_epoch(self, epoch: LogEpoch) -> None: ...
-    def apply(self, record: R_in) -> None: ...
+    def apply(self, record: R_in, sequence: int) -> None:
+        """`sequence` is the record's place in the stream."""
+        ...
+
     def restore(self, checkpoint: Sequence[R_in]) -> None: ...
 
 
@@ -153,10 +156,13 @@ class FencedLog(Generic[R]):
             except (WrongRevision, TimedOut, Disconnected) as error:
                 await self._give_up(error)
 
-    async def purge(self) -> None:
-        """Forget what is older than the newest epoch record. Only after a finished checkpoint."""
+    async def purge(self, keep_from: int | None = None) -> None:
+        """Forget what is older than the newest epoch record, but nothing from `keep_from` on.
+
+        Only after a finished checkpoint.
+        """
         self._refuse_if_ended()
-        await self._bus.purge(self._stream, below=self._fence)
+        await self._bus.purge(self._stream, below=self._fence if keep_from is None else min(self._fence, keep_from))
 
     async def confirm(self) -> None:
         """Ask whether this is still the writer: one that appends nothing would not notice that it was replaced.
@@ -252,7 +258,7 @@ class _Reading(Generic[R]):
                 self._begin(epoch)
                 return
         elif stored.headers.get(MESSAGE_ID_HEADER, "").startswith(f"{self._epoch}."):
-            self._record(self._bus.decode(self._topic, stored))
+            self._record(self._bus.decode(self._topic, stored), stored.sequence)
             return
         _log.warning("stranger_in_the_log", stream=stored.stream, sequence=stored.sequence, subject=stored.subject)
 
@@ -261,11 +267,11 @@ class _Reading(Generic[R]):
         self._checkpoint = [] if epoch.checkpoint else None
         self._rebuild.begin_epoch(epoch)
 
-    def _record(self, record: R) -> None:
+    def _record(self, record: R, sequence: int) -> None:
         self._records += 1
         if record.kind is RecordKind.FACTS:
             self._since_checkpoint += 1
-            self._rebuild.apply(record)
+            self._rebuild.apply(record, sequence)
         elif self._checkpoint is not None:
             self._checkpoint.append(record)
             if record.kind is RecordKind.DONE:

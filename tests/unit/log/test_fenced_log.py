@@ -33,13 +33,15 @@ class Told:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.sequences: list[int] = []
         self.epochs: list[int] = []
 
     def begin_epoch(self, epoch: LogEpoch) -> None:
         self.epochs.append(epoch.epoch)
 
-    def apply(self, record: Note) -> None:
+    def apply(self, record: Note, sequence: int) -> None:
         self.texts.append(record.text)
+        self.sequences.append(sequence)
 
     def restore(self, checkpoint: Sequence[Note]) -> None:
         self.texts = [record.text for record in checkpoint if record.kind is RecordKind.CHECKPOINT]
@@ -176,6 +178,27 @@ async def test_after_a_checkpoint_older_records_can_go(house: House):
 
     assert told.texts == ["all", "new"]
     assert (await house.bus.stream_state(STREAM)).first_sequence == 3
+
+
+async def test_what_is_to_be_kept_stays_when_older_records_go(house: House):
+    first = await house.writer("a")
+    await first.take_over({})
+    for text in ("archived", "not yet"):
+        await first.append(note(text))
+    await first.begin_checkpoint({})
+    await first.append(note("", RecordKind.DONE))
+    await first.purge(keep_from=3)
+
+    assert (await house.bus.stream_state(STREAM)).first_sequence == 3
+
+
+async def test_a_replay_tells_where_in_the_stream_each_record_is(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    receipts = [await first.append(note(text)) for text in ("one", "two")]
+    await second.take_over({})
+
+    assert (await replayed(second)).sequences == [receipt.sequence for receipt in receipts]
 
 
 async def test_an_unfinished_checkpoint_changes_nothing(house: House):

@@ -133,8 +133,8 @@ class Life(RuleBasedStateMachine):
         other = memory()
         if self.checkpoint:
             other.restore(self.checkpoint)
-        for each in self.log:
-            other.apply(each)
+        for sequence, each in enumerate(self.log, start=1):
+            other.apply(each, sequence)
         return other
 
     @precondition(lambda self: self.log)

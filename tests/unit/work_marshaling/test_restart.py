@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from libs.common.contracts.streams import WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.contracts.work_log import Archived
 from libs.common.contracts.work_marshaling import CancelWork, WorkStatus
 from libs.common.errors import Conflict, NotFound, StreamFull
 from tests.unit.work_marshaling.builders import engine
@@ -145,6 +146,23 @@ async def test_many_restarts_with_checkpoints_in_between_lose_nothing(house: Hou
             totals = (await last.marshaling.stats()).totals
             assert (totals["admitted"], totals["completed"]) == (48, 48)
             assert (await bus.stream_state(WORK_LOG)).messages < 40
+
+
+async def test_what_is_not_archived_stays_in_the_log_also_after_a_restart(house: House):
+    async with house.bus("test") as bus:
+        async with house.marshaling(OFTEN) as before:
+            before.leading.present.term.keep((Archived(log_seq=3),))
+            await house.settle()
+        async with house.marshaling(OFTEN) as queue:
+            for _ in range(20):
+                await submit(queue)
+                await house.pass_time(0.5)
+            assert (await bus.stream_state(WORK_LOG)).first_sequence == 4
+            queue.leading.present.term.keep((Archived(log_seq=1_000),))
+            for _ in range(6):
+                await submit(queue)
+                await house.pass_time(0.5)
+            assert (await bus.stream_state(WORK_LOG)).messages < 20
 
 
 async def test_forgotten_ids_are_known_after_a_checkpoint_and_a_restart(house: House):
