@@ -4,6 +4,8 @@
 .PHONY: help up demo down reset test check lint types docs docs-check migrations benchmarks faults
 
 PYTHON ?= python3
+# Most tests wait for a process or a clock: more of them at once than there are processors.
+TESTS_AT_ONCE ?= $(shell echo $$(($$(nproc) + 2)))
 BIN := .venv/bin
 # `make up MODEL=file.gguf` hands the model on as a setting.
 $(if $(MODEL),$(eval export MODEL))
@@ -24,7 +26,7 @@ reset: .venv/ready ## stop it and forget everything it has kept
 	@$(BIN)/python -m services.up --down --reset
 
 test: .venv/ready-dev ## unit, contract, integration and end-to-end tests, against a real nats-server
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
 check: lint types docs-check ## ruff, mypy --strict, generated documents up to date (import rules are tests)
 
