@@ -25,6 +25,9 @@ class Leases:
         self._by_work: dict[str, Lease] = {}
         self._held: dict[str, Counter[str]] = {}
         self._floor = 0.0
+        self._free: dict[str, Slots] = {}
+        self._touched: set[str] = set()
+        self._version = -1
 
     def __len__(self) -> int:
         return len(self._by_work)
@@ -48,6 +51,7 @@ class Leases:
         lease = Lease(token, node_id, work_type, seconds, now + seconds, latest)
         self._by_work[work_id] = lease
         self._held.setdefault(node_id, Counter())[work_type] += 1
+        self._touched.add(node_id)
         return lease
 
     def renew(self, work_id: str, token: str, now: float) -> bool:
@@ -62,6 +66,7 @@ class Leases:
         lease = self._by_work.pop(work_id, None)
         if lease is not None:
             self._held[lease.node_id][lease.work_type] -= 1
+            self._touched.add(lease.node_id)
         return lease is not None
 
     def deaf_until(self, now: float, term_seconds: float) -> None:
@@ -80,5 +85,14 @@ class Leases:
         return lease is not None and lease.until > now >= lease.latest
 
     def free(self, nodes: Nodes) -> Mapping[str, Slots]:
-        """Slots of each node that none of our leases takes."""
-        return {node.node_id: Slots(node.pools, self._held.get(node.node_id)) for node in nodes.all()}
+        """Slots that none of our leases takes, of each node that has some. Only what changed is counted anew."""
+        changed = {node.node_id for node in nodes.changed_since(self._version)} | self._touched
+        self._version = nodes.version
+        self._touched.clear()
+        for node_id in changed:
+            slots = Slots(nodes[node_id].pools, self._held.get(node_id))
+            if slots.total() > 0:
+                self._free[node_id] = slots
+            else:
+                self._free.pop(node_id, None)
+        return self._free

@@ -102,7 +102,10 @@ def _lacks(asked: Demand, hardware: Hardware | None) -> str | None:
     return None if missing is None else f"it has no label {missing[0]}={missing[1]}"
 
 
-def rank(asked: Demand, node: Node, free: int) -> tuple[bool, bool, bool, int, str]:
+Rank = tuple[bool, bool, bool, int, str]
+
+
+def rank(asked: Demand, node: Node, free: int) -> Rank:
     """Smaller is better: not tried before, serves a model already, preferred by the item, most free slots."""
     serves = node.agent is not None and bool(node.agent.models)
     return (node.node_id in asked.tried, not serves, node.node_id not in asked.prefer, -free, node.node_id)

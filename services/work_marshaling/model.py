@@ -225,6 +225,7 @@ class Rules:
     lease_seconds: float = 30.0
     offer_seconds: float = 5.0
     avoid_seconds: float = 10.0
+    ageing_seconds: float = 300.0
     node_silence_seconds: float = 30.0
     open_most: int = 1_000_000
     ended_most: int = 100_000

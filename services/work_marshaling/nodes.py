@@ -1,5 +1,6 @@
 """What is known of the nodes, from what they and the registry tell."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from libs.common.contracts.node_registry import (
@@ -60,6 +61,7 @@ class Nodes:
         self._nodes: dict[str, Node] = {}
         self._heard: dict[str, float] = {}
         self._avoid_until: dict[str, float] = {}
+        self._changed: dict[str, int] = {}
         self.version = 0
 
     def __getitem__(self, node_id: str) -> Node:
@@ -67,6 +69,13 @@ class Nodes:
 
     def all(self) -> tuple[Node, ...]:
         return tuple(self._nodes.values())
+
+    def changed_since(self, version: int) -> Iterator[Node]:
+        """Those that became what they are after that version, the newest change first."""
+        for node_id, changed in reversed(self._changed.items()):
+            if changed <= version:
+                return
+            yield self._nodes[node_id]
 
     def hear_workload(self, told: NodeWorkload, now: float) -> None:
         self._heard[told.node_id] = now
@@ -113,7 +122,7 @@ class Nodes:
     def pass_time(self, now: float) -> None:
         """Notice who has been silent for too long, and whom to trust again."""
         for node_id, heard in self._heard.items():
-            if now - heard > self._silence_seconds:
+            if now - heard > self._silence_seconds and not self._nodes[node_id].silent:
                 self._put(replace(self[node_id], silent=True))
         for node_id in [node_id for node_id, until in self._avoid_until.items() if until <= now]:
             del self._avoid_until[node_id]
@@ -123,6 +132,8 @@ class Nodes:
         if self._nodes.get(node.node_id) != node:
             self._nodes[node.node_id] = node
             self.version += 1
+            self._changed.pop(node.node_id, None)
+            self._changed[node.node_id] = self.version
 
 
 def _pools(told: NodeWorkload) -> tuple[SlotPool, ...]:

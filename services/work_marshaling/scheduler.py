@@ -1,4 +1,4 @@
-"""The queue of pending items and the choice of nodes for them: strictly by priority, then in order of submission.
+"""The queue of pending items and the choice of nodes for them. Who is next: `order`. Which node: `matching`.
 
 Items of equal demand share a line, so that a turn costs no more with a hundred thousand items waiting than with ten.
 """
@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from libs.common.contracts.work_marshaling import EXTERNAL
-from services.work_marshaling.matching import Demand, demand, rank, why_not
+from services.work_marshaling.matching import Demand, Rank, demand, rank, why_not
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Node, Nodes
+from services.work_marshaling.order import Line, Order, Place
 from services.work_marshaling.slots import Slots
-
-Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +22,21 @@ class Choice:
     node_id: str
 
 
-@dataclass(slots=True)
-class _Line:
+@dataclass(slots=True, eq=False)
+class _Asked(Line):
     """The pending items of one demand. `eligible` holds for one version of the nodes."""
 
-    asked: Demand
-    waiting: list[tuple[Place, str]] = field(default_factory=list)
-    eligible: tuple[Node, ...] = ()
+    asked: Demand = field(kw_only=True)
+    eligible: dict[str, Node] = field(default_factory=dict)
     version: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    line: _Asked
+    place: Place
+    priority: int
+    submitter: str
 
 
 @dataclass(slots=True)
@@ -38,27 +44,29 @@ class _Turn:
     """One distribution of free slots. `candidates` are per line, best first, with the rank they were put in with."""
 
     free: Mapping[str, Slots]
-    candidates: dict[Demand, list[tuple[tuple[bool, bool, bool, int, str], Node]]] = field(default_factory=dict)
+    candidates: dict[Demand, list[tuple[Rank, Node]]] = field(default_factory=dict)
 
 
 def place(item: WorkItem) -> Place:
-    """Where an item stands in the queue; the smallest is next."""
-    return (item.spec.priority, item.sequence, item.index)
+    """Where an item stands among those of its submitter: by when it could have run at first."""
+    ready = item.submitted_at if item.spec.not_before is None else max(item.submitted_at, item.spec.not_before)
+    return (ready.timestamp(), item.sequence, item.index)
 
 
 class Queue:
-    """Removal is lazy: an entry in a line counts only while `_member` says the same."""
+    """`ageing_seconds`: after so long an item counts as one priority better."""
 
-    def __init__(self) -> None:
-        self._lines: dict[Demand, _Line] = {}
-        self._member: dict[str, tuple[Demand, Place]] = {}
+    def __init__(self, *, ageing_seconds: float) -> None:
+        self._lines: dict[Demand, _Asked] = {}
+        self._members: dict[str, _Member] = {}
         self._waiting: Counter[int] = Counter()
+        self._order = Order(ageing_seconds=ageing_seconds, waits=self._waits)
 
     def __len__(self) -> int:
-        return len(self._member)
+        return len(self._members)
 
     def __contains__(self, work_id: str) -> bool:
-        return work_id in self._member
+        return work_id in self._members
 
     @property
     def by_priority(self) -> Mapping[int, int]:
@@ -67,54 +75,62 @@ class Queue:
 
     def longest_waiting(self) -> str | None:
         """The item that was put in first."""
-        return next(iter(self._member), None)
+        return next(iter(self._members), None)
 
     def add(self, item: WorkItem) -> None:
-        if item.work_id in self._member:
+        if item.work_id in self._members:
             return
         asked, where = demand(item), place(item)
-        self._member[item.work_id] = (asked, where)
-        self._waiting[item.spec.priority] += 1
         line = self._lines.get(asked)
         if line is None:
-            line = self._lines[asked] = _Line(asked)
-        heapq.heappush(line.waiting, (where, item.work_id))
+            line = self._lines[asked] = _Asked(asked=asked)
+        priority, submitter = item.spec.priority, item.spec.submitter or ""
+        self._members[item.work_id] = _Member(line, where, priority, submitter)
+        self._waiting[priority] += 1
+        self._order.add(line, item.work_id, where, priority, submitter)
 
     def remove(self, work_id: str) -> None:
-        gone = self._member.pop(work_id, None)
+        gone = self._members.pop(work_id, None)
         if gone is not None:
-            self._waiting[gone[1][0]] -= 1
+            self._waiting[gone.priority] -= 1
 
-    def choose(self, nodes: Nodes, free: Mapping[str, Slots], *, most: int) -> list[Choice]:
-        """Who gets what now. The chosen leave the queue. `free` is used up."""
+    def choose(self, nodes: Nodes, free: Mapping[str, Slots], *, now: float, most: int) -> list[Choice]:
+        """Who gets what now. The chosen leave the queue. `free` is used up. `now`: seconds of the calendar."""
+        self._order.pass_time(now)
         turn = _Turn(free)
         heads = [(*head, line) for line in tuple(self._lines.values()) if (head := self._head(line)) is not None]
         heapq.heapify(heads)  # places are unique, so that lines are never compared
         chosen: list[Choice] = []
         while heads and len(chosen) < most:
-            _, work_id, line = heads[0]
-            node_id = self._node_for(line, nodes, turn)
-            if node_id is not None:
+            key, work_id, line = heads[0]
+            head = self._head(line)
+            if head is not None and head[0] == key:
+                node_id = self._node_for(line, nodes, turn)
+                if node_id is None:
+                    heapq.heappop(heads)
+                    continue
                 chosen.append(Choice(work_id, node_id))
+                self._order.served(key, self._members[work_id].submitter)
                 self.remove(work_id)
-            head = None if node_id is None else self._head(line)
+                head = self._head(line)
             if head is None:
                 heapq.heappop(heads)
             else:
                 heapq.heapreplace(heads, (*head, line))
         return chosen
 
-    def _head(self, line: _Line) -> tuple[Place, str] | None:
-        """The first entry that still counts; a line that has none is given up."""
-        while line.waiting:
-            where, work_id = line.waiting[0]
-            if self._member.get(work_id) == (line.asked, where):
-                return where, work_id
-            heapq.heappop(line.waiting)
-        self._lines.pop(line.asked, None)
-        return None
+    def _waits(self, work_id: str, where: Place, line: Line) -> bool:
+        member = self._members.get(work_id)
+        return member is not None and member.line is line and member.place == where
 
-    def _node_for(self, line: _Line, nodes: Nodes, turn: _Turn) -> str | None:
+    def _head(self, line: _Asked) -> tuple[tuple[int, int, Place], str] | None:
+        """A line in which nothing waits is given up."""
+        head = self._order.head(line)
+        if head is None:
+            self._lines.pop(line.asked, None)
+        return head
+
+    def _node_for(self, line: _Asked, nodes: Nodes, turn: _Turn) -> str | None:
         if line.asked.external:
             return EXTERNAL
         candidates = turn.candidates.get(line.asked)
@@ -132,16 +148,21 @@ class Queue:
                 return node.node_id
         return None
 
-    def _candidates(
-        self, line: _Line, nodes: Nodes, turn: _Turn
-    ) -> list[tuple[tuple[bool, bool, bool, int, str], Node]]:
-        if line.version != nodes.version:
-            line.eligible = tuple(node for node in nodes.all() if why_not(line.asked, node) is None)
-            line.version = nodes.version
+    def _candidates(self, line: _Asked, nodes: Nodes, turn: _Turn) -> list[tuple[Rank, Node]]:
+        self._look_at_nodes(line, nodes)
         ranked = [
             (rank(line.asked, node, left), node)
-            for node in line.eligible
-            if node.node_id in turn.free and (left := turn.free[node.node_id].free(line.asked.work_type)) > 0
+            for node_id, slots in turn.free.items()
+            if (node := line.eligible.get(node_id)) is not None and (left := slots.free(line.asked.work_type)) > 0
         ]
         heapq.heapify(ranked)
         return ranked
+
+    def _look_at_nodes(self, line: _Asked, nodes: Nodes) -> None:
+        """Only at those that changed since this line looked last."""
+        for node in nodes.changed_since(line.version):
+            if why_not(line.asked, node) is None:
+                line.eligible[node.node_id] = node
+            else:
+                line.eligible.pop(node.node_id, None)
+        line.version = nodes.version

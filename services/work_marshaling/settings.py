@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     work_node_silence_seconds: float = Field(
         30.0, ge=1, le=3600, description="Seconds without a workload message after which a node is given nothing."
     )
+    work_ageing_seconds: float = Field(
+        300.0, ge=1, le=7 * 86400, description="For every so many seconds an item waits it counts one priority better."
+    )
     work_open_most: int = Field(1_000_000, ge=1, description="Open items at once; further ones wait in WORK_IN.")
     work_ended_kept: int = Field(100_000, ge=0, le=10_000_000, description="Ended items that can be asked for.")
     work_ended_kept_seconds: float = Field(86_400.0, ge=0, description="How long an ended item can be asked for.")

@@ -83,7 +83,7 @@ class Term:
     ) -> None:
         self.memory = memory
         self.nodes = nodes
-        self.queue = Queue()
+        self.queue = Queue(ageing_seconds=rules.ageing_seconds)
         self.leases = Leases()
         self.rules = rules
         self.origins = origins
@@ -100,6 +100,7 @@ class Term:
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._connections = bus.connections
         self._last_tick = clock.monotonic()
+        self._began_at = clock.now().timestamp() - clock.monotonic()
         self._seen_version = -1
 
     @property
@@ -243,7 +244,8 @@ class Term:
             self._wake.clear()
             await self.room()
             now = self._clock.now()
-            choices = self.queue.choose(self.nodes, self.leases.free(self.nodes), most=MOST_PER_TURN)
+            free = self.leases.free(self.nodes)
+            choices = self.queue.choose(self.nodes, free, now=self._calendar(), most=MOST_PER_TURN)
             for choice in choices:
                 self.happen(choice.work_id, Given(node_id=choice.node_id, token=self._chances.token()))
                 submitted_at = self.memory.items[choice.work_id].submitted_at
@@ -251,6 +253,10 @@ class Term:
             if len(choices) == MOST_PER_TURN:
                 self._wake.set()
             await asyncio.sleep(0)
+
+    def _calendar(self) -> float:
+        """Seconds since 1970, without the jumps that the calendar made since this term began."""
+        return self._began_at + self._clock.monotonic()
 
     async def _watch_time(self) -> None:
         while True:

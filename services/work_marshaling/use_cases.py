@@ -35,6 +35,7 @@ from services.work_marshaling.meter import Measures
 from services.work_marshaling.model import Cancel, Filter, Refusal, Submission, WorkItem, view
 from services.work_marshaling.store import Memory
 from services.work_marshaling.submission import Submissions, Ticket
+from services.work_marshaling.term import Term
 
 ADMISSION_SECONDS = 5.0
 SEQUENCE_SECONDS = 1.0
@@ -167,7 +168,7 @@ class WorkMarshaling:
             remembered_ids=memory.remembered_ids,
             totals=dict(memory.totals),
             leases=len(term.leases),
-            nodes={node_id: slots.total() for node_id, slots in term.leases.free(term.nodes).items()},
+            nodes=_free_slots(term),
             stream_fill_ratio=dict(leadership.upkeep.fill),
         )
 
@@ -229,6 +230,11 @@ class WorkMarshaling:
         if told is None or told.work_id != item.work_id:
             raise NotFound(f"the result of {item.work_id} is kept no longer", status=item.status.value)
         return told.result
+
+
+def _free_slots(term: Term) -> dict[str, int]:
+    free = term.leases.free(term.nodes)
+    return {node.node_id: free[node.node_id].total() if node.node_id in free else 0 for node in term.nodes.all()}
 
 
 def _read(raw: Mapping[str, Any]) -> Submission:

@@ -56,6 +56,7 @@ def rules(settings: Settings) -> Rules:
         policy=policy,
         lease_seconds=settings.work_lease_seconds,
         node_silence_seconds=settings.work_node_silence_seconds,
+        ageing_seconds=settings.work_ageing_seconds,
         open_most=settings.work_open_most,
         ended_most=settings.work_ended_kept,
         ended_keep_seconds=settings.work_ended_kept_seconds,

@@ -26,6 +26,8 @@ from services.work_marshaling.scheduler import Queue
 from services.work_marshaling.slots import SlotPool, Slots
 from tests.unit.work_marshaling.builders import NOW, engine, memory, submitted, workload
 
+AGEING = 300.0
+
 
 def item(work_id: str, sequence: int, **fields: object) -> WorkItem:
     from services.work_marshaling.machine import decide
@@ -44,13 +46,15 @@ def nodes(*told: object) -> Nodes:
     return known
 
 
-def chosen(queue: Queue, known: Nodes, free: dict[str, int], most: int = 1000) -> list[tuple[str, str]]:
+def chosen(
+    queue: Queue, known: Nodes, free: dict[str, int], most: int = 1000, now: float = NOW.timestamp()
+) -> list[tuple[str, str]]:
     slots = {node_id: Slots([SlotPool(frozenset({"chat"}), count)]) for node_id, count in free.items()}
-    return [(choice.work_id, choice.node_id) for choice in queue.choose(known, slots, most=most)]
+    return [(choice.work_id, choice.node_id) for choice in queue.choose(known, slots, now=now, most=most)]
 
 
 def queue_of(*items: WorkItem) -> Queue:
-    queue = Queue()
+    queue = Queue(ageing_seconds=AGEING)
     for each in items:
         queue.add(each)
     return queue
@@ -149,7 +153,7 @@ def test_whatever_waits_the_choice_is_fair_and_within_bounds(
 def test_a_turn_costs_no_more_with_many_items_waiting():
     def seconds(waiting: int) -> float:
         template = item("w", 1)
-        queue = Queue()
+        queue = Queue(ageing_seconds=AGEING)
         for number in range(waiting):
             from dataclasses import replace
 
@@ -305,6 +309,6 @@ def test_a_full_pool_of_one_kind_does_not_hide_the_free_one_of_another():
     known = nodes(workload(slots=5, work_types=("chat", "function"), pools=pools))
     queue = queue_of(*(item(f"w{number}", number) for number in range(1, 4)), item("f", 9, work_type="function"))
 
-    taken = queue.choose(known, Leases().free(known), most=100)
+    taken = queue.choose(known, Leases().free(known), now=NOW.timestamp(), most=100)
 
     assert [choice.work_id for choice in taken] == ["w1", "f"]
