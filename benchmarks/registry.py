@@ -100,10 +100,10 @@ async def measure(nodes: int, interval: float, minutes: float, directory: Path) 
         ):
             changes = Changes()
             await client.subscribe("compute.nodes.status.v1", cb=changes.hear)
-            await _until(http, "/readyz", lambda _: True)
+            await until_good(http, "/readyz", lambda _: True)
             crowd = ("benchmarks.simulated_nodes", server.url, str(nodes), str(interval))
             async with program(directory / "nodes.log", *crowd) as simulated:
-                await _until(http, "/api/v1/stats", lambda told: told["states"].get("ONLINE") == nodes)
+                await until_good(http, "/api/v1/stats", lambda told: told["states"].get("ONLINE") == nodes)
                 measured = await _watch(psutil.Process(registry.process.pid), 60 * minutes)
                 measured |= {"false_while_watched": sum(changes.false({}).values())}
                 measured |= await _asked(client, http)
@@ -177,7 +177,7 @@ def _slowest(changes: Changes, silenced: Mapping[str, float], state: str) -> flo
     return max(changes.at.get((node_id, state), float("inf")) - at for node_id, at in silenced.items())
 
 
-async def _until(http: httpx.AsyncClient, path: str, good: Callable[[dict[str, dict[str, int]]], bool]) -> None:
+async def until_good(http: httpx.AsyncClient, path: str, good: Callable[[dict[str, dict[str, int]]], bool]) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:

@@ -20,7 +20,7 @@ class Gpus:
         self._problems: list[dict[str, str]] = []
         library.amdsmi_init()
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self, _asked: str) -> dict[str, Any]:
         self._problems = []
         handles = self._ask(self._library.amdsmi_get_processor_handles) or []
         found = {str(self._ask(self._library.amdsmi_get_gpu_device_bdf, handle)): handle for handle in handles}
@@ -72,12 +72,12 @@ def _number(value: Any) -> int | None:
 def _start() -> Answer:
     if find_spec("amdsmi") is None:
         absent = {"absent": "amdsmi is not installed", "fault": False}
-        return lambda: absent
+        return lambda _asked: absent
     try:
         return Gpus(import_module("amdsmi")).answer
     except BaseException as error:  # noqa: BLE001  # without ROCm its import raises KeyError, and may want to exit
         broken = {"absent": f"amdsmi does not load: {error or type(error).__name__}", "fault": True}
-        return lambda: broken
+        return lambda _asked: broken
 
 
 def main() -> None:

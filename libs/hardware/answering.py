@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
-Answer = Callable[[], dict[str, Any]]
+Answer = Callable[[str], dict[str, Any]]
+"""From what is asked for to the answer."""
 
 
 def serve(start: Callable[[], Answer]) -> None:
@@ -23,7 +24,7 @@ def serve(start: Callable[[], Answer]) -> None:
     answer = start()
     while True:
         question = questions.get()
-        answers.write(json.dumps({"id": question["id"], **answer()}) + "\n")
+        answers.write(json.dumps({"id": question["id"], **answer(question["ask"])}) + "\n")
         answers.flush()
 
 

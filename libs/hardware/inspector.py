@@ -2,7 +2,7 @@
 
 import asyncio
 import platform
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -145,6 +145,10 @@ class Inspector:
             cuda_version=nvidia.value.cuda_version,
             problems=(*nvidia.value.problems, *nvidia.problems, *amd.value.problems, *amd.problems, *apple.problems),
         )
+
+    async def used_mb(self) -> Mapping[str, int | None]:
+        """VRAM in use now, of the NVIDIA GPUs and parts of them that were told last. Raises `Unavailable`."""
+        return await self._nvidia.used_mb()
 
     async def close(self) -> None:
         await self._nvidia.close()

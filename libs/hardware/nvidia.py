@@ -1,6 +1,7 @@
 """NVIDIA GPUs, as the NVML process tells them, and what must be remembered about them between two questions."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from libs.common.errors import Unavailable
 from libs.hardware.nvidia_answer import SOURCE, Nvidia, from_answer
 from libs.hardware.nvml_helper import NvmlHelper
 from libs.hardware.pci import NVIDIA, graphics_devices
-from libs.hardware.reading import problem
+from libs.hardware.reading import mib, problem
 
 LOOK_AGAIN_SECONDS = 60.0
 """How often NVML is started anew where it could not be had, and where it has lost a GPU: it does not see it return."""
@@ -52,6 +53,13 @@ class NvidiaProbe:
             return await self._ask(now, devices)
         except Unavailable as error:
             return self._without_answer(error)
+
+    async def used_mb(self) -> Mapping[str, int | None]:
+        """Of each GPU and each part of one that the last reading told, quickly. Raises `Unavailable`."""
+        if self._absent is not None or not self._last.gpus:
+            return {}
+        answer = await self._helper.ask("used")
+        return {uuid: mib(used) for uuid, used in answer.get("used", {}).items()}
 
     async def _ask(self, now: float, devices: int) -> Nvidia:
         answer = await self._helper.ask()

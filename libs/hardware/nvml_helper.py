@@ -56,18 +56,22 @@ class NvmlHelper:
         """Its first answer is still to come, within the time for starting."""
         return self._first is not None
 
-    async def ask(self) -> dict[str, Any]:
-        """What the library says of all GPUs. Raises `Unavailable` with the reason, within the time for an answer."""
+    async def ask(self, what: str = "gpus") -> dict[str, Any]:
+        """What the library says of all GPUs, or of what was named before how much is `used`.
+
+        Raises `Unavailable` with the reason, within the time for an answer.
+        """
         async with self._turn:
             now = asyncio.get_running_loop().time()
             if now < self._not_before:
                 raise Unavailable(f"{self._name} did not answer; it is asked again in at most {self._pause:.0f} s")
             if self._child is None:
                 self._child = await self._start()
-                self._first = asyncio.create_task(self._talk(self._child, self._start_seconds), name="nvml-start")
+                first = self._talk(self._child, "gpus", self._start_seconds)
+                self._first = asyncio.create_task(first, name="nvml-start")
             if not await self._is_started():
                 raise TimedOut(f"{self._name} is still starting")
-            answer = await self._answer(self._child)
+            answer = await self._answer(self._child, what)
             self._failures = 0
             return answer
 
@@ -87,10 +91,12 @@ class NvmlHelper:
         done, _ = await asyncio.wait({self._first}, timeout=self._answer_seconds)
         return bool(done)
 
-    async def _answer(self, child: Process) -> dict[str, Any]:
+    async def _answer(self, child: Process, what: str) -> dict[str, Any]:
         first, self._first = self._first, None
         try:
-            return first.result() if first is not None else await self._talk(child, self._answer_seconds)
+            if first is not None and what == "gpus":
+                return first.result()
+            return await self._talk(child, what, self._answer_seconds)
         except TimedOut:
             await self._give_up()
             raise
@@ -105,14 +111,14 @@ class NvmlHelper:
             await self._give_up()
             raise Unavailable(f"the {self._name} process ended: {error or type(error).__name__}") from None
 
-    async def _talk(self, child: Process, seconds: float) -> dict[str, Any]:
+    async def _talk(self, child: Process, what: str, seconds: float) -> dict[str, Any]:
         assert child.stdin is not None
         assert child.stdout is not None
         self._asked += 1
         number = self._asked
         try:
             async with asyncio.timeout(seconds):
-                child.stdin.write(json.dumps({"id": number, "ask": "gpus"}).encode() + b"\n")
+                child.stdin.write(json.dumps({"id": number, "ask": what}).encode() + b"\n")
                 await child.stdin.drain()
                 while True:
                     answer: dict[str, Any] = json.loads(await child.stdout.readuntil(b"\n"))

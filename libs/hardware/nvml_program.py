@@ -1,8 +1,8 @@
 """A process that talks to NVML for us, because a call that is stuck cannot be killed, but a process can.
 
-One JSON object per line comes in, one goes out for each: `{"id", "ask"}` is answered by `{"id", "gpus", …}` or, where
-NVML cannot be had, by `{"id", "absent": reason, "fault"}`. It ends when its input does, even in the middle of a call
-that is stuck.
+One JSON object per line comes in, one goes out for each: `{"id", "ask": "gpus"}` is answered by `{"id", "gpus", …}`,
+`{"id", "ask": "used"}` by `{"id", "used": {UUID: bytes}}` or, where NVML cannot be had, both by `{"id", "absent":
+reason, "fault"}`. It ends when its input does, even in the middle of a call that is stuck.
 """
 
 import ctypes
@@ -41,6 +41,7 @@ class Gpus:
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
         self._identities: dict[int, dict[str, Any]] = {}
+        self._handles: dict[str, Any] = {}
         self._xids: dict[str, int] = {}
         self._problems: list[dict[str, str]] = []
         self._lost = False
@@ -49,8 +50,21 @@ class Gpus:
         self._links: list[dict[str, Any]] = []
         self._linked: frozenset[int] = frozenset()
 
-    def answer(self) -> dict[str, Any]:
-        self._problems, self._lost = [], False
+    def answer(self, asked: str) -> dict[str, Any]:
+        return {"used": self._used()} if asked == "used" else self._all()
+
+    def _used(self) -> dict[str, int | None]:
+        """Of what the last whole answer named, and nothing else: it is asked for in between, often."""
+        return {uuid: self._memory_of(uuid, handle) for uuid, handle in self._handles.items()}
+
+    def _memory_of(self, uuid: str, handle: Any) -> int | None:
+        try:
+            return self._memory(uuid, handle)["used"]
+        except Lost:
+            return None
+
+    def _all(self) -> dict[str, Any]:
+        self._problems, self._lost, self._handles = [], False, {}
         self._hear_xids()
         count = self._ask("count", self._nvml.nvmlDeviceGetCount)
         found = [self._gpu(index) for index in range(max(count or 0, len(self._identities)))]
@@ -89,6 +103,7 @@ class Gpus:
             identity = self._identity(index, handle)
             if identity is None:
                 return None
+            self._handles[identity["uuid"]] = handle
             return identity | self._measured(identity["uuid"], handle)
         except Lost as lost:
             self._lost = True
@@ -171,9 +186,11 @@ class Gpus:
                 uuid = self._ask(name, nvml.nvmlDeviceGetUUID, part)
                 found.append({"uuid": uuid, "name": self._ask(name, nvml.nvmlDeviceGetName, part)})
                 found[-1].update(self._memory(name, part))
+                if uuid is not None:
+                    self._handles[uuid] = part
         return [part for part in found if part["uuid"] is not None]
 
-    def _memory(self, name: str, handle: Any) -> dict[str, Any]:
+    def _memory(self, name: str, handle: Any) -> dict[str, int | None]:
         """The second version first: the first counts what the driver keeps for itself as used."""
         nvml = self._nvml
         memory = self._ask(name, nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2)
@@ -276,7 +293,7 @@ def _why_not_found() -> dict[str, Any]:
 
 def _start() -> Answer:
     gpus = _open()
-    return (lambda: gpus) if isinstance(gpus, dict) else gpus.answer
+    return (lambda _asked: gpus) if isinstance(gpus, dict) else gpus.answer
 
 
 def main() -> None:

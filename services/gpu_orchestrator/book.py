@@ -1,6 +1,6 @@
 """The ledger and the reservations in it, as one thing in memory. Whoever changes it does so in one step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from libs.common.contracts.gpu_orchestrator import FitQuestion, GpuState
 from libs.common.contracts.node_registry import GpuLink
@@ -8,7 +8,10 @@ from services.gpu_orchestrator.choosing import Choice, Wish, choose
 from services.gpu_orchestrator.devices import eligible, named
 from services.gpu_orchestrator.ledger import reclaimed, refresh
 from services.gpu_orchestrator.machine import Held
-from services.gpu_orchestrator.model import Claim, Device, Entry, Event, Rules
+from services.gpu_orchestrator.model import RAM, Claim, Device, Entry, Event, Rules
+
+UNSEEN_PART = 4
+"""One part in so many of the margin may be in use without having been measured."""
 
 
 class Book:
@@ -17,27 +20,40 @@ class Book:
     def __init__(self, rules: Rules, *, kept_ended: int = 1000) -> None:
         self._rules = rules
         self._kept_ended = kept_ended
-        self._held: dict[str, Held] = {}
+        self._open: dict[str, Held] = {}
+        self._ended: dict[str, Held] = {}
+        self._claims: dict[str, dict[str, int]] = {}
+        self._used_mb: Mapping[str, int | None] = {}
         self.ledger: dict[str, Entry] = {}
         self.states: Sequence[GpuState] = ()
         self.links: Sequence[GpuLink] = ()
         self.last_token = 0
 
     def all(self) -> list[Held]:
-        return list(self._held.values())
+        """In the order in which they were made."""
+        return sorted([*self._ended.values(), *self._open.values()], key=lambda held: held.token)
 
     def open_ones(self) -> list[Held]:
-        return [held for held in self._held.values() if held.is_open]
+        return list(self._open.values())
 
     def find(self, reservation_id: str) -> Held | None:
-        return self._held.get(reservation_id)
+        return self._open.get(reservation_id) or self._ended.get(reservation_id)
 
     def measured(
         self, states: Sequence[GpuState], links: Sequence[GpuLink], devices: Sequence[Device], now: float
     ) -> tuple[Event, ...]:
         self.states, self.links = states, links
-        self.ledger, events = refresh(self._claims(), devices, self.ledger, now, self._rules)
+        self._used_mb = {device.uuid: device.used_mb for device in devices}
+        claims = [claim for held in self._open.values() for claim in held.claims()]
+        self.ledger, events = refresh(claims, devices, self.ledger, now, self._rules)
         return events
+
+    def still_holds(self, used_mb: Mapping[str, int | None]) -> bool:
+        """Whether so much is in use as was measured, but for what a small part of the margin covers."""
+        return all(_near(used, self._used_mb.get(uuid), self._unseen_mb(uuid)) for uuid, used in used_mb.items())
+
+    def _unseen_mb(self, uuid: str) -> int:
+        return (self._rules.ram_margin_mb if uuid == RAM else self._rules.margin_mb) // UNSEEN_PART
 
     def choice(self, asked: FitQuestion) -> Choice:
         """Raises `Malformed` when a GPU is named that is not here."""
@@ -56,17 +72,34 @@ class Book:
 
     def put(self, changed: Iterable[Held]) -> None:
         for held in changed:
-            self._held.pop(held.reservation_id, None)
-            self._held[held.reservation_id] = held
-        ended = [name for name, held in self._held.items() if not held.is_open]
-        for name in ended[: max(0, len(ended) - self._kept_ended)]:
-            del self._held[name]
-        self.ledger = reclaimed(self.ledger, self._claims())
+            self._take(held)
+            if held.is_open:
+                self._open[held.reservation_id] = held
+                for claim in held.claims():
+                    self._claims.setdefault(claim.device, {})[held.reservation_id] = claim.claim_mb
+            else:
+                self._ended[held.reservation_id] = held
+                if len(self._ended) > self._kept_ended:
+                    del self._ended[next(iter(self._ended))]
+            self._reclaim(held.claims())
 
     def remove(self, held: Held) -> None:
         """As if it had never been; its token is not used again."""
-        del self._held[held.reservation_id]
-        self.ledger = reclaimed(self.ledger, self._claims())
+        self._take(held)
+        self._reclaim(held.claims())
 
-    def _claims(self) -> list[Claim]:
-        return [claim for held in self._held.values() if held.is_open for claim in held.claims()]
+    def _take(self, held: Held) -> None:
+        self._open.pop(held.reservation_id, None)
+        self._ended.pop(held.reservation_id, None)
+        for claim in held.claims():
+            self._claims.get(claim.device, {}).pop(held.reservation_id, None)
+
+    def _reclaim(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            entry = self.ledger.get(claim.device)
+            if entry is not None:
+                self.ledger[claim.device] = reclaimed(entry, self._claims.get(claim.device, {}))
+
+
+def _near(used: int | None, measured: int | None, unseen_mb: int) -> bool:
+    return used is not None and measured is not None and abs(used - measured) <= unseen_mb

@@ -99,7 +99,11 @@ def _part(part: MigDevice, gpu: Gpu) -> Device:
 
 
 def _ram(memory: Memory, ram_mb: Mapping[int, tuple[str, int]]) -> Device:
-    known = memory.total_mb is not None and memory.available_mb is not None
-    used = max(0, memory.total_mb - memory.available_mb) if known else None  # type: ignore[operator]  # both are known
     processes = (Process(pid=token, used_mb=used, reservation_id=name) for token, (name, used) in ram_mb.items())
-    return Device(uuid=RAM, total_mb=memory.total_mb, used_mb=used, processes=tuple(processes))
+    return Device(uuid=RAM, total_mb=memory.total_mb, used_mb=ram_used_mb(memory), processes=tuple(processes))
+
+
+def ram_used_mb(memory: Memory) -> int | None:
+    if memory.total_mb is None or memory.available_mb is None:
+        return None
+    return max(0, memory.total_mb - memory.available_mb)

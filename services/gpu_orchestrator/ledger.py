@@ -28,16 +28,8 @@ def refresh(
     return ledger, tuple(_events(ledger, previous))
 
 
-def reclaimed(ledger: Ledger, claims: Iterable[Claim]) -> dict[str, Entry]:
-    """The same measurement under other claims: between two measurements claims come and go."""
-    wanted: dict[str, dict[str, int]] = {uuid: {} for uuid in ledger}
-    for claim in claims:
-        of_device = wanted.setdefault(claim.device, {})
-        of_device[claim.reservation_id] = of_device.get(claim.reservation_id, 0) + claim.claim_mb
-    return {uuid: _with_claims(entry, wanted[uuid]) for uuid, entry in ledger.items()}
-
-
-def _with_claims(entry: Entry, claims: Mapping[str, int]) -> Entry:
+def reclaimed(entry: Entry, claims: Mapping[str, int]) -> Entry:
+    """The same measurement under other claims, by reservation: between two measurements claims come and go."""
     uses = {
         name: Use(claim_mb=mb, measured_mb=entry.uses[name].measured_mb if name in entry.uses else None)
         for name, mb in claims.items()

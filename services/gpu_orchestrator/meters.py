@@ -43,6 +43,13 @@ class Meters(Protocol):
         """Every GPU and its users, measured now."""
         ...
 
+    async def used_mb(self) -> Mapping[str, int | None] | None:
+        """VRAM in use now, by GPU and part of one, quickly; None where only a whole measurement tells.
+
+        Raises `Unavailable`.
+        """
+        ...
+
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
         """RAM and swap, measured now, and what could not be."""
         ...

@@ -1,6 +1,6 @@
 """The machine itself, through `libs.hardware`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState
@@ -13,11 +13,16 @@ from services.gpu_orchestrator.meters import Graphics
 class HostMeters:
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
+        self._others = False
 
     async def gpus(self) -> Graphics:
         graphics = await self._inspector.graphics()
+        self._others = any(gpu.vendor != "nvidia" for gpu in graphics.gpus)
         states = (GpuState(gpu=gpu, processes=_processes(graphics.processes.get(gpu.uuid))) for gpu in graphics.gpus)
         return Graphics(states=tuple(states), links=graphics.links, problems=graphics.problems)
+
+    async def used_mb(self) -> Mapping[str, int | None] | None:
+        return None if self._others else await self._inspector.used_mb()
 
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
         reading = await self._inspector.memory()

@@ -23,7 +23,11 @@ class Settings(BaseSettings):
         description="Seconds after which a reservation that nobody committed expires, by default.",
     )
     gpu_measure_seconds: float = Field(
-        0.25, ge=0, le=60, description="How old a measurement may be on which memory is reserved, in seconds."
+        2.0,
+        ge=0,
+        le=60,
+        description="How old a whole measurement may be on which memory is reserved, in seconds; a look at what is in"
+        " use comes before each reservation all the same.",
     )
     gpu_watch_seconds: float = Field(1.0, ge=0.1, le=60, description="How often is measured when nobody asks.")
     gpu_margin_mb: int = Field(256, ge=0, le=1_000_000, description="MiB of each GPU that are given to nobody.")

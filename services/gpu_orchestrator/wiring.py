@@ -11,6 +11,8 @@ from libs.common.kit.settings import load
 from libs.hardware.inspector import Inspector
 from services.gpu_orchestrator import http_api
 from services.gpu_orchestrator.book import Book
+from services.gpu_orchestrator.bookkeeping import Bookkeeping
+from services.gpu_orchestrator.measuring import Measuring
 from services.gpu_orchestrator.meters_host import HostMeters
 from services.gpu_orchestrator.meters_proc import ProcProcesses
 from services.gpu_orchestrator.model import Rules
@@ -28,19 +30,29 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     folder = platform.data_dir / "gpu_orchestrator"
     meters = HostMeters(Inspector(folder=folder, seconds=settings.gpu_orchestrator_source_seconds))
     processes, journal = ProcProcesses(), SqliteJournal(folder / "ledger.db")
+    observer = PrometheusObserver(platform.metrics)
+    bookkeeping = Bookkeeping(
+        book=Book(_rules(settings)), journal=journal, clock=platform.clock, machine_boot=_machine_boot()
+    )
+    measuring = Measuring(
+        meters=meters,
+        processes=processes,
+        bookkeeping=bookkeeping,
+        clock=platform.clock,
+        observer=observer,
+        measure_seconds=settings.gpu_measure_seconds,
+    )
     orchestrator = GpuOrchestrator(
         node_id=platform.node_id,
         boot_id=platform.boot_id,
-        machine_boot=_machine_boot(),
         meters=meters,
         processes=processes,
-        journal=journal,
-        book=Book(_rules(settings)),
+        bookkeeping=bookkeeping,
+        measuring=measuring,
         bus=platform.bus,
         clock=platform.clock,
-        observer=PrometheusObserver(platform.metrics),
+        observer=observer,
         timeout_seconds=settings.gpu_reservation_timeout,
-        measure_seconds=settings.gpu_measure_seconds,
     )
 
     @asynccontextmanager
@@ -62,7 +74,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         lifespan=alive,
         subscriptions=partial(open_doors, platform.bus, orchestrator, platform.node_id),
         loops=[
-            every(settings.gpu_watch_seconds, orchestrator.watch, platform.clock, name="watch"),
+            every(settings.gpu_watch_seconds, orchestrator.refresh, platform.clock, name="watch"),
             every(settings.gpu_orchestrator_states_seconds, orchestrator.tell, platform.clock, name="states"),
         ],
         router=http_api.router(orchestrator),

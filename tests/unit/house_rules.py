@@ -53,6 +53,9 @@ FIXED_NAMES = {"__init__": "package", "model": "model", "machine": "pure"} | {
 # Files that belong to the use cases of a large service, under names of their own.
 MORE_USE_CASES: frozenset[str] = frozenset(
     {
+        "services/gpu_orchestrator/bookkeeping.py",
+        "services/gpu_orchestrator/measuring.py",
+        "services/gpu_orchestrator/sharing.py",
         "services/node_agent/attempts.py",
         "services/node_agent/life.py",
         "services/node_agent/outbox.py",

@@ -5,7 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gpu_orchestrator.ledger import reclaimed, refresh
+from services.gpu_orchestrator.ledger import reclaimed as reclaimed_entry
+from services.gpu_orchestrator.ledger import refresh
 from services.gpu_orchestrator.model import Claim, Device, Entry, Event, Process, Rules
 
 RULES = Rules(foreign_hold_seconds=60, leak_grace_seconds=30, healthy_seconds=10, margin_mb=100)
@@ -22,6 +23,10 @@ def process(pid: int, mb: int | None, of: str | None = None) -> Process:
 
 def claim(mb: int, name: str = "r1") -> Claim:
     return Claim(reservation_id=name, device="G", claim_mb=mb)
+
+
+def reclaimed(ledger: dict[str, Entry], claims: list[Claim]) -> dict[str, Entry]:
+    return {"G": reclaimed_entry(ledger["G"], {each.reservation_id: each.claim_mb for each in claims})}
 
 
 class Teller:

@@ -12,6 +12,8 @@ from libs.common.clock import ManualClock
 from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState, GpuStates
 from libs.common.contracts.node_registry import Memory, Problem
 from services.gpu_orchestrator.book import Book
+from services.gpu_orchestrator.bookkeeping import Bookkeeping
+from services.gpu_orchestrator.measuring import Measuring
 from services.gpu_orchestrator.meters import Family, Graphics, Root
 from services.gpu_orchestrator.model import Entry, Rules
 from services.gpu_orchestrator.nats_api import open_doors
@@ -37,6 +39,9 @@ class MadeUpMeters:
 
     async def gpus(self) -> Graphics:
         return Graphics(states=self.states, problems=self.problems)
+
+    async def used_mb(self) -> Mapping[str, int | None]:
+        return {state.gpu.uuid: state.gpu.vram_used_mb for state in self.states}
 
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
         return self.ram, ()
@@ -103,19 +108,26 @@ async def made_world(
     meters, processes, eye = MadeUpMeters(), MadeUpProcesses(), Eye()
     async with (server or MemoryServer(clock=clock)).connect("gpu") as transport:
         bus = Bus(transport, name="gpu_orchestrator", observer=RecordingObserver(), clock=clock)
+        bookkeeping = Bookkeeping(
+            book=Book(Rules(margin_mb=0, ram_margin_mb=0)),
+            journal=SqliteJournal(folder / f"{node_id}.db"),
+            clock=clock,
+            machine_boot=machine_boot,
+        )
+        measuring = Measuring(
+            meters=meters, processes=processes, bookkeeping=bookkeeping, clock=clock, observer=eye, measure_seconds=60
+        )
         orchestrator = GpuOrchestrator(
             node_id=node_id,
             boot_id="b",
-            machine_boot=machine_boot,
             meters=meters,
             processes=processes,
-            journal=SqliteJournal(folder / f"{node_id}.db"),
-            book=Book(Rules(margin_mb=0, ram_margin_mb=0)),
+            bookkeeping=bookkeeping,
+            measuring=measuring,
             bus=bus,
             clock=clock,
             observer=eye,
             timeout_seconds=300,
-            measure_seconds=0,
         )
         async with orchestrator.open():
             await open_doors(bus, orchestrator, node_id)

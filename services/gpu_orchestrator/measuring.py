@@ -1,0 +1,133 @@
+"""What is measured, and when a measurement is young enough to give memory away on it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+
+import structlog
+
+from libs.common.clock import Clock
+from libs.common.contracts.gpu_orchestrator import ReservationState
+from libs.common.contracts.node_registry import Problem
+from libs.common.errors import Unavailable
+from services.gpu_orchestrator.bookkeeping import Bookkeeping
+from services.gpu_orchestrator.devices import devices_of, ram_used_mb
+from services.gpu_orchestrator.machine import Held, looked_at
+from services.gpu_orchestrator.meters import Family, Meters, Processes, Root
+from services.gpu_orchestrator.model import RAM
+from services.gpu_orchestrator.observer import Observer
+from services.gpu_orchestrator.sharing import Shared
+
+log = structlog.get_logger()
+
+
+class Measuring:
+    """Keeps the book's ledger true. `measure_seconds`: how old a whole measurement may be on which something is given,
+    even though what is in use did not change since.
+    """
+
+    def __init__(
+        self,
+        *,
+        meters: Meters,
+        processes: Processes,
+        bookkeeping: Bookkeeping,
+        clock: Clock,
+        observer: Observer,
+        measure_seconds: float,
+    ) -> None:
+        self._meters = meters
+        self._processes = processes
+        self._bookkeeping = bookkeeping
+        self._book = bookkeeping.book
+        self._clock = clock
+        self._observer = observer
+        self._measure_seconds = measure_seconds
+        self._measured_at = float("-inf")
+        self.problems: tuple[Problem, ...] = ()
+        self.refresh = Shared(self._measure)
+        """Measure everything; the measurement began after the call."""
+        self._look_at_gpus = Shared(self._gpus_as_measured)
+        self._look_at_ram = Shared(self._ram_as_measured)
+
+    @property
+    def has_measured(self) -> bool:
+        return self._measured_at > float("-inf")
+
+    async def close(self) -> None:
+        for shared in (self.refresh, self._look_at_gpus, self._look_at_ram):
+            await shared.close()
+
+    async def current(self, *, gpus: bool, ram: bool) -> None:
+        """The ledger is that of now: a look, which costs little, shows that what was measured still holds, or all is
+        measured anew. Those who wait at the same time share both. Raises `Unavailable`.
+        """
+        if self._clock.monotonic() - self._measured_at >= self._measure_seconds:
+            await self.refresh()
+            return
+        looks = [look() for look, wanted in ((self._look_at_gpus, gpus), (self._look_at_ram, ram)) if wanted]
+        if not all(await asyncio.gather(*looks)):
+            await self.refresh()
+
+    async def _gpus_as_measured(self) -> bool:
+        try:
+            used_mb = await self._meters.used_mb()
+        except Unavailable:
+            return False
+        return used_mb is not None and self._book.still_holds(used_mb)
+
+    async def _ram_as_measured(self) -> bool:
+        memory, _ = await self._meters.memory()
+        return self._book.still_holds({RAM: ram_used_mb(memory)})
+
+    async def _measure(self) -> None:
+        began = self._clock.monotonic()
+        graphics, (memory, problems) = await asyncio.gather(self._meters.gpus(), self._meters.memory())
+        family = await self._families({each.pid for state in graphics.states for each in state.processes or ()})
+        await self._look(family)
+        tokens = {held.reservation_id: held.token for held in self._book.open_ones()}
+        ram = {tokens[name]: (name, mb) for name, mb in family.ram_mb.items() if name in tokens}
+        devices = devices_of(graphics.states, memory, family.owners, family.commands, ram)
+        events = self._book.measured(graphics.states, graphics.links, devices, self._clock.monotonic())
+        self.problems, self._measured_at = (*graphics.problems, *problems), began
+        for event in events:
+            self._observer.happened(event.kind)
+            log.warning(
+                "ledger_event",
+                kind=event.kind,
+                device=event.device,
+                reservation_id=event.reservation_id,
+                pid=event.pid,
+                reason=event.message,
+            )
+        self._observer.reckoned(self._book.ledger, self._states())
+
+    def _states(self) -> Mapping[str, int]:
+        return Counter(str(held.state) for held in self._book.open_ones())
+
+    async def _families(self, pids: set[int]) -> Family:
+        roots = [
+            Root(
+                reservation_id=held.reservation_id,
+                pid=held.pid,
+                pid_start=held.pid_start,
+                container_id=held.container_id,
+            )
+            for held in self._book.open_ones()
+            if held.state == ReservationState.COMMITTED
+        ]
+        return await self._processes.families(roots, pids)
+
+    async def _look(self, family: Family) -> None:
+        """Expire and end what time and processes ended. A container that was never seen from here ends by release."""
+        now, at = self._clock.monotonic(), self._clock.now()
+
+        def alive(held: Held) -> bool | None:
+            told = family.alive.get(held.reservation_id)
+            return None if held.container_id and not held.container_seen and not told else told
+
+        def decide(held: Held) -> Held:
+            return looked_at(held, alive=alive(held), now=now, at=at)
+
+        over = [held for held in self._book.open_ones() if decide(held) is not held]
+        await asyncio.gather(*(self._bookkeeping.change(held.reservation_id, decide) for held in over))
