@@ -6,12 +6,9 @@ from libs.common.contracts.gpu_orchestrator import FitQuestion, GpuState
 from libs.common.contracts.node_registry import GpuLink
 from services.gpu_orchestrator.choosing import Choice, Wish, choose
 from services.gpu_orchestrator.devices import eligible, named
-from services.gpu_orchestrator.ledger import reclaimed, refresh
+from services.gpu_orchestrator.ledger import reclaimed, refresh, with_growth
 from services.gpu_orchestrator.machine import Held
-from services.gpu_orchestrator.model import RAM, Claim, Device, Entry, Event, Rules
-
-UNSEEN_PART = 4
-"""One part in so many of the margin may be in use without having been measured."""
+from services.gpu_orchestrator.model import Claim, Device, Entry, Event, Rules
 
 
 class Book:
@@ -48,12 +45,17 @@ class Book:
         self.ledger, events = refresh(claims, devices, self.ledger, now, self._rules)
         return events
 
-    def still_holds(self, used_mb: Mapping[str, int | None]) -> bool:
-        """Whether so much is in use as was measured, but for what a small part of the margin covers."""
-        return all(_near(used, self._used_mb.get(uuid), self._unseen_mb(uuid)) for uuid, used in used_mb.items())
+    def looked_at(self, used_mb: Mapping[str, int | None]) -> bool:
+        """So much is in use now. Whether that is exactly what was measured; if not, growth is kept from everybody."""
+        for uuid, used in used_mb.items():
+            entry, measured = self.ledger.get(uuid), self._used_mb.get(uuid)
+            if entry is not None and used is not None and measured is not None:
+                self.ledger[uuid] = with_growth(entry, max(0, used - measured))
+        return all(used is not None and used == self._used_mb.get(uuid) for uuid, used in used_mb.items())
 
-    def _unseen_mb(self, uuid: str) -> int:
-        return (self._rules.ram_margin_mb if uuid == RAM else self._rules.margin_mb) // UNSEEN_PART
+    def knows(self, used_mb: Mapping[str, int | None]) -> bool:
+        """Whether these are devices that were measured, and tell how much of them is in use."""
+        return all(used is not None and self._used_mb.get(uuid) is not None for uuid, used in used_mb.items())
 
     def choice(self, asked: FitQuestion) -> Choice:
         """Raises `Malformed` when a GPU is named that is not here."""
@@ -99,7 +101,3 @@ class Book:
             entry = self.ledger.get(claim.device)
             if entry is not None:
                 self.ledger[claim.device] = reclaimed(entry, self._claims.get(claim.device, {}))
-
-
-def _near(used: int | None, measured: int | None, unseen_mb: int) -> bool:
-    return used is not None and measured is not None and abs(used - measured) <= unseen_mb

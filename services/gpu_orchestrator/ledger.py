@@ -39,6 +39,11 @@ def reclaimed(entry: Entry, claims: Mapping[str, int]) -> Entry:
     return _balanced(replace(entry, uses=uses, foreign_mb=entry.foreign_mb + kept), entry.ours_mb)
 
 
+def with_growth(entry: Entry, grown_mb: int) -> Entry:
+    """What came since the measurement is kept from everybody until it is known whose it is."""
+    return entry if grown_mb == entry.grown_mb else _balanced(replace(entry, grown_mb=grown_mb), entry.ours_mb)
+
+
 def _gone(uuid: str, before: Entry | None) -> Device:
     total = before.total_mb if before else None
     return Device(uuid=uuid, total_mb=total, used_mb=None, problem="it is not seen any more")
@@ -73,7 +78,8 @@ def _balanced(entry: Entry, ours_mb: int | None) -> Entry:
         held = max(held, ours_mb or 0)
     free = entry.free_mb
     if free is not None and entry.total_mb is not None:
-        free = max(0, entry.total_mb - entry.driver_mb - entry.margin_mb - held - entry.foreign_mb)
+        others = entry.driver_mb + entry.margin_mb + entry.foreign_mb + entry.grown_mb
+        free = max(0, entry.total_mb - others - held)
     return replace(entry, held_mb=held, ours_mb=ours_mb, free_mb=free)
 
 

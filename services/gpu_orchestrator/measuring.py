@@ -20,6 +20,9 @@ from services.gpu_orchestrator.sharing import Shared
 
 log = structlog.get_logger()
 
+UNKNOWN: Mapping[str, int | None] = {"": None}
+"""A look that saw nothing."""
+
 
 class Measuring:
     """Keeps the book's ledger true. `measure_seconds`: how old a whole measurement may be on which something is given,
@@ -47,8 +50,8 @@ class Measuring:
         self.problems: tuple[Problem, ...] = ()
         self.refresh = Shared(self._measure)
         """Measure everything; the measurement began after the call."""
-        self._look_at_gpus = Shared(self._gpus_as_measured)
-        self._look_at_ram = Shared(self._ram_as_measured)
+        self._look_at_gpus = Shared(self._gpus_used)
+        self._look_at_ram = Shared(self._ram_used)
 
     @property
     def has_measured(self) -> bool:
@@ -58,27 +61,32 @@ class Measuring:
         for shared in (self.refresh, self._look_at_gpus, self._look_at_ram):
             await shared.close()
 
-    async def current(self, *, gpus: bool, ram: bool) -> None:
-        """The ledger is that of now: a look, which costs little, shows that what was measured still holds, or all is
-        measured anew. Those who wait at the same time share both. Raises `Unavailable`.
+    async def current(self, *, gpus: bool, ram: bool) -> bool:
+        """Make the ledger that of now: by a look at what is in use, which costs little, or a whole measurement where
+        that does not do. Those who wait at the same time share both.
+
+        Returns whether all is as it was measured; if not, what grew is kept from everybody. Raises `Unavailable`.
         """
         if self._clock.monotonic() - self._measured_at >= self._measure_seconds:
             await self.refresh()
-            return
+            return True
         looks = [look() for look, wanted in ((self._look_at_gpus, gpus), (self._look_at_ram, ram)) if wanted]
-        if not all(await asyncio.gather(*looks)):
-            await self.refresh()
+        used = {uuid: mb for look in await asyncio.gather(*looks) for uuid, mb in look.items()}
+        if self._book.knows(used):
+            return self._book.looked_at(used)
+        await self.refresh()
+        return True
 
-    async def _gpus_as_measured(self) -> bool:
+    async def _gpus_used(self) -> Mapping[str, int | None]:
         try:
             used_mb = await self._meters.used_mb()
         except Unavailable:
-            return False
-        return used_mb is not None and self._book.still_holds(used_mb)
+            return UNKNOWN
+        return UNKNOWN if used_mb is None else used_mb
 
-    async def _ram_as_measured(self) -> bool:
-        memory, _ = await self._meters.memory()
-        return self._book.still_holds({RAM: ram_used_mb(memory)})
+    async def _ram_used(self) -> Mapping[str, int | None]:
+        memory = self._meters.memory_now()
+        return {RAM: None if memory is None else ram_used_mb(memory)}
 
     async def _measure(self) -> None:
         began = self._clock.monotonic()

@@ -50,6 +50,10 @@ class Meters(Protocol):
         """
         ...
 
+    def memory_now(self) -> Memory | None:
+        """RAM and swap now, quickly; None where they cannot be read."""
+        ...
+
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
         """RAM and swap, measured now, and what could not be."""
         ...

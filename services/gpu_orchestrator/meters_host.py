@@ -1,7 +1,7 @@
 """The machine itself, through `libs.hardware`."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState
 from libs.common.contracts.node_registry import Memory, Problem
@@ -23,6 +23,11 @@ class HostMeters:
 
     async def used_mb(self) -> Mapping[str, int | None] | None:
         return None if self._others else await self._inspector.used_mb()
+
+    def memory_now(self) -> Memory | None:
+        with suppress(OSError, ValueError):
+            return self._inspector.memory_now()
+        return None
 
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
         reading = await self._inspector.memory()

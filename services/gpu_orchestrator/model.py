@@ -92,7 +92,8 @@ class Use:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One device in the ledger. `free_mb` is None when it cannot be known; `attributed` says whether use is known by
-    process. A device with a `problem` is not given to anybody."""
+    process; `grown_mb` is what more is used since the measurement, nobody knows yet by whom. A device with a `problem`
+    is not given to anybody."""
 
     uuid: str
     total_mb: int | None
@@ -102,6 +103,7 @@ class Entry:
     held_mb: int = 0
     ours_mb: int | None = None
     foreign_mb: int = 0
+    grown_mb: int = 0
     free_mb: int | None = None
     attributed: bool = True
     problem: str | None = None

@@ -116,8 +116,11 @@ class GpuOrchestrator:
         """Whether it would fit now. Raises `Malformed` when a GPU is named that is not here."""
         if self._is_elsewhere(asked.node_id):
             return await self._bus.request(CAN_FIT, asked, node_id=asked.node_id)
-        await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
+        as_measured = await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
         choice = self._book.choice(asked)
+        if not choice.fits and not as_measured:
+            await self._measuring.refresh()
+            choice = self._book.choice(asked)
         return fit_view(choice, self._node_id, indices(self._book.states), self._clock.now())
 
     async def reserve(self, asked: ReserveRequest) -> Reservation:
@@ -178,10 +181,17 @@ class GpuOrchestrator:
         await self._measuring.refresh()
 
     async def _reserve(self, name: str, asked: ReserveRequest) -> Held:
-        await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
-        return await self._bookkeeping.add(
-            name, lambda before: self._granted(name, asked) if before is None else self._same(before, asked)
-        )
+        def make(before: Held | None) -> Held:
+            return self._granted(name, asked) if before is None else self._same(before, asked)
+
+        as_measured = await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
+        try:
+            return await self._bookkeeping.add(name, make)
+        except Conflict:
+            if as_measured:
+                raise
+        await self._measuring.refresh()
+        return await self._bookkeeping.add(name, make)
 
     def _granted(self, name: str, asked: ReserveRequest) -> Held:
         choice = self._book.choice(asked)

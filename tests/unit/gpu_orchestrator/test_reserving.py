@@ -70,6 +70,46 @@ async def test_a_process_that_came_between_question_and_reservation_is_seen(worl
     assert fits
 
 
+async def test_many_who_reserve_at_once_share_one_look_and_measure_nothing_anew(world: World):
+    await world.orchestrator.refresh()
+    await asyncio.gather(*(world.orchestrator.reserve(wish(10)) for _ in range(100)))
+
+    assert (world.meters.measured, world.meters.looked) == (1, 1)
+
+
+async def test_what_grew_since_the_measurement_is_kept_from_others_without_measuring_anew(world: World):
+    await world.orchestrator.refresh()
+    world.meters.states = (idle(0, GpuProcess(pid=7, kind="compute", used_mb=15_000)), idle(1))
+    held = await world.orchestrator.reserve(wish(10_000))
+
+    assert (held.gpu_uuids, world.meters.measured) == (("GPU-1",), 1)
+
+
+async def test_what_was_given_up_since_the_measurement_is_given(world: World):
+    world.meters.states = (idle(0, GpuProcess(pid=7, kind="compute", used_mb=15_000)),)
+    await world.orchestrator.refresh()
+    world.meters.states = (idle(0),)
+
+    assert (await world.orchestrator.can_fit(FitQuestion(required_mb=20_000))).fits
+    assert await world.orchestrator.reserve(wish(20_000))
+
+
+async def test_where_a_look_tells_nothing_everything_is_measured(world: World):
+    await world.orchestrator.refresh()
+    world.meters.states = (idle(0), idle(1), idle(2))
+    await world.orchestrator.reserve(wish(gpu_indices=[2]))
+
+    assert world.meters.measured == 2
+
+
+async def test_a_measurement_that_is_too_old_backs_nothing(world: World):
+    await world.orchestrator.refresh()
+    world.clock.advance(60)
+    await world.orchestrator.reserve(wish())
+
+    assert world.meters.measured == 2
+
+
 async def test_two_hundred_at_once_get_what_there_is_and_not_more(world: World):
     results = await asyncio.gather(
         *(world.orchestrator.reserve(wish(3000)) for _ in range(200)), return_exceptions=True

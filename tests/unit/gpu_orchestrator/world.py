@@ -35,13 +35,20 @@ def idle(number: int, *processes: GpuProcess) -> GpuState:
 class MadeUpMeters:
     problems: tuple[Problem, ...] = ()
     states: tuple[GpuState, ...] = (idle(0), idle(1))
+    measured: int = 0
+    looked: int = 0
     ram: Memory = field(default_factory=lambda: Memory(total_mb=65536, available_mb=60000))
 
     async def gpus(self) -> Graphics:
+        self.measured += 1
         return Graphics(states=self.states, problems=self.problems)
 
     async def used_mb(self) -> Mapping[str, int | None]:
+        self.looked += 1
         return {state.gpu.uuid: state.gpu.vram_used_mb for state in self.states}
+
+    def memory_now(self) -> Memory:
+        return self.ram
 
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
         return self.ram, ()
