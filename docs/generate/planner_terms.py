@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from docs.generate.measured_starts import MeasuredStart
 from libs.common.errors import MeshError
 from libs.inference.planner.kv_cache import kv_layout
-from libs.inference.planner.memory import GIB, GpuMemory, Verdict, gpu_memory, start
+from libs.inference.planner.memory import GIB, GpuMemory, Verdict, gpu_memory, stage_need, start, whole
 from libs.inference.planner.rules import Refusal, refusals
+from libs.inference.planner.sizes import Sizes
 from libs.inference.planner.weights import weight_bytes
 
 
@@ -65,7 +66,14 @@ def _memory(row: MeasuredStart) -> GpuMemory | None:
         return None
     if row.unpublished:
         return None
-    return gpu_memory(row.facts, parallel, row.options(total), total)
+    return _first_stage(row, total)
+
+
+def _first_stage(row: MeasuredStart, total: int) -> GpuMemory:
+    assert row.facts is not None
+    assert row.parallel is not None
+    options = row.options(total)
+    return gpu_memory(stage_need(Sizes(row.facts), row.parallel, options), options, whole(total))
 
 
 def _term(column: str, predicted: Callable[[GpuMemory], int]) -> Callable[[MeasuredStart], Pair | None]:
@@ -83,10 +91,7 @@ def graphs(row: MeasuredStart) -> Pair | None:
     measured, parallel = row.number("cudagraph_gib"), row.parallel
     if row.facts is None or parallel is None or row.engine is None or not measured or measured < 0:
         return None
-    total = row.total_bytes or 80 * GIB
-    return Pair(
-        row=row, predicted=gpu_memory(row.facts, parallel, row.options(total), total).graphs / GIB, measured=measured
-    )
+    return Pair(row=row, predicted=_first_stage(row, row.total_bytes or 80 * GIB).graphs / GIB, measured=measured)
 
 
 TERMS: Mapping[str, Callable[[MeasuredStart], Pair | None]] = {
@@ -121,6 +126,6 @@ def verdict(row: MeasuredStart) -> Verdict | None:
     if row.facts is None or parallel is None or total is None or row.engine is None or row.drafted or is_refusal(row):
         return None
     try:
-        return start(row.facts, parallel, row.options(total), total).verdict
+        return start(Sizes(row.facts), parallel, row.options(total), [whole(total)] * parallel.pipeline).verdict
     except MeshError:
         return None

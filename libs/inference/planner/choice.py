@@ -1,34 +1,30 @@
-"""Which division of equal GPUs to start with: the first, in order of preference, that vLLM accepts and that fits."""
+"""Where to put a model: the smallest set of GPUs that serves what was asked, in order of preference."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
+from libs.inference.planner.attempt import Attempts, Failure, Instance
+from libs.inference.planner.devices import Gpu, Node
 from libs.inference.planner.facts import ModelFacts
-from libs.inference.planner.memory import Start, Verdict, start
-from libs.inference.planner.options import Asked, options_of
+from libs.inference.planner.goal import Goal, Prefer, Shape, Strategy, preference, strategy_of
+from libs.inference.planner.memory import GIB, Verdict
+from libs.inference.planner.options import Asked
 from libs.inference.planner.rules import Refusal, refusals
+from libs.inference.planner.seats import Room, Seats, abreast, alone, in_a_row, over_nodes, room_of, spanning
+from libs.inference.planner.sentences import capability_refusal
+from libs.inference.planner.sizes import Sizes
+from libs.inference.planner.speed import gpu_bandwidth
 from libs.inference.planner.split import Parallel
 from libs.inference.planner.versions import Engine
 
+MOST_RANKS = 64
+MORE_NODES = 4
+"""How many more nodes are tried than the weights alone need."""
 
-class Strategy(StrEnum):
-    """How a model is spread over GPUs."""
-
-    SINGLE_GPU = "SINGLE_GPU"
-    TENSOR_PARALLEL = "TENSOR_PARALLEL"
-    PIPELINE_PARALLEL = "PIPELINE_PARALLEL"
-    HYBRID_TP_PP = "HYBRID_TP_PP"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EqualGpus:
-    """`nodes` machines with `per_node` free GPUs of `total_bytes` each. `linked` ones have NVLink between them all."""
-
-    nodes: int
-    per_node: int
-    total_bytes: int
-    linked: bool
+FASTER = 0.8
+"""Who wants low latency gets a larger set where a token then takes less than this part of the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,77 +39,234 @@ class Declined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What to start; None where nothing fits. `declined` are the divisions that were looked at before, in order."""
+    """What to start, one instance per replica; none where nothing fits. `declined` says in order what was not taken."""
 
-    parallel: Parallel | None
-    start: Start | None
-    declined: tuple[Declined, ...]
+    instances: tuple[Instance, ...] = ()
+    declined: tuple[Declined, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def strategy(self) -> Strategy | None:
-        return None if self.parallel is None else strategy_of(self.parallel)
+        return strategy_of(self.instances[0].parallel) if self.instances else None
 
 
-def strategy_of(parallel: Parallel) -> Strategy:
-    if parallel.gpus == 1:
-        return Strategy.SINGLE_GPU
-    if parallel.pipeline == 1:
-        return Strategy.TENSOR_PARALLEL
-    return Strategy.PIPELINE_PARALLEL if parallel.tensor == 1 else Strategy.HYBRID_TP_PP
+class Chooser:
+    """Chooses for one model among one set of nodes. Depends on its arguments alone."""
+
+    def __init__(self, facts: ModelFacts, asked: Asked, engine: Engine, nodes: Sequence[Node], goal: Goal) -> None:
+        self._facts = facts
+        self._goal = goal
+        self._sizes = Sizes(facts)
+        self._attempts = Attempts(self._sizes, asked, engine, goal)
+        self._declined: dict[tuple[Parallel, str], Declined] = {}
+        self._accepted_as: dict[Parallel, tuple[Parallel, Refusal | None]] = {}
+        gpus = [gpu for node in nodes for gpu in node.gpus]
+        self._usable = {gpu.uuid: self._attempts.usable(gpu) if self._is_able(gpu) else 0 for gpu in gpus}
+        self._rooms = [room for node in nodes if (room := room_of(node, self._usable_of)).islands]
+        self._shapes = self._all_shapes()
+
+    def choose(self) -> Choice:
+        """Raises `Malformed` or `Unsupported` where the cache cannot be laid out."""
+        goal = self._goal
+        if goal.replicas is not None:
+            return self._told(self._replicas(goal.replicas, max(1.0, goal.concurrency / goal.replicas)))
+        together = self._replicas(1, goal.concurrency)
+        if goal.prefer is Prefer.LATENCY and together:
+            return self._told(together)
+        apart = self._apart(together[0] if together else None)
+        if not apart:
+            return self._told(together)
+        text = (
+            f"{len(apart)} replicas serve {goal.concurrency:g} requests at once on no more GPUs than one engine would."
+        )
+        return self._told(apart, text)
+
+    def _told(self, instances: Sequence[Instance], *notes: str) -> Choice:
+        if not instances and not self._declined:
+            there = sum(len(room.gpus) for room in self._rooms)
+            wanted = (self._goal.tensor or 1) * (self._goal.pipeline or 1) * (self._goal.replicas or 1)
+            text = f"World size ({wanted}) is larger than the number of available GPUs ({there})."
+            self._decline(Parallel(tensor=self._goal.tensor or 1), Refusal(code="too_few_gpus", message=text))
+        taken = {(each.parallel.tensor, each.parallel.pipeline) for each in instances}
+        declined = [d for d in self._declined.values() if (d.parallel.tensor, d.parallel.pipeline) not in taken]
+        return Choice(instances=tuple(instances), declined=tuple(declined), notes=notes)
+
+    def _apart(self, together: Instance | None) -> list[Instance]:
+        """Replicas of the smallest instance, where they serve all requests with no more GPUs than one instance."""
+        if self._goal.concurrency <= 1 or self._goal.forced:
+            return []
+        if together is not None and together.parallel.gpus == 1:
+            return []
+        smallest = self._one(frozenset(), 1.0)
+        if smallest is None:
+            return []
+        count = math.ceil(self._goal.concurrency / max(1.0, smallest.start.safe_concurrency))
+        spent = count * smallest.parallel.gpus
+        if count == 1 or spent > len(self._usable) or (together is not None and spent > together.parallel.gpus):
+            return []
+        return self._replicas(count, self._goal.concurrency / count)
+
+    def _replicas(self, count: int, concurrency: float) -> list[Instance]:
+        """All of them, on GPUs of their own and with the same division, or none."""
+        taken: frozenset[str] = frozenset()
+        found: list[Instance] = []
+        for _ in range(count):
+            instance = self._one(taken, concurrency, found[0].parallel if found else None)
+            if instance is None:
+                return []
+            found.append(instance)
+            taken |= {gpu.uuid for gpu in instance.seats.gpus}
+        return found
+
+    def _one(self, taken: frozenset[str], concurrency: float, same: Parallel | None = None) -> Instance | None:
+        rooms = [room.without(taken) for room in self._rooms] if taken else self._rooms
+        best: Instance | None = None
+        for shape in self._shapes:
+            if same is not None and (shape.tensor, shape.parallel.pipeline) != (same.tensor, same.pipeline):
+                continue
+            found = self._in_shape(shape, rooms, concurrency)
+            if found is None:
+                continue
+            if self._goal.prefer is not Prefer.LATENCY:
+                return found
+            if best is None or found.seconds_per_step < FASTER * best.seconds_per_step:
+                best = found
+        return best
+
+    def _in_shape(self, shape: Shape, rooms: Sequence[Room], concurrency: float) -> Instance | None:
+        parallel, refusal = self._accepted(shape.parallel)
+        if refusal is not None:
+            self._decline(parallel, refusal)
+            return None
+        if self._too_heavy(parallel):
+            return None
+        seats = self._sorted(self._seats(shape, rooms))
+        return self._first(parallel, seats, concurrency) if seats else None
+
+    def _too_heavy(self, parallel: Parallel) -> bool:
+        """Not even the largest GPUs would hold the weights, however the layers are dealt out."""
+        layers = len(self._facts.layers)
+        weights = self._sizes.weights(Parallel(tensor=parallel.tensor), 0, range(layers)) // parallel.pipeline
+        most = max(self._usable.values(), default=0)
+        heavy = weights > most and not parallel.expert_parallel
+        if heavy:
+            text = (
+                f"CUDA out of memory: the weights take {weights / GIB:.2f} GiB of each GPU, and {most / GIB:.2f} GiB "
+                "of the largest can be used."
+            )
+            self._decline(parallel, Refusal(code=Verdict.WEIGHTS.value, message=text))
+        return heavy
+
+    def _usable_of(self, gpu: Gpu) -> int:
+        return self._usable[gpu.uuid]
+
+    def _is_able(self, gpu: Gpu) -> bool:
+        refusal = capability_refusal(self._facts.quantisation, gpu.capability)
+        if refusal is not None:
+            self._decline(Parallel(), Refusal(code=refusal.code, message=f"{gpu.name or gpu.uuid}: {refusal.message}"))
+        return refusal is None
+
+    def _all_shapes(self) -> list[Shape]:
+        """Every shape that these rooms may have space for, the preferred first."""
+        largest = max((len(room.gpus) for room in self._rooms), default=0)
+        connected = max((len(island) for room in self._rooms for island in room.islands), default=0)
+        found = []
+        for tensor in range(1, min(largest, MOST_RANKS) + 1):
+            for per_node in range(1, min(largest // tensor, len(self._facts.layers)) + 1):
+                linked = tensor <= connected
+                found += [Shape(tensor=tensor, per_node=per_node, nodes=nodes, linked=linked) for nodes in (1,)]
+                if linked and per_node == 1 and tensor > 1:
+                    found.append(Shape(tensor=tensor, linked=False))
+                for nodes in self._node_counts(tensor * per_node, per_node):
+                    found.append(Shape(tensor=tensor, per_node=per_node, nodes=nodes, linked=linked and tensor > 1))
+        goal = self._goal
+        if goal.tensor is not None and goal.tensor > largest:
+            found.append(Shape(tensor=goal.tensor, per_node=goal.pipeline or 1))
+        return sorted((each for each in found if goal.allows(each.parallel)), key=lambda s: preference(s, goal.prefer))
+
+    def _node_counts(self, gpus: int, stages: int) -> Iterable[int]:
+        """On how many nodes a shape is tried: from as many as the weights need."""
+        most = min(sum(len(room.gpus) >= gpus for room in self._rooms), len(self._facts.layers) // stages)
+        forced = self._goal.pipeline
+        if forced is not None:
+            return [forced // stages] if forced % stages == 0 and 1 < forced // stages <= most else []
+        weights = self._sizes.weights(Parallel(), 0, range(len(self._facts.layers)))
+        roomiest = max((sum(sorted(map(self._usable_of, room.gpus))[-gpus:]) for room in self._rooms), default=0)
+        least = max(2, -(-weights // roomiest)) if roomiest else most + 1
+        return range(least, min(most, least + MORE_NODES) + 1)
+
+    def _seats(self, shape: Shape, rooms: Sequence[Room]) -> Iterator[Seats]:
+        if shape.nodes > 1:
+            found = over_nodes(rooms, shape.tensor, shape.per_node, shape.nodes, self._usable_of)
+            return iter((found,) if found else ())
+        if shape.parallel.gpus == 1:
+            return alone(rooms)
+        if shape.tensor > max(len(room.gpus) for room in rooms):
+            wide = spanning(rooms, shape.parallel)
+            return iter((wide,) if wide else ())
+        if shape.per_node == 1:
+            return abreast(rooms, shape.tensor, self._usable_of, linked=shape.linked)
+        rows = (in_a_row(room, shape.tensor, shape.per_node, self._usable_of) for room in rooms)
+        return (row for row in rows if row is not None)
+
+    def _sorted(self, seats: Iterator[Seats]) -> list[Seats]:
+        """One of each kind, the barest first."""
+        kinds: dict[object, Seats] = {}
+        for each in seats:
+            kinds.setdefault(each.kind, each)
+        return sorted(kinds.values(), key=self._barest)
+
+    def _barest(self, seats: Seats) -> tuple[int, int]:
+        sizes = [self._usable[gpu.uuid] for gpu in seats.gpus]
+        return min(sizes), sum(sizes)
+
+    def _accepted(self, parallel: Parallel) -> tuple[Parallel, Refusal | None]:
+        """The division as vLLM accepts it, with experts kept whole where only that makes it divisible."""
+        if parallel not in self._accepted_as:
+            refused = refusals(self._facts, parallel)
+            whole = replace(parallel, expert_parallel=True)
+            if refused and self._facts.experts and not self._goal.forced and not refusals(self._facts, whole):
+                self._accepted_as[parallel] = (whole, None)
+            else:
+                self._accepted_as[parallel] = (parallel, refused[0] if refused else None)
+        return self._accepted_as[parallel]
+
+    def _first(self, parallel: Parallel, seats: Sequence[Seats], concurrency: float) -> Instance | None:
+        """The barest seats that serve; by bisection, because what serves also serves with more memory."""
+        for same in self._by_speed(seats):
+            best = self._attempts.on(parallel, same[-1], concurrency)
+            if isinstance(best, Failure):
+                if (Parallel(tensor=parallel.tensor, pipeline=parallel.pipeline), best.code) not in self._declined:
+                    self._decline(parallel, best.refusal())
+                continue
+            low, high = 0, 0 if best.lowered else len(same) - 1
+            while low < high:
+                middle = (low + high) // 2
+                found = self._attempts.on(parallel, same[middle], concurrency, lower=False)
+                if isinstance(found, Instance):
+                    best, high = found, middle
+                else:
+                    low = middle + 1
+            return best
+        return None
+
+    def _by_speed(self, seats: Sequence[Seats]) -> list[list[Seats]]:
+        """Who wants speed gets the fastest GPUs tried first."""
+        if self._goal.prefer not in (Prefer.LATENCY, Prefer.THROUGHPUT):
+            return [list(seats)]
+        ordered = sorted(seats, key=_slowest, reverse=True)
+        return [sorted(same, key=self._barest) for _, same in groupby(ordered, key=_slowest)]
+
+    def _decline(self, parallel: Parallel, refusal: Refusal) -> None:
+        plain = Parallel(tensor=parallel.tensor, pipeline=parallel.pipeline)
+        declined = Declined(strategy=strategy_of(plain), parallel=plain, code=refusal.code, message=refusal.message)
+        self._declined.setdefault((plain, refusal.code), declined)
 
 
-def divisions(gpus: EqualGpus) -> Iterator[Parallel]:
-    """Every division that these GPUs can hold, the preferred first.
-
-    One GPU first. Where GPUs are linked, tensor parallelism within a node, then that with as few stages as it takes,
-    and a pipeline of single GPUs last. Where they are not, fewer GPUs before more, and of as many up to two ranks per
-    stage: a single stream is answered sooner with two, and a pipeline asks less of slow links than more. Ranks of a
-    stage are never on several nodes. Source: vLLM's `docs/serving/parallelism_scaling.md`.
-    """
-    found = [
-        Parallel(tensor=tensor, pipeline=stages)
-        for tensor in range(1, gpus.per_node + 1)
-        for stages in range(1, (gpus.per_node // tensor) * gpus.nodes + 1)
-    ]
-    yield from sorted(found, key=_preference_linked if gpus.linked else _preference_apart)
+def _slowest(seats: Seats) -> int:
+    return min(map(gpu_bandwidth, seats.gpus))
 
 
-TIERS = (Strategy.SINGLE_GPU, Strategy.TENSOR_PARALLEL, Strategy.HYBRID_TP_PP, Strategy.PIPELINE_PARALLEL)
-
-
-def _preference_linked(parallel: Parallel) -> tuple[int, int, int]:
-    return TIERS.index(strategy_of(parallel)), parallel.pipeline, parallel.gpus
-
-
-def _preference_apart(parallel: Parallel) -> tuple[int, int, int]:
-    return parallel.gpus, max(0, parallel.tensor - 2), parallel.pipeline
-
-
-def choose(facts: ModelFacts, asked: Asked, engine: Engine, gpus: EqualGpus, *, concurrency: float = 1.0) -> Choice:
-    """The first division that vLLM accepts and that holds `concurrency` requests of the longest length.
-
-    Raises `Malformed` or `Unsupported` where the cache cannot be laid out.
-    """
-    options = options_of(facts, asked, engine, gpus.total_bytes)
-    declined: list[Declined] = []
-    for parallel in divisions(gpus):
-        refused = refusals(facts, parallel)
-        if refused:
-            declined.append(_declined(parallel, refused[0]))
-            continue
-        found = start(facts, parallel, options, gpus.total_bytes)
-        if found.verdict is Verdict.FITS and found.max_concurrency >= concurrency:
-            return Choice(parallel=parallel, start=found, declined=tuple(declined))
-        declined.append(_declined(parallel, _too_small(found, concurrency)))
-    return Choice(parallel=None, start=None, declined=tuple(declined))
-
-
-def _too_small(found: Start, concurrency: float) -> Refusal:
-    if found.verdict is not Verdict.FITS:
-        return Refusal(code=found.verdict.value, message=f"{found.verdict.value.replace('_', ' ')}.".capitalize())
-    message = f"The cache holds {found.max_concurrency:.2f} requests of the longest length, not {concurrency:g}."
-    return Refusal(code="concurrency", message=message)
-
-
-def _declined(parallel: Parallel, refusal: Refusal) -> Declined:
-    return Declined(strategy=strategy_of(parallel), parallel=parallel, code=refusal.code, message=refusal.message)
+def choose(facts: ModelFacts, asked: Asked, engine: Engine, nodes: Sequence[Node], goal: Goal | None = None) -> Choice:
+    """What to start, and why nothing else. Raises `Malformed` or `Unsupported` where the cache cannot be laid out."""
+    return Chooser(facts, asked, engine, nodes, goal or Goal()).choose()

@@ -4,7 +4,7 @@ Source: `v1/kv_cache_interface.py`, `v1/core/kv_cache_utils.py` and `v1/core/kv_
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from libs.common.errors import Malformed
@@ -154,13 +154,30 @@ def kv_layout(
 
     Raises `Malformed` for an unknown type, `Unsupported` where pages of different sizes cannot share blocks.
     """
-    mixers = [
-        mixer
-        for index in stage_ranges(len(facts.layers), parallel)[stage]
-        if (mixer := facts.layers[index].mixer) is not None
-    ]
-    kinds = Counter(_kind(facts, mixer, parallel, cache_type, block_tokens, hybrid) for mixer in mixers)
-    kinds = _with_common_page(kinds)
+    kinds = layer_kinds(facts, parallel, cache_type=cache_type, block_tokens=block_tokens, hybrid=hybrid)
+    held = stage_ranges(len(facts.layers), parallel)[stage]
+    return layout_of(kinds[held.start : held.stop])
+
+
+def layer_kinds(
+    facts: ModelFacts,
+    parallel: Parallel,
+    *,
+    cache_type: str = "auto",
+    block_tokens: int = BLOCK_TOKENS,
+    hybrid: bool = True,
+) -> list[Group | None]:
+    """What each layer keeps, as a group of one; None for a layer that keeps nothing."""
+    made: dict[Mixer, Group] = {}
+    for mixer in facts.mixers:
+        if mixer not in made:
+            made[mixer] = _kind(facts, mixer, parallel, cache_type, block_tokens, hybrid)
+    return [None if layer.mixer is None else made[layer.mixer] for layer in facts.layers]
+
+
+def layout_of(layers: Iterable[Group | None]) -> KvLayout:
+    """The layout of layers that are on one GPU. Raises `Unsupported`."""
+    kinds = _with_common_page(Counter(kind for kind in layers if kind is not None))
     if len(kinds) <= 1:
         groups = [replace(kind, layers=count) for kind, count in kinds.items()]
         return KvLayout(block_bytes=sum(group.page * group.layers for group in groups), groups=tuple(groups))

@@ -90,13 +90,18 @@ def head(facts: ModelFacts) -> Matrix:
     )
 
 
+def layers_differ(facts: ModelFacts) -> bool:
+    """Whether layers of the same shapes may be stored differently, because modules are named one by one."""
+    kind = facts.quantisation
+    return kind is not None and bool(kind.skipped or kind.named)
+
+
 def alike(facts: ModelFacts, indexes: Iterable[int]) -> list[tuple[int, int]]:
     """Layers of the same shapes and storage: one of each kind, and how many there are.
 
     Where modules are stored by their names, every layer is its own kind.
     """
-    kind = facts.quantisation
-    if kind is not None and (kind.skipped or kind.named):
+    if layers_differ(facts):
         return [(index, 1) for index in indexes]
     found: dict[Layer, tuple[int, int]] = {}
     for index in indexes:

@@ -1,15 +1,15 @@
 """What becomes of a GPU's memory when an engine starts, term by term, and whether it starts at all."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from libs.inference.planner.activations import activation_bytes
 from libs.inference.planner.facts import ModelFacts
-from libs.inference.planner.kv_cache import kv_layout
+from libs.inference.planner.kv_cache import Demand, KvLayout
 from libs.inference.planner.options import Options
-from libs.inference.planner.split import Parallel
-from libs.inference.planner.weights import weight_bytes
+from libs.inference.planner.sizes import Sizes
+from libs.inference.planner.split import Parallel, stage_ranges
 
 GIB = 2**30
 ALONE_BYTES = int(0.15 * GIB)
@@ -27,9 +27,34 @@ class Verdict(StrEnum):
     """What becomes of a start."""
 
     FITS = "fits"
+    BUSY = "free_memory_below_utilization"
     WEIGHTS = "weights_too_large"
     NO_CACHE = "no_memory_for_the_cache"
     TOO_LONG = "cache_too_small_for_the_length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The memory of a GPU and what of it is free, in bytes. Other programs hold the rest and keep it."""
+
+    total: int
+    free: int
+
+
+def whole(total_bytes: int) -> Card:
+    """A GPU that nobody else uses."""
+    return Card(total=total_bytes, free=total_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageNeed:
+    """What each GPU of a stage needs, in bytes, and how its cache is laid out; whatever GPU it is."""
+
+    weights: int
+    non_torch: int
+    activation: int
+    graphs: int
+    layout: KvLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +62,7 @@ class GpuMemory:
     """The memory of each GPU of one stage, in bytes. `kv_cache` is what remains of the budget, also below zero."""
 
     total: int
+    free: int
     budget: int
     weights: int
     non_torch: int
@@ -45,80 +71,112 @@ class GpuMemory:
     kv_cache: int
 
 
-def gpu_memory(facts: ModelFacts, parallel: Parallel, options: Options, total_bytes: int, stage: int = 0) -> GpuMemory:
-    """The terms of one stage.
+def stage_need(sizes: Sizes, parallel: Parallel, options: Options, stage: int = 0) -> StageNeed:
+    """The terms of one stage. Raises `Malformed` or `Unsupported` where the cache cannot be laid out."""
+    held = stage_ranges(len(sizes.facts.layers), parallel)[stage]
+    return range_need(sizes, parallel, options, stage, held)
 
-    Source: `v1/worker/gpu_worker.py` (`determine_available_memory`), `v1/worker/utils.py` (`request_memory`).
-    """
-    budget = math.ceil(total_bytes * options.gpu_memory_utilization)
-    weights = weight_bytes(facts, parallel, stage)
-    non_torch = TOGETHER_BYTES if parallel.gpus > 1 else ALONE_BYTES
-    activation = activation_bytes(facts, parallel, options, stage)
-    graphs = graph_bytes(facts, parallel, options)
-    remaining = budget - weights - non_torch - activation - (graphs if options.engine.counts_graphs else 0)
-    return GpuMemory(
-        total=total_bytes,
-        budget=budget,
-        weights=weights,
-        non_torch=non_torch,
-        activation=activation,
-        graphs=graphs,
-        kv_cache=remaining,
+
+def range_need(sizes: Sizes, parallel: Parallel, options: Options, stage: int, held: range) -> StageNeed:
+    """The same for a stage that would hold these layers."""
+    return StageNeed(
+        weights=sizes.weights(parallel, stage, held),
+        non_torch=TOGETHER_BYTES if parallel.gpus > 1 else ALONE_BYTES,
+        activation=sizes.activation(parallel, options, stage),
+        graphs=graph_bytes(sizes.facts, options, len(held)),
+        layout=sizes.layout(parallel, options.kv_cache_dtype, held),
     )
 
 
-def graph_bytes(facts: ModelFacts, parallel: Parallel, options: Options) -> int:
+def budget_of(total_bytes: int, utilization: float) -> int:
+    """What an engine may take of a GPU. Source: `v1/worker/utils.py` (`request_memory`)."""
+    return math.ceil(total_bytes * utilization)
+
+
+def gpu_memory(need: StageNeed, options: Options, card: Card) -> GpuMemory:
+    """What becomes of one GPU. Source: `v1/worker/gpu_worker.py` (`determine_available_memory`)."""
+    budget = budget_of(card.total, options.gpu_memory_utilization)
+    counted = need.graphs if options.engine.counts_graphs else 0
+    return GpuMemory(
+        total=card.total,
+        free=card.free,
+        budget=budget,
+        weights=need.weights,
+        non_torch=need.non_torch,
+        activation=need.activation,
+        graphs=need.graphs,
+        kv_cache=budget - need.weights - need.non_torch - need.activation - counted,
+    )
+
+
+def graph_bytes(facts: ModelFacts, options: Options, layers: int | None = None) -> int:
     """CUDA graphs of the layers of a stage. Source: `v1/worker/gpu_model_runner.py` (`capture_model`)."""
     if options.enforce_eager:
         return 0
-    layers = -(-len(facts.layers) // parallel.pipeline)
-    return GRAPH_BYTES * layers * options.engine.graph_sizes(options.max_num_seqs)
+    captured = len(facts.layers) if layers is None else layers
+    return GRAPH_BYTES * captured * options.engine.graph_sizes(options.max_num_seqs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """How a start goes: the memory of each stage, and the cache that the tightest stage leaves to all."""
+    """How a start goes: the memory of each stage, and the cache that the tightest stage leaves to all.
+
+    `safe_concurrency` counts only the cache beyond the margin.
+    """
 
     verdict: Verdict
     stages: tuple[GpuMemory, ...]
+    needs: tuple[StageNeed, ...]
     kv_cache_tokens: int
     max_concurrency: float
+    safe_concurrency: float
 
 
-def start(facts: ModelFacts, parallel: Parallel, options: Options, total_bytes: int) -> Start:
-    """Whether an engine starts on equal GPUs that are otherwise free, and with how much cache.
+def margin_of(parallel: Parallel) -> float:
+    return MARGIN_TOGETHER if parallel.gpus > 1 else MARGIN_ALONE
+
+
+def start(sizes: Sizes, parallel: Parallel, options: Options, cards: Sequence[Card]) -> Start:
+    """Whether an engine starts, and with how much cache. `cards` has the tightest GPU of each stage.
 
     `FITS` is only said with a margin of the budget to spare: an engine that dies at start costs more than a GPU that
-    is not quite full.
+    is not quite full. Raises `Malformed` or `Unsupported` where the cache cannot be laid out.
     """
-    stages = tuple(gpu_memory(facts, parallel, options, total_bytes, stage) for stage in range(parallel.pipeline))
-    demand = options.demand(parallel)
-    layouts = [
-        kv_layout(facts, parallel, stage=stage, cache_type=options.kv_cache_dtype) for stage in range(len(stages))
-    ]
-    pairs = list(zip(layouts, stages, strict=True))
-    blocks = min(layout.blocks_in(memory.kv_cache) for layout, memory in pairs)
-    margin = MARGIN_TOGETHER if parallel.gpus > 1 else MARGIN_ALONE
-    safe = min(layout.blocks_in(memory.kv_cache - int(margin * memory.budget)) for layout, memory in pairs)
-    needed = max(layout.request_blocks(demand) for layout in layouts)
+    needs = tuple(stage_need(sizes, parallel, options, stage) for stage in range(parallel.pipeline))
+    stages = tuple(gpu_memory(need, options, card) for need, card in zip(needs, cards, strict=True))
+    demand, margin = options.demand(parallel), margin_of(parallel)
+    pairs = [(need.layout, memory) for need, memory in zip(needs, stages, strict=True) if need.layout.block_bytes]
+    blocks = min((layout.blocks_in(memory.kv_cache) for layout, memory in pairs), default=0)
+    safe = min((safe_blocks(layout, memory, margin) for layout, memory in pairs), default=0)
+    widest = max((layout for layout, _ in pairs), key=lambda layout: layout.request_blocks(demand), default=None)
     return Start(
-        verdict=_verdict(stages, options, safe, needed),
+        verdict=_verdict(stages, options, safe, widest, demand),
         stages=stages,
-        kv_cache_tokens=layouts[0].tokens(blocks, demand),
-        max_concurrency=layouts[0].concurrency(blocks, demand),
+        needs=needs,
+        kv_cache_tokens=widest.tokens(blocks, demand) if widest else 0,
+        max_concurrency=widest.concurrency(blocks, demand) if widest else 0.0,
+        safe_concurrency=widest.concurrency(safe - 1, demand) if widest else 0.0,
     )
 
 
-def _verdict(stages: tuple[GpuMemory, ...], options: Options, blocks: int, needed: int) -> Verdict:
+def safe_blocks(layout: KvLayout, memory: GpuMemory, margin: float) -> int:
+    return layout.blocks_in(memory.kv_cache - int(margin * memory.budget))
+
+
+def _verdict(
+    stages: tuple[GpuMemory, ...], options: Options, blocks: int, layout: KvLayout | None, demand: Demand
+) -> Verdict:
     """One block is vLLM's own (the null block), so more than what a request needs must be there."""
-    if any(memory.weights + memory.non_torch > memory.total for memory in stages):
+    if any(memory.budget > memory.free for memory in stages):
+        return Verdict.BUSY
+    if any(memory.weights + memory.non_torch > memory.free for memory in stages):
         return Verdict.WEIGHTS
-    if blocks <= 0 or any(_full(memory, options) for memory in stages):
+    if layout is None or blocks <= 0 or any(_full(memory, options) for memory in stages):
         return Verdict.NO_CACHE
-    return Verdict.FITS if blocks > needed else Verdict.TOO_LONG
+    return Verdict.FITS if blocks > layout.request_blocks(demand) else Verdict.TOO_LONG
 
 
 def _full(memory: GpuMemory, options: Options) -> bool:
     """Graphs that are not taken from the budget come on top of it, while no forward pass is under way."""
     held = memory.budget - memory.activation + memory.graphs
-    return not options.engine.counts_graphs and held > memory.total
+    return not options.engine.counts_graphs and held > memory.free

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from libs.common.errors import Malformed
 
@@ -55,9 +56,13 @@ class Engine:
 
         Versions that logged 67 sizes went on in steps of eight beyond 256.
         """
-        largest = min(max_num_seqs * 2, 512)
-        sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16 if self.version >= (0, 12) else 8)]
-        return sum(1 for size in sizes if size <= largest)
+        return _graph_sizes(min(max_num_seqs * 2, 512), 16 if self.version >= (0, 12) else 8)
+
+
+@cache
+def _graph_sizes(largest: int, step: int) -> int:
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, step)]
+    return sum(1 for size in sizes if size <= largest)
 
 
 def engine_of(version: str) -> Engine:

@@ -3,9 +3,19 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from libs.inference.planner.facts import ModelFacts, Quantisation
+from libs.inference.planner.facts import Layer, ModelFacts, Quantisation
 from libs.inference.planner.families import FAMILIES, UNKNOWN
-from libs.inference.planner.matrices import Matrix, Part, Split, alike, embedding, head, layer_matrices, vision_matrices
+from libs.inference.planner.matrices import (
+    Matrix,
+    Part,
+    Split,
+    alike,
+    embedding,
+    head,
+    layer_matrices,
+    layers_differ,
+    vision_matrices,
+)
 from libs.inference.planner.parameters import final_norm, position_table
 from libs.inference.planner.quantisation import storage_of
 from libs.inference.planner.split import Parallel, stage_ranges
@@ -56,6 +66,24 @@ def weight_bytes_by_part(facts: ModelFacts, parallel: Parallel, stage: int = 0) 
 def weight_bytes(facts: ModelFacts, parallel: Parallel, stage: int = 0) -> int:
     """Bytes that loading the model takes on each GPU of a stage."""
     return sum(weight_bytes_by_part(facts, parallel, stage).values()) + rotation_bytes(facts)
+
+
+def layer_bytes(facts: ModelFacts, parallel: Parallel) -> tuple[int, ...]:
+    """Bytes of each layer on one GPU of the stage that holds it, whatever the stages are."""
+    sizes: dict[Layer, int] = {}
+    found = []
+    for index, layer in enumerate(facts.layers):
+        if layers_differ(facts) or layer not in sizes:
+            sizes[layer] = sum(matrix_bytes(facts, matrix, parallel) for matrix in layer_matrices(facts, index))
+        found.append(sizes[layer])
+    return tuple(found)
+
+
+def end_bytes(facts: ModelFacts, parallel: Parallel, stage: int) -> int:
+    """Bytes of what a stage holds beside its layers, with the table of rotations."""
+    return rotation_bytes(facts) + sum(
+        matrix_bytes(facts, matrix, parallel) for matrix in end_matrices(facts, parallel, stage)
+    )
 
 
 def rotation_bytes(facts: ModelFacts) -> int:

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from libs.common.errors import Malformed
 from libs.inference.planner.activations import activation_bytes
-from libs.inference.planner.memory import GIB, Verdict, graph_bytes, start
+from libs.inference.planner.memory import GIB, Start, Verdict, graph_bytes, start, whole
 from libs.inference.planner.options import Asked, Options, options_of
+from libs.inference.planner.sizes import Sizes
 from libs.inference.planner.split import Parallel
 from libs.inference.planner.versions import engine_of
 from tests.unit.inference.planner.published import facts
@@ -17,6 +18,10 @@ LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 
 def _options(name: str, version: str, total_gib: float = 80.0, **asked: object) -> Options:
     return options_of(facts(name), Asked(**asked), engine_of(version), int(total_gib * GIB))  # type: ignore[arg-type]
+
+
+def _start(options: Options, total_gib: float) -> Start:
+    return start(Sizes(facts(LLAMA)), Parallel(), options, [whole(int(total_gib * GIB))])
 
 
 @pytest.mark.parametrize(
@@ -53,13 +58,13 @@ def test_only_the_last_stage_chooses_tokens():
 @pytest.mark.parametrize(("name", "logged"), [("openai/gpt-oss-20b", 0.39), ("google/gemma-3-1b-it", 0.44)])
 def test_graphs_take_what_an_engine_logged(name: str, logged: float):
     sizes = _options(name, "0.11.0").engine.graph_sizes(1024)
-    taken = graph_bytes(facts(name), Parallel(), _options(name, "0.11.0"))
+    taken = graph_bytes(facts(name), _options(name, "0.11.0"))
 
     assert taken / GIB * 67 / sizes == pytest.approx(logged, rel=0.05)
 
 
 def test_an_eager_engine_has_no_graphs():
-    assert graph_bytes(facts(LLAMA), Parallel(), _options(LLAMA, "0.33.0", enforce_eager=True)) == 0
+    assert graph_bytes(facts(LLAMA), _options(LLAMA, "0.33.0", enforce_eager=True)) == 0
 
 
 @pytest.mark.parametrize(
@@ -74,22 +79,20 @@ def test_an_eager_engine_has_no_graphs():
 def test_a_start_ends_where_memory_ends(total_gib: float, length: int, verdict: Verdict):
     options = _options(LLAMA, "0.33.0", total_gib, max_model_len=length)
 
-    assert start(facts(LLAMA), Parallel(), options, int(total_gib * GIB)).verdict is verdict
+    assert _start(options, total_gib).verdict is verdict
 
 
 @given(st.integers(1, 160), st.integers(1, 40), st.integers(256, 131072))
 def test_what_fits_also_fits_on_a_larger_gpu(total_gib: int, more: int, length: int):
     options = _options(LLAMA, "0.33.0", max_model_len=length)
-    small, large = (
-        start(facts(LLAMA), Parallel(), options, size * GIB).verdict for size in (total_gib, total_gib + more)
-    )
+    small, large = (_start(options, size).verdict for size in (total_gib, total_gib + more))
 
     assert small is not Verdict.FITS or large is Verdict.FITS
 
 
 @given(st.integers(16, 160), st.integers(256, 131072))
 def test_what_fits_holds_at_least_one_request(total_gib: int, length: int):
-    found = start(facts(LLAMA), Parallel(), _options(LLAMA, "0.33.0", max_model_len=length), total_gib * GIB)
+    found = _start(_options(LLAMA, "0.33.0", max_model_len=length), total_gib)
 
     assert found.verdict is not Verdict.FITS or found.max_concurrency >= 1
 

@@ -1,0 +1,103 @@
+"""The command line of `vllm serve` and the environment, node by node."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from libs.inference.planner.attempt import Instance
+from libs.inference.planner.devices import Gpu, Node
+
+MASTER_PORT = 29501
+READY_SECONDS, READY_BYTES_PER_SECOND = 600, 200 * 10**6
+"""The engine's default patience, and how slowly weights may be read before it is raised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """What the command line says of the model itself."""
+
+    model_name: str
+    dtype: str | None = None
+    quantization: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCommand:
+    """What to start on one node: the arguments after `vllm serve`, and the environment to add."""
+
+    node_id: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def node_commands(instance: Instance, naming: Naming, nodes: Mapping[str, Node]) -> tuple[NodeCommand, ...]:
+    """One command per node, that of the head first.
+
+    Source: vLLM's `docs/serving/parallelism_scaling.md`: without Ray every node runs the same command with its own
+    rank, and all but the first without a door.
+    """
+    ids = instance.seats.node_ids
+    found = []
+    for rank, node_id in enumerate(ids):
+        here = [gpu for gpu in instance.seats.gpus if gpu.node_id == node_id]
+        arguments = [*_arguments(instance, naming), *_together(ids, rank, nodes)]
+        environment = _environment(instance, here)
+        if len(ids) > 1:
+            environment |= _network(nodes[node_id])
+        found.append(NodeCommand(node_id=node_id, arguments=tuple(arguments), environment=environment))
+    return tuple(found)
+
+
+def _arguments(instance: Instance, naming: Naming) -> list[str]:
+    options, parallel = instance.options, instance.parallel
+    found = [naming.model_name]
+    for name, value in (
+        ("tensor-parallel-size", parallel.tensor),
+        ("pipeline-parallel-size", parallel.pipeline),
+        ("gpu-memory-utilization", f"{options.gpu_memory_utilization:g}"),
+        ("max-model-len", options.max_model_len),
+        ("max-num-seqs", options.max_num_seqs),
+        ("max-num-batched-tokens", options.max_num_batched_tokens),
+    ):
+        found += [f"--{name}", str(value)]
+    dtype = naming.dtype or ("half" if _wants_half(instance) else None)
+    for name, text in (("dtype", dtype), ("quantization", naming.quantization)):
+        found += [f"--{name}", text] if text is not None else []
+    if options.kv_cache_dtype != "auto":
+        found += ["--kv-cache-dtype", options.kv_cache_dtype]
+    found += ["--enforce-eager"] if options.enforce_eager else []
+    return found + (["--enable-expert-parallel"] if parallel.expert_parallel else [])
+
+
+def _wants_half(instance: Instance) -> bool:
+    """GPUs before compute capability 8.0 have no bfloat16; vLLM then falls back to it, here it is said."""
+    return any(gpu.capability is not None and gpu.capability < (8, 0) for gpu in instance.seats.gpus)
+
+
+def _together(ids: Sequence[str], rank: int, nodes: Mapping[str, Node]) -> list[str]:
+    if len(ids) == 1:
+        return []
+    head = nodes[ids[0]]
+    found = ["--nnodes", str(len(ids)), "--node-rank", str(rank)]
+    found += ["--master-addr", head.address or head.node_id, "--master-port", str(MASTER_PORT)]
+    return found + (["--headless"] if rank else [])
+
+
+def _environment(instance: Instance, here: Sequence[Gpu]) -> dict[str, str]:
+    """GPUs by their place on the PCI bus: vLLM reads numbers here, and not every version understands UUIDs."""
+    found = {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in here),
+    }
+    if instance.parallel.partition:
+        found["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, instance.parallel.partition))
+    slowest = max(need.weights for need in instance.start.needs) * instance.parallel.tensor / READY_BYTES_PER_SECOND
+    if slowest > READY_SECONDS:
+        found["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(slowest))
+    return found
+
+
+def _network(node: Node) -> dict[str, str]:
+    found = {"VLLM_HOST_IP": node.address} if node.address else {}
+    if node.interface:
+        found |= {"NCCL_SOCKET_IFNAME": node.interface, "GLOO_SOCKET_IFNAME": node.interface}
+    return found
