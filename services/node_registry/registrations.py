@@ -4,8 +4,8 @@ from datetime import datetime
 
 from libs.common.contracts.node_administration import NodeRegistration, RegisteredGpu
 from libs.common.contracts.node_registry import Gpu, Inventory, NodeAnnounced, Platform, Tier
+from libs.hardware.matching import named
 from libs.hardware.tiers import classify
-from services.node_registry.matching import named
 
 BOOT_ID = "registered-by-rest"
 """Telling the same machine again is no restart."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from libs.common.contracts.node_administration import NodesCounted
 from libs.common.contracts.node_registry import NodeState, NodeView
+from libs.hardware.matching import free_ram_mb, free_vram_mb, gpu_works
 from libs.hardware.tiers import usable_mb
-from services.node_registry.matching import free_ram_mb, free_vram_mb, gpu_works
 from services.node_registry.model import Node
 
 

@@ -27,11 +27,11 @@ class Hearing:
         self._look_again()
 
     async def announcement(self, told: NodeAnnounced) -> None:
-        self._leading.nodes.hear_announcement(told)
+        self._leading.nodes.hear_announcement(told, self._clock.monotonic())
         self._look_again()
 
     async def heartbeat(self, told: NodeHeartbeat) -> None:
-        self._leading.nodes.hear_heartbeat(told)
+        self._leading.nodes.hear_heartbeat(told, self._clock.monotonic())
 
     async def status(self, told: NodeStatus) -> None:
         self._leading.nodes.hear_status(told)

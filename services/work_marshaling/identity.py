@@ -25,8 +25,9 @@ def _base36(number: int) -> str:
 
 
 def digest(item: Submission) -> str:
-    """128 bits over the content in canonical JSON, without the id; hex."""
-    told = item.model_dump(mode="json", exclude={"work_id"})
+    """128 bits over the content in canonical JSON, without the id; hex. A default is the same as nothing, so that a
+    field that is added later changes nothing."""
+    told = item.model_dump(mode="json", exclude={"work_id", "refuse_unsatisfiable"}, exclude_defaults=True)
     canonical = json.dumps(told, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 

@@ -4,8 +4,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from libs.hardware.matching import free_ram_mb
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.slots import Slots
+
+SETTLING_SECONDS = 10.0
+"""So long after its start an attempt is given to use the memory that it asked for."""
 
 
 @dataclass(slots=True)
@@ -27,6 +31,7 @@ class Leases:
         self._floor = 0.0
         self._free: dict[str, Slots] = {}
         self._touched: set[str] = set()
+        self._claims: dict[str, dict[str, tuple[float, int]]] = {}
         self._version = -1
 
     def __len__(self) -> int:
@@ -45,6 +50,7 @@ class Leases:
         now: float,
         seconds: float,
         most_seconds: float,
+        ram_mb: int = 0,
     ) -> Lease:
         """`seconds` is one term; renewed or not, it ends after `most_seconds`."""
         latest = now + max(seconds, most_seconds)
@@ -52,6 +58,8 @@ class Leases:
         self._by_work[work_id] = lease
         self._held.setdefault(node_id, Counter())[work_type] += 1
         self._touched.add(node_id)
+        if ram_mb:
+            self._claims.setdefault(node_id, {})[work_id] = (now, ram_mb)
         return lease
 
     def renew(self, work_id: str, token: str, now: float) -> bool:
@@ -67,6 +75,7 @@ class Leases:
         if lease is not None:
             self._held[lease.node_id][lease.work_type] -= 1
             self._touched.add(lease.node_id)
+            self._claims.get(lease.node_id, {}).pop(work_id, None)
         return lease is not None
 
     def deaf_until(self, now: float, term_seconds: float) -> None:
@@ -87,12 +96,28 @@ class Leases:
     def free(self, nodes: Nodes) -> Mapping[str, Slots]:
         """Slots that none of our leases takes, of each node that has some. Only what changed is counted anew."""
         changed = {node.node_id for node in nodes.changed_since(self._version)} | self._touched
+        changed.update(self._claims)
         self._version = nodes.version
         self._touched.clear()
         for node_id in changed:
-            slots = Slots(nodes[node_id].pools, self._held.get(node_id))
+            node = nodes[node_id]
+            ram = None if node.hardware is None else free_ram_mb(node.hardware)
+            if ram is not None:
+                ram -= self._claimed(node_id, nodes.memory_heard.get(node_id, 0.0))
+            slots = Slots(node.pools, self._held.get(node_id), ram_mb=ram)
             if slots.total() > 0:
                 self._free[node_id] = slots
             else:
                 self._free.pop(node_id, None)
         return self._free
+
+    def _claimed(self, node_id: str, heard: float) -> int:
+        """What leases are taken to use that the node may not yet have told as used."""
+        claims = self._claims.get(node_id)
+        if claims is None:
+            return 0
+        for work_id in [work_id for work_id, (since, _) in claims.items() if since + SETTLING_SECONDS < heard]:
+            del claims[work_id]
+        if not claims:
+            del self._claims[node_id]
+        return sum(ram for _, ram in claims.values())

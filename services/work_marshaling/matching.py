@@ -1,111 +1,137 @@
-"""Which node may run an item, why not another one, and which one is best. The same code decides and explains."""
+"""Which node may run an item, why not another one, and which one is best. The same clauses decide and explain.
 
-from collections.abc import Callable, Sequence
+What a machine must have is said by `libs.hardware.matching`, with the words and the code of the registry's query.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from libs.common.contracts.node_registry import NodeState
 from libs.common.contracts.work_marshaling import EXTERNAL, Requirements
+from libs.hardware.matching import Clause, Lack, at_least, clauses, free_ram_mb
+from services.work_marshaling.facts import NO_REQUIREMENTS
 from services.work_marshaling.model import WorkItem
-from services.work_marshaling.nodes import Agent, Hardware, Node
+from services.work_marshaling.nodes import Agent, Node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What an item asks of a node. Items of equal demand are interchangeable to a node."""
+    """What an item asks of a node. Items of equal demand are interchangeable to a node. `needs`: as JSON."""
 
     work_type: str
     model_name: str | None
-    node_ids: tuple[str, ...] | None
-    prefer: tuple[str, ...]
-    avoid: tuple[str, ...]
-    requires_gpu: bool
-    vram_mb_per_gpu: int | None
-    ram_mb: int | None
-    labels: tuple[tuple[str, str], ...]
+    needs: str
     tried: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """A demand that has been read: one clause for each thing that a machine must have."""
+
+    demand: Demand
+    requirements: Requirements
+    machine: tuple[Clause, ...]
 
     @property
     def external(self) -> bool:
-        return self.node_ids == (EXTERNAL,)
+        return self.requirements.node_ids == (EXTERNAL,)
+
+    @property
+    def ram_mb(self) -> int:
+        return self.requirements.ram_mb or 0
 
 
 def demand(item: WorkItem) -> Demand:
     """`tried` are the nodes where an attempt came to nothing: another one is better, if there is one."""
-    asked: Requirements = item.spec.requirements
+    asked = item.spec.requirements
     tried = {attempt.node_id for attempt in item.attempts if attempt.counted} if item.attempts else ()
     return Demand(
         work_type=item.spec.work_type,
         model_name=item.spec.model_name,
-        node_ids=asked.node_ids,
-        prefer=asked.prefer_node_ids,
-        avoid=asked.avoid_node_ids,
-        requires_gpu=asked.requires_gpu is True,
-        vram_mb_per_gpu=asked.min_vram_mb_per_gpu,
-        ram_mb=asked.ram_mb,
-        labels=tuple(sorted(asked.labels.items())) if asked.labels else (),
+        needs="" if asked is NO_REQUIREMENTS else asked.model_dump_json(exclude_defaults=True),
         tried=tuple(sorted(tried)),
     )
 
 
-def why_not(asked: Demand, node: Node) -> str | None:
+def wanted(item: WorkItem) -> Wanted:
+    asked = item.spec.requirements
+    return Wanted(demand(item), asked, clauses(asked.model_copy(update={"node_ids": None})))
+
+
+def why_not(asked: Wanted, node: Node) -> Lack | None:
     """The first clause that excludes the node; None when it may run the item as soon as it has a free slot."""
+    return next(lacks(asked, node), None)
+
+
+def lacks(asked: Wanted, node: Node) -> Iterator[Lack]:
+    """Every clause that excludes the node, one after another as it is asked for."""
+    yield from _named(asked, node)
     if node.agent is None:
-        return "no agent was heard there"
-    for clause in _CLAUSES:
-        reason = clause(asked, node, node.agent)
-        if reason is not None:
-            return reason
-    return _lacks(asked, node.hardware)
+        yield Lack("agent", "no agent was heard there", passing=True)
+    else:
+        yield from _state(node, node.agent)
+        yield from _ability(asked.demand, node.agent)
+    yield from _machine(asked, node)
 
 
-def _state(asked: Demand, node: Node, agent: Agent) -> str | None:
+def lasting(found: Sequence[Lack]) -> bool:
+    """Whether this node could not run the item however long one waits, as things are."""
+    return any(not lack.passing for lack in found)
+
+
+def _named(asked: Wanted, node: Node) -> Iterator[Lack]:
+    names = asked.requirements.node_ids
+    if names is not None and node.node_id not in names:
+        yield Lack("node_ids", "it is not among them")
+    if node.node_id in asked.requirements.avoid_node_ids:
+        yield Lack("avoid_node_ids", "the item avoids it")
+
+
+def _state(node: Node, agent: Agent) -> Iterator[Lack]:
     if node.silent:
-        return "its agent has been silent for too long"
-    if node.state in (NodeState.SUSPECT, NodeState.OFFLINE):
-        return f"it is {node.state.value}"
-    if agent.draining:
-        return "it is draining"
-    return None if node.avoided is None else f"it is left alone for a moment: {node.avoided}"
+        yield Lack("state", "its agent has been silent for too long", passing=True)
+    elif node.state in (NodeState.SUSPECT, NodeState.OFFLINE):
+        yield Lack("state", f"it is {node.state.value}", passing=True)
+    if agent.draining or node.draining:
+        yield Lack("draining", "it is draining", passing=True)
+    if node.avoided is not None:
+        yield Lack("state", f"it is left alone for a moment: {node.avoided}", passing=True)
 
 
-def _named(asked: Demand, node: Node, agent: Agent) -> str | None:
-    if asked.node_ids is not None and node.node_id not in asked.node_ids:
-        return "it is not among the item's `node_ids`"
-    return "the item avoids it" if node.node_id in asked.avoid else None
-
-
-def _ability(asked: Demand, node: Node, agent: Agent) -> str | None:
+def _ability(asked: Demand, agent: Agent) -> Iterator[Lack]:
     slots = [pool.slots for pool in agent.pools if asked.work_type in pool.work_types]
     if not slots:
-        return f"it does not run work of type {asked.work_type}"
+        yield Lack("work_type", f"it does not run work of type {asked.work_type}")
+    elif not any(slots):
+        yield Lack("slots", "it has no slots")
     if asked.model_name is not None and asked.model_name not in agent.models:
-        return f"it does not serve the model {asked.model_name} now"
-    return None if any(slots) else "it has no slots"
+        yield Lack("model_name", f"it does not serve the model {asked.model_name} now")
 
 
-_CLAUSES: Sequence[Callable[[Demand, Node, Agent], str | None]] = (_named, _state, _ability)
-
-
-def _lacks(asked: Demand, hardware: Hardware | None) -> str | None:
-    if not (asked.requires_gpu or asked.vram_mb_per_gpu or asked.ram_mb or asked.labels):
-        return None
-    if hardware is None:
-        return "nothing is known yet of what it has"
-    if asked.requires_gpu and not hardware.gpus:
-        return "it has no working GPU"
-    if asked.vram_mb_per_gpu and (hardware.vram_mb_per_gpu or 0) < asked.vram_mb_per_gpu:
-        return f"no GPU with {asked.vram_mb_per_gpu} MiB: the largest has {hardware.vram_mb_per_gpu or 0}"
-    ram = hardware.ram_mb if hardware.ram_free_mb is None else hardware.ram_free_mb
-    if asked.ram_mb and (ram or 0) < asked.ram_mb:
-        return f"{ram or 0} MiB of RAM where {asked.ram_mb} are needed"
-    missing = next((label for label in asked.labels if label not in hardware.labels), None)
-    return None if missing is None else f"it has no label {missing[0]}={missing[1]}"
+def _machine(asked: Wanted, node: Node) -> Iterator[Lack]:
+    ram = asked.requirements.ram_mb
+    if not asked.machine and not ram:
+        return
+    if node.hardware is None:
+        yield Lack("hardware", "nothing is known yet of what it has", passing=True)
+        return
+    for clause in asked.machine:
+        lack = clause(node.hardware)
+        if lack is not None:
+            yield lack
+    if ram:
+        total = node.hardware.announced.inventory.memory.total_mb
+        free = free_ram_mb(node.hardware)
+        few = at_least("ram_mb", total if free is None else free, ram, passing=(total or 0) >= ram)
+        if few is not None:
+            yield few
 
 
 Rank = tuple[bool, bool, bool, int, str]
 
 
-def rank(asked: Demand, node: Node, free: int) -> Rank:
+def rank(asked: Wanted, node: Node, free: int) -> Rank:
     """Smaller is better: not tried before, serves a model already, preferred by the item, most free slots."""
     serves = node.agent is not None and bool(node.agent.models)
-    return (node.node_id in asked.tried, not serves, node.node_id not in asked.prefer, -free, node.node_id)
+    preferred = node.node_id in asked.requirements.prefer_node_ids
+    return (node.node_id in asked.demand.tried, not serves, not preferred, -free, node.node_id)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from libs.common.contracts.node_registry import (
     EngineState,
+    GpuBeat,
+    Memory,
     NodeAnnounced,
     NodeHeartbeat,
     NodeState,
@@ -14,6 +17,10 @@ from libs.common.contracts.node_registry import (
 from services.work_marshaling.slots import SlotPool
 
 MEMORY_STEP_MB = 256
+ONCE = datetime(1970, 1, 1, tzinfo=UTC)
+
+_CHANGING = ("vram_used_mb", "vram_free_mb", "temperature_celsius", "power_watts", "utilization_ratio", "clock_mhz")
+_NOTHING_OF_NOW = dict.fromkeys(_CHANGING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,23 +35,28 @@ class Agent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What a node's detector says it has. What is not known is None."""
+    """What a node's detector says it has (a machine, to the clauses about machines)."""
 
-    labels: tuple[tuple[str, str], ...] = ()
-    gpus: int = 0
-    vram_mb_per_gpu: int | None = None
-    ram_mb: int | None = None
-    ram_free_mb: int | None = None
+    announced: NodeAnnounced
+    beat: NodeHeartbeat | None = None
+
+    @property
+    def node_id(self) -> str:
+        return self.announced.node_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """Everything that matching looks at. `avoided` is why nothing is given to it for a moment."""
+    """Everything that matching looks at. `avoided` is why nothing is given to it for a moment.
+
+    `draining` is the registry's word; the agent has its own.
+    """
 
     node_id: str
     agent: Agent | None = None
     hardware: Hardware | None = None
     state: NodeState | None = None
+    draining: bool = False
     silent: bool = False
     avoided: str | None = None
 
@@ -54,7 +66,10 @@ class Node:
 
 
 class Nodes:
-    """The nodes by id. `version` grows whenever a decision about any of them could come out differently."""
+    """The nodes by id. `version` grows whenever a decision about any of them could come out differently.
+
+    `memory_heard` is when each told last what it has free.
+    """
 
     def __init__(self, *, silence_seconds: float) -> None:
         self._silence_seconds = silence_seconds
@@ -62,6 +77,7 @@ class Nodes:
         self._heard: dict[str, float] = {}
         self._avoid_until: dict[str, float] = {}
         self._changed: dict[str, int] = {}
+        self.memory_heard: dict[str, float] = {}
         self.version = 0
 
     def __getitem__(self, node_id: str) -> Node:
@@ -92,28 +108,24 @@ class Nodes:
         avoided = known.avoided if told.node_id in self._avoid_until else None
         self._put(replace(known, agent=agent, silent=False, avoided=avoided))
 
-    def hear_announcement(self, told: NodeAnnounced) -> None:
-        gpus = [gpu for gpu in told.inventory.gpus if gpu.healthy]
-        vram = [gpu.vram_total_mb for gpu in gpus if gpu.vram_total_mb is not None]
-        memory = told.inventory.memory
-        sizes = [size for size in (memory.total_mb, memory.limit_mb) if size is not None]
-        hardware = Hardware(
-            labels=tuple(sorted(told.labels.items())),
-            gpus=len(gpus),
-            vram_mb_per_gpu=max(vram, default=None),
-            ram_mb=min(sizes, default=None),
-            ram_free_mb=_rounded(memory.available_mb),
-        )
-        self._put(replace(self[told.node_id], hardware=hardware))
+    def hear_announcement(self, told: NodeAnnounced, now: float) -> None:
+        self.memory_heard[told.node_id] = now
+        beat = _beat_in(told)
+        self._put(replace(self[told.node_id], hardware=Hardware(announced=_lasting(told), beat=beat)))
 
-    def hear_heartbeat(self, told: NodeHeartbeat) -> None:
+    def hear_heartbeat(self, told: NodeHeartbeat, now: float) -> None:
         known = self[told.node_id]
+        self.memory_heard[told.node_id] = now
         if known.hardware is not None:
-            hardware = replace(known.hardware, ram_free_mb=_rounded(told.memory_available_mb))
-            self._put(replace(known, hardware=hardware))
+            self._put(replace(known, hardware=replace(known.hardware, beat=_steady(told))))
 
     def hear_status(self, told: NodeStatus) -> None:
-        self._put(replace(self[told.node_id], state=told.state))
+        self._put(replace(self[told.node_id], state=told.state, draining=told.draining))
+
+    def hear_drains(self, draining: frozenset[str]) -> None:
+        """Which nodes the registry drains, all of them: who is not among them does not drain."""
+        for node_id in draining | {node.node_id for node in self._nodes.values() if node.draining}:
+            self._put(replace(self[node_id], draining=node_id in draining))
 
     def avoid(self, node_id: str, reason: str, until: float) -> None:
         self._avoid_until[node_id] = until
@@ -141,6 +153,49 @@ def _pools(told: NodeWorkload) -> tuple[SlotPool, ...]:
     if told.pools:
         return tuple(SlotPool(frozenset(pool.work_types), pool.slots) for pool in told.pools)
     return (SlotPool(frozenset(told.work_types), told.slots),)
+
+
+def _lasting(told: NodeAnnounced) -> NodeAnnounced:
+    """Without what changes all the time: that must not look like news."""
+    gpus = tuple(gpu.model_copy(update=_NOTHING_OF_NOW) for gpu in told.inventory.gpus)
+    memory = told.inventory.memory
+    sizes = [size for size in (memory.total_mb, memory.limit_mb) if size is not None]
+    fixed = Memory(total_mb=min(sizes, default=None))
+    inventory = told.inventory.model_copy(
+        update={"gpus": gpus, "memory": fixed, "disks": (), "network": (), "problems": ()}
+    )
+    return told.model_copy(update={"at": ONCE, "inventory": inventory})
+
+
+def _beat_in(told: NodeAnnounced) -> NodeHeartbeat:
+    """What is free, as an announcement tells it."""
+    gpus = (GpuBeat(uuid=gpu.uuid, vram_free_mb=gpu.vram_free_mb, healthy=gpu.healthy) for gpu in told.inventory.gpus)
+    return _steady(
+        NodeHeartbeat(
+            node_id=told.node_id,
+            boot_id=told.boot_id,
+            sequence=1,
+            at=told.at,
+            memory_available_mb=told.inventory.memory.available_mb,
+            gpus=tuple(gpus),
+        )
+    )
+
+
+def _steady(told: NodeHeartbeat) -> NodeHeartbeat:
+    """With amounts in large steps, and without what nothing is decided by."""
+    gpus = tuple(
+        GpuBeat.model_construct(uuid=gpu.uuid, vram_free_mb=_rounded(gpu.vram_free_mb), healthy=gpu.healthy)
+        for gpu in told.gpus
+    )
+    return NodeHeartbeat.model_construct(
+        node_id=told.node_id,
+        boot_id=told.boot_id,
+        sequence=1,
+        at=ONCE,
+        memory_available_mb=_rounded(told.memory_available_mb),
+        gpus=gpus,
+    )
 
 
 def _rounded(megabytes: int | None) -> int | None:

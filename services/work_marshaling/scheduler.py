@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from libs.common.contracts.work_marshaling import EXTERNAL
-from services.work_marshaling.matching import Demand, Rank, demand, rank, why_not
+from services.work_marshaling.matching import Demand, Rank, Wanted, demand, rank, wanted, why_not
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Node, Nodes
 from services.work_marshaling.order import Line, Order, Place
@@ -26,7 +26,7 @@ class Choice:
 class _Asked(Line):
     """The pending items of one demand. `eligible` holds for one version of the nodes."""
 
-    asked: Demand = field(kw_only=True)
+    asked: Wanted = field(kw_only=True)
     eligible: dict[str, Node] = field(default_factory=dict)
     version: int = -1
 
@@ -83,7 +83,7 @@ class Queue:
         asked, where = demand(item), place(item)
         line = self._lines.get(asked)
         if line is None:
-            line = self._lines[asked] = _Asked(asked=asked)
+            line = self._lines[asked] = _Asked(asked=wanted(item))
         priority, submitter = item.spec.priority, item.spec.submitter or ""
         self._members[item.work_id] = _Member(line, where, priority, submitter)
         self._waiting[priority] += 1
@@ -127,33 +127,37 @@ class Queue:
         """A line in which nothing waits is given up."""
         head = self._order.head(line)
         if head is None:
-            self._lines.pop(line.asked, None)
+            self._lines.pop(line.asked.demand, None)
         return head
 
     def _node_for(self, line: _Asked, nodes: Nodes, turn: _Turn) -> str | None:
-        if line.asked.external:
+        asked = line.asked
+        if asked.external:
             return EXTERNAL
-        candidates = turn.candidates.get(line.asked)
+        candidates = turn.candidates.get(asked.demand)
         if candidates is None:
-            candidates = turn.candidates[line.asked] = self._candidates(line, nodes, turn)
+            candidates = turn.candidates[asked.demand] = self._candidates(line, nodes, turn)
         while candidates:
             ranked, node = candidates[0]
-            left = turn.free[node.node_id].free(line.asked.work_type)
+            slots = turn.free[node.node_id]
+            left = slots.free(asked.demand.work_type, asked.ram_mb)
             if left < 1:
                 heapq.heappop(candidates)
             elif -ranked[3] != left:
-                heapq.heapreplace(candidates, (rank(line.asked, node, left), node))
+                heapq.heapreplace(candidates, (rank(asked, node, left), node))
             else:
-                turn.free[node.node_id].take(line.asked.work_type)
+                slots.take(asked.demand.work_type, ram_mb=asked.ram_mb)
                 return node.node_id
         return None
 
     def _candidates(self, line: _Asked, nodes: Nodes, turn: _Turn) -> list[tuple[Rank, Node]]:
         self._look_at_nodes(line, nodes)
+        asked = line.asked
         ranked = [
-            (rank(line.asked, node, left), node)
+            (rank(asked, node, left), node)
             for node_id, slots in turn.free.items()
-            if (node := line.eligible.get(node_id)) is not None and (left := slots.free(line.asked.work_type)) > 0
+            if (node := line.eligible.get(node_id)) is not None
+            and (left := slots.free(asked.demand.work_type, asked.ram_mb)) > 0
         ]
         heapq.heapify(ranked)
         return ranked

@@ -179,6 +179,7 @@ class Term:
             now=now,
             seconds=seconds,
             most_seconds=timeout + term,
+            ram_mb=item.spec.requirements.ram_mb or 0,
         )
         self._timers.add(lease.until, Timer(Due.LEASE, item.work_id, live.token))
 

@@ -8,6 +8,7 @@ from libs.common.contracts.streams import DEAD_LETTERS, WORK_IN, WORK_LOG, WORK_
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
 from services.work_marshaling import http_api, nats_api
+from services.work_marshaling.drains import Drains
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.meter_prometheus import PrometheusMeter
@@ -40,7 +41,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         port=settings.port,
         streams=(WORK_IN, WORK_OUT, WORK_LOG, DEAD_LETTERS),
         subscriptions=partial(nats_api.open_door, marshaling, Hearing(clock=clock, leading=leading), bus),
-        loops=[leading.run, submissions.run],
+        loops=[Drains(bus, clock, leading.nodes).run, leading.run, submissions.run],
         router=http_api.router(marshaling),
         checks={"leader": marshaling.problem},
     )

@@ -65,6 +65,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/node_registry/election.py",
         "services/node_registry/publishing.py",
         "services/work_marshaling/dispatch.py",
+        "services/work_marshaling/drains.py",
         "services/work_marshaling/hearing.py",
         "services/work_marshaling/intake.py",
         "services/work_marshaling/journal.py",
@@ -80,6 +81,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
 PURE_PLACES = (
     *("libs/common/contracts/*", "libs/common/archive/tables.py", "libs/common/archive/checks.py"),
     *("libs/common/archive/cursors.py", "libs/inference/*", "libs/hardware/tiers.py", "libs/hardware/topology.py"),
+    "libs/hardware/matching.py",
 )
 PURE_IMPORTS = (
     *("__future__", "abc", "base64", "bisect", "collections", "contextlib", "dataclasses", "datetime", "enum"),
@@ -89,7 +91,8 @@ PURE_IMPORTS = (
 # The catalogue looks which contract modules there are.
 PURE_EXCEPTIONS = {"libs/common/contracts/catalogue.py": ("importlib", "pkgutil", "libs.common.contracts")}
 ARCHIVE_FACTS = ("libs.common.archive.tables", "libs.common.archive.checks")
-PURE_HOUSE = ("libs.common.contracts", "libs.common.errors", *ARCHIVE_FACTS, "libs.inference", "libs.hardware.tiers")
+PURE_HARDWARE = ("libs.hardware.tiers", "libs.hardware.matching")
+PURE_HOUSE = ("libs.common.contracts", "libs.common.errors", *ARCHIVE_FACTS, "libs.inference", *PURE_HARDWARE)
 IMPURE_CALLS = (
     *("open", "print", "input", "exec", "eval", "__import__"),
     *("datetime.now", "datetime.utcnow", "datetime.today", "date.today", "datetime.datetime.now"),

@@ -267,19 +267,19 @@ class NodeView(Message):
 Words = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class NodeQuery(Message):
-    """Which nodes match. Every field that is given must hold. Tier, platform and state names: in any case."""
+class Demands(Message):
+    """What a machine must have. Every field that is given must hold. Names of tiers and platforms: in any case."""
 
     requires_gpu: bool | None = Field(None, description="true: at least one GPU that works")
-    tier: Annotated[str, Field(max_length=32)] | None = Field(None, description="exactly this tier")
-    min_tier: Annotated[str, Field(max_length=32)] | None = Field(None, description="this tier or better")
-    online_only: bool = False
-    states: tuple[Annotated[str, Field(max_length=32)], ...] | None = Field(None, max_length=16)
-    draining: bool | None = Field(None, description="false: only nodes that may get something new")
-    node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000)
-    platform: Annotated[str, Field(max_length=32)] | None = None
+    tier: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="exactly this tier", examples=["GPU_PEER"]
+    )
+    min_tier: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="this tier or better", examples=["GPU_PEER"]
+    )
+    node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000, description="only these nodes")
+    platform: Annotated[str, Field(max_length=32)] | None = Field(None, examples=["CUDA"])
     labels: dict[str, str] = Field({}, max_length=64, description="each must be there with this value")
-    model_name: Words | None = Field(None, description="loaded there, ready")
     gpu_model: Words | None = Field(None, description="part of the GPU's name, in any case")
     compute_capability: Words | None = Field(None, description="at least this, such as 8.0; or exactly, such as gfx942")
     min_gpu_count: Annotated[int, Field(ge=0, le=1024)] | None = Field(
@@ -290,6 +290,15 @@ class NodeQuery(Message):
     min_total_vram_mb: Mib | None = Field(None, description="usable on all GPUs together")
     min_ram_mb: Mib | None = None
     min_cpu_threads: Annotated[int, Field(ge=0)] | None = None
+
+
+class NodeQuery(Demands):
+    """Which nodes match. Every field that is given must hold. Tier, platform and state names: in any case."""
+
+    online_only: bool = False
+    states: tuple[Annotated[str, Field(max_length=32)], ...] | None = Field(None, max_length=16)
+    draining: bool | None = Field(None, description="false: only nodes that may get something new")
+    model_name: Words | None = Field(None, description="loaded there, ready")
     limit: int = Field(100, ge=1, le=1000)
     after: Identifier | None = Field(None, description="`next_after` of the page before; only in the order of ids")
     sort: Annotated[str, Field(max_length=32)] = Field(

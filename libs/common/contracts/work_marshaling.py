@@ -6,10 +6,10 @@ How these messages together never lose and never double an item: `docs/work-prot
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from libs.common.contracts.base import Call, ErrorBody, Identifier, Json, JsonObject, Message, Moment, Topic
-from libs.common.contracts.node_registry import Mib
+from libs.common.contracts.node_registry import Demands, Mib, Platform, Tier
 
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
 SERVER_PREFIX = "srv-"
@@ -41,16 +41,29 @@ class WorkStatus(StrEnum):
     DEAD = "dead"
 
 
-class Requirements(Message):
+def _known(kind: type[StrEnum], name: str | None) -> str | None:
+    allowed = [str(each) for each in kind]
+    if name is not None and name.strip().upper() not in allowed:
+        raise ValueError(f"{name!r} is none of {', '.join(allowed)}")
+    return name
+
+
+class Requirements(Demands):
     """What a node must have to run an item. The words are those of the node query."""
 
-    node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000, description="only these nodes")
-    prefer_node_ids: tuple[Identifier, ...] = Field((), max_length=1000)
-    avoid_node_ids: tuple[Identifier, ...] = Field((), max_length=1000)
-    requires_gpu: bool | None = None
-    min_vram_mb_per_gpu: Mib | None = None
-    ram_mb: Mib | None = None
-    labels: dict[str, str] = {}
+    prefer_node_ids: tuple[Identifier, ...] = Field((), max_length=1000, description="these first, if they can")
+    avoid_node_ids: tuple[Identifier, ...] = Field((), max_length=1000, description="none of these")
+    ram_mb: Mib | None = Field(None, description="RAM that is free now, and that the item is taken to use")
+
+    @field_validator("tier", "min_tier")
+    @classmethod
+    def _tier(cls, name: str | None) -> str | None:
+        return _known(Tier, name)
+
+    @field_validator("platform")
+    @classmethod
+    def _platform(cls, name: str | None) -> str | None:
+        return _known(Platform, name)
 
 
 class WorkItem(Message):

@@ -13,13 +13,15 @@ from libs.common.contracts.node_registry import (
     Inventory,
     Memory,
     NodeAnnounced,
+    NodeHeartbeat,
     NodeState,
     NodeStatus,
     Platform,
     Tier,
 )
+from libs.hardware.matching import Lack
 from services.work_marshaling.leases import Leases
-from services.work_marshaling.matching import demand, why_not
+from services.work_marshaling.matching import wanted, why_not
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.scheduler import Queue
@@ -175,7 +177,7 @@ def test_a_turn_costs_no_more_with_many_items_waiting():
         ({}, {"work_types": ("embedding",)}, "does not run work of type chat"),
         ({"model_name": "m"}, {}, "does not serve the model m"),
         ({"model_name": "m"}, {"engines": (engine("m", EngineState.STARTING),)}, "does not serve the model m"),
-        ({"requirements": {"node_ids": ["other"]}}, {}, "not among the item's `node_ids`"),
+        ({"requirements": {"node_ids": ["other"]}}, {}, "node_ids: it is not among them"),
         ({"requirements": {"avoid_node_ids": ["n1"]}}, {}, "the item avoids it"),
         ({"requirements": {"requires_gpu": True}}, {}, "nothing is known yet"),
         ({}, {"draining": True}, "draining"),
@@ -185,20 +187,20 @@ def test_a_turn_costs_no_more_with_many_items_waiting():
 def test_a_node_is_excluded_with_the_reason(fields: dict[str, object], told: dict[str, object], reason: str):
     known = nodes(workload(**told))
 
-    assert reason in str(why_not(demand(item("w", 1, **fields)), known["n1"]))
+    assert reason in str(why_not(wanted(item("w", 1, **fields)), known["n1"]))
 
 
 def test_a_node_that_fits_has_no_reason_against_it():
-    assert why_not(demand(item("w", 1)), nodes()["n1"]) is None
+    assert why_not(wanted(item("w", 1)), nodes()["n1"]) is None
 
 
 @pytest.mark.parametrize(
     ("requirements", "reason"),
     [
-        ({"requires_gpu": True}, "no working GPU"),
-        ({"min_vram_mb_per_gpu": 1000}, "no GPU with 1000 MiB"),
-        ({"ram_mb": 9000}, "8192 MiB of RAM where 9000 are needed"),
-        ({"labels": {"room": "b"}}, "no label room=b"),
+        ({"requires_gpu": True}, "requires_gpu: it has no GPU that works"),
+        ({"min_vram_mb_per_gpu": 1000}, "no GPU that works"),
+        ({"ram_mb": 9000}, "ram_mb: it has 8192, not 9000"),
+        ({"labels": {"room": "b"}}, "labels: room is a, not b"),
         ({"labels": {"room": "a"}, "ram_mb": 8000}, None),
     ],
 )
@@ -210,9 +212,9 @@ def test_what_a_node_lacks_is_named(requirements: dict[str, object], reason: str
         operating_system="Linux",
         memory=Memory(total_mb=16384, available_mb=8200),
     )
-    known.hear_announcement(announced(labels={"room": "a"}, inventory=inventory))
+    known.hear_announcement(announced(labels={"room": "a"}, inventory=inventory), 0.0)
 
-    found = why_not(demand(item("w", 1, requirements=requirements)), known["n1"])
+    found = why_not(wanted(item("w", 1, requirements=requirements)), known["n1"])
 
     assert found == reason if reason is None else reason in str(found)
 
@@ -221,16 +223,16 @@ def test_a_gpu_that_is_broken_is_no_gpu():
     known = nodes()
     broken = Gpu(uuid="g", index=0, name="x", vendor="NVIDIA", vram_total_mb=24000, healthy=False)
     inventory = Inventory(hostname="h", platform=Platform.CUDA, operating_system="Linux", gpus=(broken,))
-    known.hear_announcement(announced(inventory=inventory))
+    known.hear_announcement(announced(inventory=inventory), 0.0)
 
-    asked = demand(item("w", 1, requirements={"requires_gpu": True}))
-    assert why_not(asked, known["n1"]) == "it has no working GPU"
+    asked = wanted(item("w", 1, requirements={"requires_gpu": True}))
+    assert why_not(asked, known["n1"]) == Lack("requires_gpu", "it has no GPU that works")
 
 
 def test_a_silent_node_gets_nothing_until_it_speaks_again():
     known = nodes()
     known.pass_time(31.0)
-    asked = demand(item("w", 1))
+    asked = wanted(item("w", 1))
     assert "silent" in str(why_not(asked, known["n1"]))
 
     known.hear_workload(workload(), 32.0)
@@ -242,13 +244,13 @@ def test_a_node_that_the_registry_doubts_gets_nothing(state: NodeState):
     known = nodes()
     known.hear_status(NodeStatus(node_id="n1", state=state, previous=NodeState.ONLINE, reason="silent", at=NOW))
 
-    assert state.value in str(why_not(demand(item("w", 1)), known["n1"]))
+    assert state.value in str(why_not(wanted(item("w", 1)), known["n1"]))
 
 
 def test_a_node_that_refused_is_left_alone_for_a_moment():
     known = nodes()
     known.avoid("n1", "full", until=10.0)
-    asked = demand(item("w", 1))
+    asked = wanted(item("w", 1))
     assert "full" in str(why_not(asked, known["n1"]))
 
     known.pass_time(10.0)
@@ -260,9 +262,11 @@ def test_free_memory_that_wobbles_is_no_news():
     inventory = Inventory(
         hostname="h", platform=Platform.CPU_ONLY, operating_system="Linux", memory=Memory(available_mb=1000)
     )
-    known.hear_announcement(announced(inventory=inventory))
+    known.hear_announcement(announced(inventory=inventory), 0.0)
     before = known.version
-    known.hear_announcement(announced(inventory=inventory.model_copy(update={"memory": Memory(available_mb=1010)})))
+    known.hear_announcement(
+        announced(inventory=inventory.model_copy(update={"memory": Memory(available_mb=1010)})), 0.0
+    )
 
     assert known.version == before
 
@@ -312,3 +316,81 @@ def test_a_full_pool_of_one_kind_does_not_hide_the_free_one_of_another():
     taken = queue.choose(known, Leases().free(known), now=NOW.timestamp(), most=100)
 
     assert [choice.work_id for choice in taken] == ["w1", "f"]
+
+
+def gpus(count: int, **fields: object) -> Inventory:
+    told: dict[str, object] = {"name": "NVIDIA L4", "vendor": "NVIDIA", "compute_capability": "8.9"}
+    size: dict[str, object] = {"vram_total_mb": 24_000, "vram_free_mb": 20_000}
+    made = tuple(
+        Gpu.model_validate(told | size | {"uuid": f"g{number}", "index": number} | fields) for number in range(count)
+    )
+    return Inventory(
+        hostname="h",
+        platform=Platform.CUDA,
+        operating_system="Linux",
+        gpus=made,
+        cpu=Cpu(threads=8),
+        memory=Memory(total_mb=32_000, available_mb=16_384),
+    )
+
+
+@pytest.mark.parametrize(
+    ("requirements", "field", "passing"),
+    [
+        ({"min_gpu_count": 2}, None, None),
+        ({"min_gpu_count": 3}, "min_gpu_count", False),
+        ({"gpu_model": "l4", "min_vram_mb_per_gpu": 24_000, "compute_capability": "8.0"}, None, None),
+        ({"gpu_model": "H100"}, "gpu_model", False),
+        ({"min_vram_mb_per_gpu": 30_000}, "min_vram_mb_per_gpu", False),
+        ({"min_free_vram_mb": 22_000}, "min_free_vram_mb", True),
+        ({"min_free_vram_mb": 30_000}, "min_free_vram_mb", False),
+        ({"min_total_vram_mb": 48_001}, "min_total_vram_mb", False),
+        ({"compute_capability": "9.0"}, "compute_capability", False),
+        ({"platform": "rocm"}, "platform", False),
+        ({"tier": "gpu_peer", "min_tier": "gpu_infra", "platform": "cuda"}, None, None),
+        ({"min_tier": "AI_FACTORY"}, "min_tier", False),
+        ({"min_ram_mb": 40_000}, "min_ram_mb", False),
+        ({"min_cpu_threads": 16}, "min_cpu_threads", False),
+        ({"ram_mb": 20_000}, "ram_mb", True),
+    ],
+)
+def test_requirements_are_those_of_the_node_query(
+    requirements: dict[str, object], field: str | None, passing: bool | None
+):
+    known = nodes()
+    known.hear_announcement(announced(tier=Tier.GPU_PEER, inventory=gpus(2)), 0.0)
+
+    lack = why_not(wanted(item("w", 1, requirements=requirements)), known["n1"])
+
+    assert (lack and lack.field, lack and lack.passing) == (field, passing)
+
+
+def test_a_tier_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(ValueError, match="'GOLD' is none of AI_FACTORY, GPU_PEER, GPU_INFRA, CPU_ONLY"):
+        submitted("w", 1, requirements={"min_tier": "GOLD"})
+
+
+def test_a_node_that_the_registry_drains_gets_nothing():
+    known = nodes()
+    status = NodeStatus(node_id="n1", state=NodeState.ONLINE, previous=None, reason="", at=NOW, draining=True)
+    known.hear_status(status)
+    assert "draining" in str(why_not(wanted(item("w", 1)), known["n1"]))
+
+    known.hear_drains(frozenset())
+    assert why_not(wanted(item("w", 1)), known["n1"]) is None
+
+
+def test_items_that_need_memory_are_not_given_more_of_it_than_a_node_has_free():
+    known = nodes(workload(slots=4))
+    known.hear_announcement(announced(inventory=gpus(0)), 0.0)
+    leases = Leases()
+    queue = queue_of(*(item(f"w{number}", number, requirements={"ram_mb": 6000}) for number in range(1, 5)))
+
+    taken = queue.choose(known, leases.free(known), now=NOW.timestamp(), most=9)
+    for choice in taken:
+        leases.open(choice.work_id, "t", "n1", "chat", now=1.0, seconds=30, most_seconds=60, ram_mb=6000)
+    again = queue.choose(known, leases.free(known), now=NOW.timestamp(), most=9)
+
+    assert ([choice.work_id for choice in taken], again) == (["w1", "w2"], [])
+    known.hear_heartbeat(NodeHeartbeat(node_id="n1", boot_id="b1", sequence=1, at=NOW, memory_available_mb=6400), 20.0)
+    assert [choice.work_id for choice in queue.choose(known, leases.free(known), now=NOW.timestamp(), most=9)] == ["w3"]
