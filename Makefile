@@ -55,9 +55,9 @@ benchmarks: .venv/ready-dev ## measure: bus, start, idle (each also runs alone: 
 	$(BIN)/python -m benchmarks.idle
 
 .venv/ready: pyproject.toml constraints.txt tools/environment.sh
-	@PYTHON="$(PYTHON)" sh tools/environment.sh engine
+	@PYTHON="$(PYTHON)" sh tools/environment.sh engine,containers
 	@touch $@
 
 .venv/ready-dev: pyproject.toml constraints.txt tools/environment.sh
-	@PYTHON="$(PYTHON)" sh tools/environment.sh engine,tracing,dev
+	@PYTHON="$(PYTHON)" sh tools/environment.sh engine,containers,tracing,dev
 	@touch .venv/ready $@

@@ -16,6 +16,9 @@ from services.node_agent.runner import Runner
 
 log = structlog.get_logger()
 
+# What ended while no agent looked may still tell how, also after its time.
+LEAST_SECONDS_TO_LOOK = 2.0
+
 
 class Pool:
     """The slots of a runner. Taken before the first wait, so that two assignments never get the same one."""
@@ -34,17 +37,22 @@ class Pool:
 
 @dataclass(slots=True, eq=False)
 class Job:
+    """`taken_up_after`: seconds since it began, of one that an earlier run of the agent had begun."""
+
     running: Running
     pool: Pool
+    taken_up_after: float | None = None
     task: "asyncio.Task[None] | None" = None
     begun: bool = False
+    over: bool = False
     cut_short: bool = False
     stop_reason: str | None = None
 
     def cancel(self) -> None:
-        """A task that is cancelled before its first step would never run, and never end its attempt."""
+        """A task that is cancelled before its first step would never run, and never end its attempt; one whose job is
+        over only tidies up."""
         self.cut_short = True
-        if self.begun and self.task is not None:
+        if self.begun and not self.over and self.task is not None:
             self.task.cancel()
 
 
@@ -81,6 +89,8 @@ class Attempts:
     async def _result(self, job: Job) -> Any:
         assignment = job.running.assignment
         seconds, too_late = self._limit_for(assignment)
+        if job.taken_up_after is not None:
+            seconds = max(seconds - job.taken_up_after, LEAST_SECONDS_TO_LOOK)
         if seconds <= 0:
             raise too_late
         limit = asyncio.timeout(seconds)

@@ -2,12 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
-from libs.common.contracts.node_agent import Engines, Jobs, JobView
+from libs.common.contracts.node_agent import AgentDraining, DrainAgent, Engines, JobLog, Jobs, JobView
 from services.node_agent.use_cases import NodeAgent
 
 Token = Annotated[str, Path(min_length=1, max_length=256, description="an attempt token")]
+
+After = Annotated[int, Query(ge=0, le=2**53, description="only what came after so many characters: follow with this")]
+Tail = Annotated[int | None, Query(ge=0, le=100_000, description="of that only so many lines from the end")]
 
 
 def routes(agent: NodeAgent) -> APIRouter:
@@ -20,6 +23,22 @@ def routes(agent: NodeAgent) -> APIRouter:
     @router.get("/jobs/{token}", tags=["jobs"], summary="One attempt.")
     async def job(token: Token) -> JobView:
         return await agent.job(token)
+
+    @router.get("/jobs/{token}/logs", tags=["jobs"], summary="What a job has written so far, of long output the end.")
+    async def log_of(token: Token, after: After = 0, tail: Tail = None) -> JobLog:
+        return await agent.log_of(token, after=after, lines=tail)
+
+    @router.get("/drain", tags=["drain"], summary="Whether this node takes work.")
+    async def draining() -> AgentDraining:
+        return agent.draining_now()
+
+    @router.post("/drain", tags=["drain"], summary="Finish what runs and take nothing more, also after a restart.")
+    async def drain(request: DrainAgent | None = None) -> AgentDraining:
+        return await agent.drain(request or DrainAgent())
+
+    @router.post("/undrain", tags=["drain"], summary="Take work again, unless the registry has this node drained too.")
+    async def undrain() -> AgentDraining:
+        return await agent.undrain()
 
     @router.get("/engines", tags=["engines"], summary="Engines on this machine, with what is measured of them.")
     async def engines() -> Engines:

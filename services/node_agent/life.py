@@ -67,7 +67,7 @@ class AgentLife:
 
     async def _end(self, tasks: "list[asyncio.Task[None]]") -> None:
         try:
-            await self.agent.drain(self.drain_seconds)
+            await self.agent.finish(self.drain_seconds)
             if not await self.outbox.emptied(DELIVERY_SECONDS):
                 log.warning("outcomes_kept", undelivered=self.outbox.undelivered, note="delivered at the next start")
         finally:

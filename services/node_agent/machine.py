@@ -10,6 +10,8 @@ STEADY_SECONDS = 60.0
 IDLE_RENEWAL_SECONDS = 10.0
 LEAST_RENEWAL_SECONDS = 0.1
 MOST_TEXT_CHARACTERS = 2000
+MOST_UNTOLD_CHARACTERS = 8 * MOST_TEXT_CHARACTERS
+LEFT_OUT = "\n[… some output is left out here …]\n"
 
 
 def pause_before_restart(failures_in_a_row: int) -> float:
@@ -54,8 +56,14 @@ def renewal_seconds(leases: Iterable[float]) -> float:
     return max(LEAST_RENEWAL_SECONDS, min((lease / 3 for lease in leases), default=IDLE_RENEWAL_SECONDS))
 
 
-def pieces_to_tell(pieces: Sequence[str]) -> tuple[str, list[str]]:
+def text_to_tell(untold: str) -> tuple[str, str]:
     """So much of the partial output as one message takes, and the rest."""
-    text = "".join(pieces)
-    told, rest = text[:MOST_TEXT_CHARACTERS], text[MOST_TEXT_CHARACTERS:]
-    return told.encode(errors="replace").decode(), [rest] if rest else []
+    told, rest = untold[:MOST_TEXT_CHARACTERS], untold[MOST_TEXT_CHARACTERS:]
+    return told.encode(errors="replace").decode(), rest
+
+
+def text_to_keep(untold: str) -> str:
+    """What waits to be told: of a job that writes faster than is told, the end, and a word that there was more."""
+    if len(untold) <= MOST_UNTOLD_CHARACTERS:
+        return untold
+    return LEFT_OUT + untold[-MOST_UNTOLD_CHARACTERS:]

@@ -1,5 +1,6 @@
 """The nouns of the node agent: attempts as they are kept and as they run."""
 
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -11,6 +12,8 @@ from libs.common.errors import MeshError
 INFERENCE_TYPES = ("inference", "chat")
 EMBEDDING_TYPE = "embedding"
 FUNCTION_TYPE = "function"
+CONTAINER_TYPE = "container"
+MOST_OUTPUT_CHARACTERS = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +52,49 @@ class Attempt:
         return self.assignment.attempt_token or ""
 
 
+@dataclass(slots=True)
+class Output:
+    """What a job has written so far: the end of it, after `before` characters that are not kept."""
+
+    pieces: deque[str] = field(default_factory=deque)
+    before: int = 0
+    kept: int = 0
+
+    def add(self, text: str) -> None:
+        self.pieces.append(text)
+        self.kept += len(text)
+        while self.kept > MOST_OUTPUT_CHARACTERS:
+            self._drop(self.kept - MOST_OUTPUT_CHARACTERS)
+
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def _drop(self, characters: int) -> None:
+        first = self.pieces.popleft()
+        dropped = min(characters, len(first))
+        if dropped < len(first):
+            self.pieces.appendleft(first[dropped:])
+        self.before += dropped
+        self.kept -= dropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptOutput:
+    """The output of an attempt that is over, as the journal keeps it."""
+
+    text: str
+    before: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Running:
-    """An attempt in hand. `text` is partial output that was not told yet."""
+    """An attempt in hand. `untold` is partial output that no progress message told yet, at most so much of it."""
 
     assignment: Assignment
     accepted_at: datetime
     started_at: datetime
-    produced_characters: int = 0
-    text: list[str] = field(default_factory=list)
+    output: Output = field(default_factory=Output)
+    untold: str = ""
 
 
 class JobFailed(MeshError):

@@ -1,13 +1,13 @@
 """Which subject leads to which method."""
 
 from libs.common.bus.bus import Bus
-from libs.common.contracts.node_registry import DISCOVER, Discover
+from libs.common.contracts.node_registry import DISCOVER, STATUS, Discover
 from libs.common.contracts.work_marshaling import ASSIGN, STOP
 from services.node_agent.use_cases import NodeAgent
 
 
 async def open_doors(bus: Bus, agent: NodeAgent, node_id: str) -> None:
-    """Listen to work marshaling and to those who ask all nodes to show themselves."""
+    """Listen to work marshaling, to the registry, and to those who ask all nodes to show themselves."""
 
     async def discovered(_: Discover) -> None:
         await agent.discovered()
@@ -15,3 +15,4 @@ async def open_doors(bus: Bus, agent: NodeAgent, node_id: str) -> None:
     await bus.serve(STOP, agent.stop, node_id=node_id)
     await bus.serve(ASSIGN, agent.assign, node_id=node_id)
     await bus.subscribe(DISCOVER, discovered)
+    await bus.subscribe(STATUS, agent.node_status)

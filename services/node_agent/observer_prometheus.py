@@ -11,7 +11,7 @@ from libs.common.contracts.node_agent import EngineView
 from libs.common.contracts.node_registry import EngineState
 
 MIB = 1024 * 1024
-_TYPES = frozenset({"inference", "chat", "embedding", "function"})
+_TYPES = frozenset({"inference", "chat", "embedding", "function", "container"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class Sight:
     slots: Callable[[], int]
     free_slots: Callable[[], int]
     undelivered: Callable[[], int]
+    draining: Callable[[], bool]
     engines: Callable[[], tuple[EngineView, ...]]
 
 
@@ -34,6 +35,9 @@ class PrometheusObserver:
             "mesh_agent_attempts_ended", "Attempts that ended, and how.", ["work_type", "outcome"], registry=registry
         )
         self._tokens = Counter("mesh_agent_tokens", "Tokens as the engines counted them.", ["kind"], registry=registry)
+        self._strays = Counter(
+            "mesh_agent_containers_removed", "Containers that an earlier run left behind.", registry=registry
+        )
         self._delivered = Counter("mesh_agent_outcomes_delivered", "Outcomes that NATS has.", registry=registry)
         self._not_delivered = Counter(
             "mesh_agent_outcome_delivery_failures", "Tries to deliver an outcome that failed.", registry=registry
@@ -51,6 +55,9 @@ class PrometheusObserver:
     def tokens(self, prompt: int, completion: int) -> None:
         self._tokens.labels("prompt").inc(prompt)
         self._tokens.labels("completion").inc(completion)
+
+    def stray_removed(self) -> None:
+        self._strays.inc()
 
     def delivered(self) -> None:
         self._delivered.inc()
@@ -75,6 +82,7 @@ class _Present(Collector):
         yield GaugeMetricFamily(
             "mesh_agent_outcomes_undelivered", "Outcomes that NATS does not have yet.", value=sight.undelivered()
         )
+        yield GaugeMetricFamily("mesh_agent_draining", "1: it takes nothing more.", value=float(sight.draining()))
         up = GaugeMetricFamily("mesh_agent_engine_up", "1: the engine is ready.", labels=["engine", "model"])
         memory = GaugeMetricFamily("mesh_agent_engine_memory_bytes", "Resident memory, measured.", labels=["engine"])
         for engine in sight.engines():

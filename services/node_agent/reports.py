@@ -12,7 +12,7 @@ from libs.common.clock import Clock
 from libs.common.contracts.node_registry import WORKLOAD, Engine, NodeWorkload, SlotPool
 from libs.common.contracts.work_marshaling import PROGRESS, AttemptProgress, WorkProgress
 from libs.common.errors import MeshError
-from services.node_agent.machine import pieces_to_tell, renewal_seconds
+from services.node_agent.machine import renewal_seconds, text_to_keep, text_to_tell
 from services.node_agent.model import Running
 
 log = structlog.get_logger()
@@ -58,8 +58,8 @@ class Reports:
 
     def produced(self, running: Running, text: str) -> None:
         """Partial output, told with the next progress."""
-        running.produced_characters += len(text)
-        running.text.append(text)
+        running.output.add(text)
+        running.untold = text_to_keep(running.untold + text)
         self._news.set()
 
     async def tell_workload(self, look: Callable[[], Workload]) -> None:
@@ -85,7 +85,7 @@ class Reports:
                 await self._tell_progress_of(present)
             else:
                 new = self._new
-                await self._tell_progress_of([each for each in present if each.text or _token(each) in new])
+                await self._tell_progress_of([each for each in present if each.untold or _token(each) in new])
 
     async def _tell_progress_of(self, attempts: Sequence[Running]) -> None:
         self._new.clear()
@@ -94,7 +94,7 @@ class Reports:
             told = tuple(_progress(each) for each in attempts[start : start + MOST_IN_ONE_MESSAGE])
             message = WorkProgress(node_id=self._node_id, boot_id=self._boot_id, at=self._clock.now(), attempts=told)
             await self._told(self._bus.publish(PROGRESS, message))
-        if any(each.text for each in attempts):
+        if any(each.untold for each in attempts):
             self._news.set()
 
     async def _tell_workload_once(self, now: Workload) -> None:
@@ -134,5 +134,5 @@ def _token(running: Running) -> str:
 
 def _progress(running: Running) -> AttemptProgress:
     """Takes from the text that waits as much as fits."""
-    told, running.text = pieces_to_tell(running.text)
+    told, running.untold = text_to_tell(running.untold)
     return AttemptProgress(attempt_token=_token(running), work_id=running.assignment.work_id, text=told or None)

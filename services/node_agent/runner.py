@@ -1,6 +1,6 @@
-"""What runs jobs. Port of `runner_openai.py` and `runner_function.py`."""
+"""What runs jobs. Port of `runner_openai.py`, `runner_function.py` and `runner_container.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from libs.common.contracts.work_marshaling import Assignment
@@ -29,5 +29,17 @@ class Runner(Protocol):
         ...
 
     async def run(self, assignment: Assignment, tell: Tell) -> Any:
-        """The job's result, as JSON values. Cancelling ends the job. Raises `JobFailed`."""
+        """The job's result, as JSON values. Cancelling ends the job. Raises `JobFailed`.
+
+        Called with an attempt that `left` named, it goes on with that job and starts none; the payload is then None.
+        """
+        ...
+
+    async def left(self, assignments: Sequence[Assignment]) -> frozenset[str]:
+        """The tokens of those attempts, begun by an earlier agent, whose jobs still run or ended unseen. Asked once,
+        before anything is run; what else an earlier agent left is removed from then on."""
+        ...
+
+    async def forget(self, assignment: Assignment) -> None:
+        """The attempt's end is in the journal: what its job left can go."""
         ...

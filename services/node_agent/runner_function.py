@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Thread
@@ -97,6 +97,12 @@ class FunctionRunner:
             enabled = ", ".join(sorted(self._functions))
             raise JobFailed("no_such_function", f"{name[:64]!r} is not enabled here; {enabled} are", retryable=True)
         return await self._called(name, function, payload.get("arguments"))
+
+    async def left(self, assignments: Sequence[Assignment]) -> frozenset[str]:
+        return frozenset()
+
+    async def forget(self, assignment: Assignment) -> None:
+        return None
 
     def _linger(self, future: Future[Any]) -> None:
         loop = asyncio.get_running_loop()

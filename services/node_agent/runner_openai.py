@@ -1,7 +1,7 @@
 """Jobs of inference, run on an engine of this machine over its OpenAI HTTP door."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -65,6 +65,12 @@ class EngineRunner:
         request = self._request(assignment, engine)
         answer = await self._asked(engine.url, request, tell)
         return self._result(answer, engine)
+
+    async def left(self, assignments: Sequence[Assignment]) -> frozenset[str]:
+        return frozenset()
+
+    async def forget(self, assignment: Assignment) -> None:
+        return None
 
     def _request(self, assignment: Assignment, engine: Engine) -> EngineRequest:
         try:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.-]*=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_IMAGES = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9._/:@*?\[\]-]{0,255}")
 _MAGIC = b"GGUF"
 
 
@@ -49,6 +50,37 @@ class Settings(BaseSettings):
         description="Python functions that work of type `function` may call here.",
     )
     agent_function_slots: int = Field(4, ge=1, le=1000, description="Functions that run at once.")
+    container_images: tuple[str, ...] = Field(
+        (),
+        max_length=1000,
+        json_schema_extra={"allowed": "patterns such as busybox:1.36 or example.com/team/*, separated by commas"},
+        description="Images that work of type `container` may run here; `*` stands for any characters. Not set: no "
+        "containers are run. Images are not fetched: have them on this machine.",
+    )
+    container_slots: int = Field(2, ge=1, le=256, description="Containers that run at once.")
+    container_cpus: float = Field(1.0, ge=0.01, le=1024, description="Processors each container may use at most.")
+    container_memory_mb: int = Field(
+        1024, ge=6, le=67_108_864, description="Memory each container may use at most, in MiB; it gets no swap."
+    )
+    container_disk_mb: int = Field(
+        1024, ge=1, le=67_108_864, description="What the files of each container may take on the disk, in MiB."
+    )
+    container_gpus: tuple[str, ...] = Field(
+        (),
+        max_length=64,
+        json_schema_extra={"allowed": "UUIDs such as GPU-7d1c…, separated by commas"},
+        description="GPUs that containers may have, each one container at a time. Not set: none.",
+    )
+    container_network: bool = Field(False, description="Let containers that ask for it use the network.")
+    container_grace_seconds: float = Field(
+        10.0, ge=0, le=600, description="How long a container has between SIGTERM and SIGKILL."
+    )
+    docker_host: str = Field(
+        "unix:///var/run/docker.sock",
+        pattern=r"^unix://\S+$",
+        json_schema_extra={"allowed": "a socket on this machine such as unix:///var/run/docker.sock"},
+        description="Where the Docker engine listens.",
+    )
     agent_drain_seconds: float = Field(
         5.0, ge=0, le=600, description="How long running jobs may go on when the agent is told to stop."
     )
@@ -68,6 +100,14 @@ class Settings(BaseSettings):
         if magic != _MAGIC:
             raise ValueError("that file is not a GGUF file; it must be the path of one, or not be set")
         return path.resolve()
+
+    @field_validator("container_images")
+    @classmethod
+    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if not _IMAGES.fullmatch(pattern):
+                raise ValueError(f"{pattern!r} is no pattern for names of images, such as busybox:1.36 or team/*")
+        return patterns
 
     @field_validator("agent_functions")
     @classmethod

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from libs.common.contracts.work_marshaling import Assignment
-from services.node_agent.model import Attempt, Outcome
+from services.node_agent.model import Attempt, KeptOutput, Outcome
 
 
 class Journal(Protocol):
@@ -30,6 +30,18 @@ class Journal(Protocol):
         ...
 
     async def ended(self, token: str, outcome: Outcome) -> None: ...
+
+    async def keep_output(self, token: str, output: KeptOutput) -> None:
+        """Of the last jobs only: older output makes room."""
+        ...
+
+    async def output(self, token: str) -> KeptOutput | None: ...
+
+    async def drained(self) -> str | None:
+        """Why the owner of this machine lets it take nothing more; None when it may."""
+        ...
+
+    async def keep_drained(self, reason: str | None) -> None: ...
 
     async def delivered(self, token: str) -> None:
         """NATS has the outcome: its result is not kept here any longer."""

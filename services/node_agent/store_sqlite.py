@@ -11,9 +11,11 @@ import structlog
 
 from libs.common.contracts.work_marshaling import Assignment, WorkError
 from libs.common.journal.journal_sqlite import LOCK_SECONDS, SqliteFile
-from services.node_agent.model import Attempt, AttemptState, Outcome
+from services.node_agent.model import Attempt, AttemptState, KeptOutput, Outcome
 
 log = structlog.get_logger()
+
+OUTPUTS_KEPT = 200
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
@@ -28,6 +30,8 @@ CREATE TABLE IF NOT EXISTS attempts (
     result TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS open_attempts ON attempts (accepted_at) WHERE state IN ('accepted', 'ended');
+CREATE TABLE IF NOT EXISTS outputs (token TEXT PRIMARY KEY, before INTEGER NOT NULL, text TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS drained (only_one INTEGER PRIMARY KEY CHECK (only_one = 1), reason TEXT NOT NULL) STRICT;
 """
 _ACCEPT = (
     "INSERT OR IGNORE INTO attempts (token, work_id, state, accepted_at, assignment) VALUES (?, ?, 'accepted', ?, ?)"
@@ -87,6 +91,39 @@ class SqliteJournal:
                 row,
             )
         )
+
+    async def keep_output(self, token: str, output: KeptOutput) -> None:
+        def write(database: sqlite3.Connection) -> None:
+            row = (token, output.before, output.text.encode(errors="replace").decode())
+            database.execute("INSERT OR REPLACE INTO outputs (token, before, text) VALUES (?, ?, ?)", row)
+            database.execute(
+                "DELETE FROM outputs WHERE rowid <= (SELECT rowid FROM outputs ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
+                (OUTPUTS_KEPT,),
+            )
+
+        await self._file.do(write)
+
+    async def output(self, token: str) -> KeptOutput | None:
+        def read(database: sqlite3.Connection) -> KeptOutput | None:
+            row = database.execute("SELECT before, text FROM outputs WHERE token = ?", (token,)).fetchone()
+            return KeptOutput(before=row[0], text=row[1]) if row else None
+
+        return await self._file.do(read)
+
+    async def drained(self) -> str | None:
+        def read(database: sqlite3.Connection) -> str | None:
+            row = database.execute("SELECT reason FROM drained").fetchone()
+            return str(row[0]) if row else None
+
+        return await self._file.do(read)
+
+    async def keep_drained(self, reason: str | None) -> None:
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM drained")
+            if reason is not None:
+                database.execute("INSERT INTO drained (only_one, reason) VALUES (1, ?)", (reason,))
+
+        await self._file.do(write)
 
     async def delivered(self, token: str) -> None:
         await self._file.do(

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
 from libs.common.clock import Clock
-from libs.common.contracts.node_agent import Engines, EngineView, Jobs, JobView
-from libs.common.contracts.node_registry import Engine, SlotPool
+from libs.common.contracts.node_agent import AgentDraining, DrainAgent, Engines, EngineView, JobLog, Jobs, JobView
+from libs.common.contracts.node_registry import Engine, NodeStatus, SlotPool
 from libs.common.contracts.work_marshaling import (
     Assignment,
     AssignmentAnswer,
@@ -19,20 +19,22 @@ from libs.common.contracts.work_marshaling import (
 )
 from libs.common.errors import NotFound, Unavailable
 from services.node_agent.attempts import Attempts, Job, Pool
+from services.node_agent.draining import Draining
 from services.node_agent.engine import EngineDoor
-from services.node_agent.model import Outcome, Running
+from services.node_agent.model import Attempt, KeptOutput, Outcome, Running
 from services.node_agent.observer import AgentObserver
 from services.node_agent.outbox import Outbox
 from services.node_agent.outcomes import failed
 from services.node_agent.reports import Reports
 from services.node_agent.store import Journal
-from services.node_agent.views import view_of_kept, view_of_running
+from services.node_agent.views import log_from, view_of_kept, view_of_running
 
 log = structlog.get_logger()
 
 REMEMBERED = timedelta(hours=24)
 REMEMBERED_ATTEMPTS = 100_000
 SHOWN_JOBS = 200
+MOST_UNDELIVERED = 2000
 
 
 class NodeAgent:
@@ -46,6 +48,7 @@ class NodeAgent:
         journal: Journal,
         outbox: Outbox,
         reports: Reports,
+        draining: Draining,
         observer: AgentObserver,
         pools: Sequence[Pool],
         engines: Sequence[EngineDoor],
@@ -60,7 +63,7 @@ class NodeAgent:
         self._engines = engines
         self._jobs: dict[str, Job] = {}
         self._attempts = Attempts(clock, reports)
-        self._draining = False
+        self._draining = draining
 
     # What others ask
 
@@ -117,8 +120,39 @@ class NodeAgent:
             return view_of_running(job.running)
         attempt = await self._journal.find(token)
         if attempt is None:
-            raise NotFound(f"there is no attempt {token!r} on this node", attempt_token=token)
+            raise _no_attempt(token)
         return view_of_kept(attempt)
+
+    async def log_of(self, token: str, *, after: int, lines: int | None) -> JobLog:
+        """What the job wrote, of that the last lines. Raises `NotFound`."""
+        job = self._jobs.get(token)
+        if job is not None:
+            output = job.running.output
+            kept = KeptOutput(text=output.text(), before=output.before)
+            return log_from(token, kept, over=False, after=after, lines=lines)
+        attempt = await self._journal.find(token)
+        if attempt is None:
+            raise _no_attempt(token)
+        kept = await self._journal.output(token) or KeptOutput(text="", before=0)
+        return log_from(token, kept, over=True, after=after, lines=lines)
+
+    async def drain(self, request: DrainAgent) -> AgentDraining:
+        await self._draining.ask_of_owner(request.reason)
+        return self.draining_now()
+
+    async def undrain(self) -> AgentDraining:
+        await self._draining.ask_of_owner(None)
+        return self.draining_now()
+
+    def draining_now(self) -> AgentDraining:
+        reason = self._draining.reason()
+        return AgentDraining(
+            draining=reason is not None, reason=reason or "", by=self._draining.by, running=len(self._jobs)
+        )
+
+    async def node_status(self, status: NodeStatus) -> None:
+        """The registry told something about a node, perhaps this one."""
+        self._draining.heard(status)
 
     async def engines(self) -> Engines:
         return Engines(engines=self.engine_views())
@@ -140,18 +174,20 @@ class NodeAgent:
 
     def pools(self) -> list[SlotPool]:
         shown = [pool.show() for pool in self._pools]
-        return [pool.model_copy(update={"free_slots": 0}) for pool in shown] if self._draining else shown
+        return shown if self._takes_nothing() is None else [_without_free_slots(pool) for pool in shown]
 
     @property
     def draining(self) -> bool:
-        return self._draining
+        return self._draining.reason() is not None
 
     # Its own life
 
     async def recover(self) -> None:
-        """Account for what an earlier run of the agent left: nothing of it is run again from here."""
+        """Account for what an earlier run of the agent left: what still runs is gone on with, nothing is run again."""
+        await self._draining.remember()
         left = await self._journal.open_attempts()
-        lost = [attempt for attempt in left if attempt.outcome is None]
+        going_on = await self._go_on_with([attempt for attempt in left if attempt.outcome is None])
+        lost = [attempt for attempt in left if attempt.outcome is None and attempt.token not in going_on]
         for attempt in left:
             if attempt.outcome is not None:
                 self._outbox.resume(attempt.assignment, attempt.outcome)
@@ -161,16 +197,16 @@ class NodeAgent:
         )
         await asyncio.gather(*(self._outbox.end(attempt.assignment, outcome) for attempt in lost))
         if left:
-            log.info("recovered", cut_short=len(lost), undelivered=len(left) - len(lost))
+            undelivered = len(left) - len(lost) - len(going_on)
+            log.info("recovered", going_on=len(going_on), cut_short=len(lost), undelivered=undelivered)
 
     async def forget(self) -> None:
         """Remove what is over for long from the journal."""
         await self._journal.forget(before=self._clock.now() - REMEMBERED, keep=REMEMBERED_ATTEMPTS)
 
-    async def drain(self, seconds: float) -> None:
+    async def finish(self, seconds: float) -> None:
         """Take nothing more; let jobs finish, so long at most; report the rest as failed."""
-        self._draining = True
-        self._reports.workload_changed()
+        self._draining.stop()
         jobs = list(self._jobs.values())
         tasks = [job.task for job in jobs if job.task is not None]
         if tasks and seconds > 0:
@@ -181,11 +217,12 @@ class NodeAgent:
 
     def _pool_for(self, assignment: Assignment, refused: dict[str, str]) -> Pool | None:
         token = assignment.attempt_token
-        reason = "this node is draining" if self._draining else f"no {assignment.work_type} is done here"
+        takes_nothing = self._takes_nothing()
+        reason = takes_nothing or f"no {assignment.work_type} is done here"
         if not token:
             refused[""] = "an assignment to a node must carry an attempt token"
             return None
-        for pool in () if self._draining else self._pools:
+        for pool in () if takes_nothing else self._pools:
             if assignment.work_type not in pool.runner.work_types():
                 reason = _nearer(reason, pool.runner.refusal(assignment))
             elif (why := pool.runner.refusal(assignment)) is not None:
@@ -207,9 +244,30 @@ class NodeAgent:
             pool.taken -= 1
         self._reports.workload_changed()
 
-    def _begin(self, assignment: Assignment, pool: Pool) -> None:
+    def _takes_nothing(self) -> str | None:
+        """Why nothing is taken, whatever it is."""
+        if self._outbox.undelivered >= MOST_UNDELIVERED:
+            return f"{self._outbox.undelivered} outcomes wait here to be delivered"
+        return self._draining.reason()
+
+    async def _go_on_with(self, attempts: Sequence[Attempt]) -> frozenset[str]:
+        """Take up the jobs that outlived the agent that began them."""
+        assignments = [attempt.assignment for attempt in attempts]
+        taken: set[str] = set()
+        for pool in self._pools:
+            still_there = await pool.runner.left(assignments)
+            for attempt in attempts:
+                if attempt.token in still_there:
+                    pool.taken += 1
+                    taken.add(attempt.token)
+                    self._begin(attempt.assignment, pool, since=attempt.accepted_at)
+        return frozenset(taken)
+
+    def _begin(self, assignment: Assignment, pool: Pool, *, since: datetime | None = None) -> None:
+        """`since`: when an earlier run of the agent began it."""
         now = self._clock.now()
-        job = Job(Running(assignment=assignment, accepted_at=now, started_at=now), pool)
+        running = Running(assignment=assignment, accepted_at=since or now, started_at=since or now)
+        job = Job(running, pool, taken_up_after=(now - since).total_seconds() if since else None)
         self._jobs[assignment.attempt_token or ""] = job
         job.task = asyncio.get_running_loop().create_task(self._attempt(job), name=f"attempt {assignment.work_id}")
         self._observer.accepted(assignment.work_type)
@@ -230,9 +288,12 @@ class NodeAgent:
         assignment = job.running.assignment
         job.begun = True
         outcome = await self._attempts.outcome(job)
+        job.over = True
         job.pool.taken -= 1
         try:
             await self._close(job, outcome)
+            await self._keep_output(job)
+            await job.pool.runner.forget(assignment)
         finally:
             del self._jobs[assignment.attempt_token or ""]
             self._reports.workload_changed()
@@ -249,11 +310,29 @@ class NodeAgent:
             log.info("attempt_failed", work=assignment.work_id, code=outcome.error.code, reason=outcome.error.message)
         await asyncio.shield(self._outbox.end(assignment, outcome))
 
+    async def _keep_output(self, job: Job) -> None:
+        output = job.running.output
+        if not output.kept:
+            return
+        try:
+            kept = KeptOutput(text=output.text(), before=output.before)
+            await self._journal.keep_output(job.running.assignment.attempt_token or "", kept)
+        except Unavailable as error:
+            log.warning("output_not_kept", work=job.running.assignment.work_id, reason=error.message)
+
     async def _note_stopped(self, assignment: Assignment) -> None:
         try:
             await self._journal.stopped(assignment.attempt_token or "", self._clock.now())
         except Unavailable as error:
             log.error("stop_not_journaled", work=assignment.work_id, reason=error.message)
+
+
+def _no_attempt(token: str) -> NotFound:
+    return NotFound(f"there is no attempt {token!r} on this node", attempt_token=token)
+
+
+def _without_free_slots(pool: SlotPool) -> SlotPool:
+    return pool.model_copy(update={"free_slots": 0})
 
 
 def _nearer(reason: str, refusal: str | None) -> str:

@@ -1,7 +1,7 @@
 """Attempts as the outside is shown them."""
 
-from libs.common.contracts.node_agent import JobView
-from services.node_agent.model import Attempt, AttemptState, Running
+from libs.common.contracts.node_agent import JobLog, JobView
+from services.node_agent.model import Attempt, AttemptState, KeptOutput, Running
 
 
 def view_of_running(running: Running) -> JobView:
@@ -31,4 +31,18 @@ def view_of_kept(attempt: Attempt) -> JobView:
         ended_at=outcome.ended_at if outcome else None,
         succeeded=(outcome.error is None) if known and outcome else None,
         error=outcome.error if outcome else None,
+    )
+
+
+def log_from(token: str, kept: KeptOutput, *, over: bool, after: int, lines: int | None) -> JobLog:
+    """Of what is kept, the part beyond the first `after` characters of all output, and of that the last lines."""
+    text = kept.text[max(0, after - kept.before) :]
+    if lines is not None:
+        text = "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
+    return JobLog(
+        attempt_token=token,
+        over=over,
+        text=text.encode(errors="replace").decode(),
+        next_after=kept.before + len(kept.text),
+        left_out=max(0, kept.before + len(kept.text) - len(text) - after),
     )

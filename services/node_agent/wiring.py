@@ -1,7 +1,7 @@
 """The only place where the agent's parts meet."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -11,21 +11,26 @@ import httpx
 
 from libs.common.contracts.node_registry import EngineState
 from libs.common.contracts.streams import WORK_OUT
+from libs.common.errors import WrongSetting
 from libs.common.kit.loops import every
-from libs.common.kit.service import Check, Platform, Service
+from libs.common.kit.service import Check, Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.node_agent.attempts import Pool
+from services.node_agent.container_spec import ContainerRules
+from services.node_agent.containers_folder import DiskWorkFolders
+from services.node_agent.draining import Draining
 from services.node_agent.engine_facts import EngineSpec
 from services.node_agent.engine_folder import EngineFolder
 from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.http_api import routes
-from services.node_agent.life import AgentLife
+from services.node_agent.life import AgentLife, Work
 from services.node_agent.nats_api import open_doors
 from services.node_agent.observer_prometheus import PrometheusObserver, Sight
 from services.node_agent.outbox import Outbox
 from services.node_agent.process_posix import PosixLauncher
 from services.node_agent.reports import Reports
+from services.node_agent.runner_container import ContainerRunner
 from services.node_agent.runner_function import FunctionRunner, load_functions
 from services.node_agent.runner_openai import EngineRunner
 from services.node_agent.settings import Settings
@@ -46,6 +51,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     journal = SqliteJournal(folder / "journal.db")
     reports = Reports(platform.bus, platform.clock, node_id=platform.node_id, boot_id=platform.boot_id)
     outbox = Outbox(platform.bus, journal, platform.clock, observer)
+    draining = Draining(platform.bus, journal, platform.clock, reports, node_id=platform.node_id)
     machinery = _machinery(platform, chosen, folder, observer, reports)
     agent = NodeAgent(
         boot_id=platform.boot_id,
@@ -53,6 +59,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         journal=journal,
         outbox=outbox,
         reports=reports,
+        draining=draining,
         observer=observer,
         pools=machinery.pools,
         engines=machinery.engines,
@@ -63,6 +70,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             slots=lambda: sum(pool.slots for pool in agent.pools()),
             free_slots=lambda: sum(pool.free_slots for pool in agent.pools()),
             undelivered=lambda: outbox.undelivered,
+            draining=lambda: agent.draining,
             engines=agent.engine_views,
         )
     )
@@ -71,7 +79,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         journal=journal,
         outbox=outbox,
         reports=reports,
-        beside={f"engine {engine.now().engine_id}": engine.run for engine in machinery.engines},
+        beside={"registry": draining.keep_asking, **machinery.works()},
         last=machinery.close,
         drain_seconds=chosen.agent_drain_seconds,
     )
@@ -85,7 +93,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             every(FORGET_SECONDS, agent.forget, platform.clock, name="forget_old_attempts"),
         ],
         router=routes(agent),
-        checks=_checks(journal, machinery.engines),
+        checks=_checks(journal, machinery),
     )
 
 
@@ -96,12 +104,20 @@ class _Machinery:
     engines: Sequence[LlamaEngine]
     pools: Sequence[Pool]
     functions: FunctionRunner | None
+    containers: "_ContainerWork | None"
     launcher: PosixLauncher
     client: httpx.AsyncClient
+
+    def works(self) -> Mapping[str, Work]:
+        """What must go on for as long as the agent lives."""
+        works: dict[str, Work] = {f"engine {engine.now().engine_id}": engine.run for engine in self.engines}
+        return works | {"containers": self.containers.runner.upkeep} if self.containers else works
 
     async def close(self) -> None:
         for engine in self.engines:
             await engine.stop()
+        if self.containers is not None:
+            self.containers.close()
         if self.functions is not None:
             self.functions.close()
         await self.client.aclose()
@@ -119,7 +135,60 @@ def _machinery(
         found = load_functions(settings.functions, variable="AGENT_FUNCTIONS")
         functions = FunctionRunner(found, slots=settings.agent_function_slots, freed=reports.workload_changed)
         pools.append(Pool(functions))
-    return _Machinery(engines=engines, pools=pools, functions=functions, launcher=launcher, client=client)
+    containers = None
+    if settings.container_images:
+        containers = _containers(platform, settings, folder, observer, reports)
+        pools.append(Pool(containers.runner))
+    return _Machinery(
+        engines=engines, pools=pools, functions=functions, containers=containers, launcher=launcher, client=client
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ContainerWork:
+    """What runs containers, and what is to be closed afterwards."""
+
+    runner: ContainerRunner
+    problem: Callable[[], str | None]
+    close: Callable[[], None]
+
+
+def _containers(
+    platform: Platform, settings: Settings, folder: Path, observer: PrometheusObserver, reports: Reports
+) -> _ContainerWork:
+    """Raises `WrongSetting` when the optional extra is not installed."""
+    try:
+        from services.node_agent.containers_docker import DockerContainers
+    except ModuleNotFoundError as error:
+        raise WrongSetting(
+            f"CONTAINER_IMAGES lets containers run here, which needs Docker's SDK ({error.name} is missing); "
+            'install the extra: pip install "compute-mesh[containers]".'
+        ) from error
+    docker = DockerContainers(settings.docker_host, node_id=platform.node_id, slots=settings.container_slots)
+    folders = DiskWorkFolders(folder / "containers")
+    runner = ContainerRunner(
+        docker,
+        folders,
+        rules=ContainerRules(
+            images=settings.container_images,
+            cpus=settings.container_cpus,
+            memory_mb=settings.container_memory_mb,
+            disk_mb=settings.container_disk_mb,
+            gpus=settings.container_gpus,
+            network=settings.container_network,
+        ),
+        slots=settings.container_slots,
+        grace_seconds=settings.container_grace_seconds,
+        clock=platform.clock,
+        observer=observer,
+        changed=reports.workload_changed,
+    )
+
+    def close() -> None:
+        docker.close()
+        folders.close()
+
+    return _ContainerWork(runner=runner, problem=docker.problem, close=close)
 
 
 def engine_client() -> httpx.AsyncClient:
@@ -184,7 +253,7 @@ def _build() -> str:
         return "not installed"
 
 
-def _checks(journal: Journal, engines: Sequence[LlamaEngine]) -> Mapping[str, Check]:
+def _checks(journal: Journal, machinery: _Machinery) -> Mapping[str, Check]:
     async def journal_writable() -> str | None:
         return journal.problem()
 
@@ -192,6 +261,7 @@ def _checks(journal: Journal, engines: Sequence[LlamaEngine]) -> Mapping[str, Ch
         now = engine.now()
         return None if now.state == EngineState.READY else f"{now.state}" + (f": {now.problem}" if now.problem else "")
 
-    return {"journal": journal_writable} | {
-        f"engine {engine.now().engine_id}": partial(engine_ready, engine) for engine in engines
-    }
+    checks: dict[str, Check] = {"journal": journal_writable}
+    if machinery.containers is not None:
+        checks["containers"] = degraded_while(machinery.containers.problem)
+    return checks | {f"engine {engine.now().engine_id}": partial(engine_ready, engine) for engine in machinery.engines}

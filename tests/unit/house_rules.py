@@ -57,6 +57,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/gpu_orchestrator/measuring.py",
         "services/gpu_orchestrator/sharing.py",
         "services/node_agent/attempts.py",
+        "services/node_agent/draining.py",
         "services/node_agent/life.py",
         "services/node_agent/outbox.py",
         "services/node_agent/reports.py",
@@ -84,7 +85,18 @@ PURE_PLACES = (
     "libs/hardware/matching.py",
 )
 PURE_IMPORTS = (
-    *("__future__", "abc", "base64", "bisect", "collections", "contextlib", "dataclasses", "datetime", "enum"),
+    *(
+        "__future__",
+        "abc",
+        "base64",
+        "bisect",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "datetime",
+        "enum",
+        "fnmatch",
+    ),
     *("functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "pydantic", "re", "statistics"),
     *("string", "struct", "types", "typing"),
 )
@@ -117,6 +129,7 @@ TECHNOLOGIES: Mapping[str, tuple[str, ...]] = {
     "httpx": ("libs/common/archive/*supabase*.py", "above", "adapter", "wiring"),
     "pynvml": ("libs/hardware/*nvml*.py", "services/*_nvml.py"),
     "cpuinfo": ("libs/hardware/*cpuinfo*.py", "services/*_cpuinfo.py"),
+    "docker": ("services/*_docker.py",),
     "rich": ("libs/common/kit/logs.py", "above"),
     "opentelemetry": ("libs/common/bus/*.py", "libs/common/kit/*.py"),
 }

@@ -1,6 +1,6 @@
 """What a node's agent shows of its engines and jobs."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,31 @@ class JobView(Message):
     ended_at: Moment | None = None
     succeeded: bool | None = None
     error: WorkError | None = None
+
+
+class JobLog(Message):
+    """What a job has written, in the order in which it came. Of long output the end."""
+
+    attempt_token: str
+    over: bool = Field(description="nothing more will come")
+    text: str
+    next_after: int = Field(description="characters up to the end of `text`: ask with `after` for what comes later")
+    left_out: int = Field(0, description="characters between `after` and `text`, no longer kept or not asked for")
+
+
+class DrainAgent(Message):
+    """Let this node finish what it runs and take nothing more."""
+
+    reason: Annotated[str, Field(max_length=512)] = ""
+
+
+class AgentDraining(Message):
+    """Whether this node takes work, and who does not want it to. Holds across restarts."""
+
+    draining: bool
+    reason: str = ""
+    by: tuple[Literal["owner", "registry", "stopping"], ...] = ()
+    running: int = Field(description="attempts that are being finished")
 
 
 class Jobs(Message):

@@ -1,7 +1,7 @@
 """A real engine with the test model, and what else tests of the agent need."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.process_posix import PosixLauncher
 from services.node_agent.wiring import engine_client
+from tests.docker_process import DockerProcess, docker_process
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
@@ -116,3 +117,17 @@ async def engines(folder: Path) -> AsyncIterator[EngineMaker]:
 async def engine(tmp_path: Path) -> AsyncIterator[EngineMaker]:
     async with engines(tmp_path) as make:
         yield make
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[DockerProcess]:
+    with docker_process() as running:
+        yield running
+
+
+@pytest.fixture
+def docker(docker_engine: DockerProcess) -> Iterator[DockerProcess]:
+    """One engine for all tests; whatever a test left in it is gone before the next."""
+    yield docker_engine
+    for name in docker_engine.names():
+        docker_engine.client.remove_container(name, force=True)

@@ -37,6 +37,7 @@ from libs.common.kit.problems import install
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
 from services.node_agent.attempts import Pool
+from services.node_agent.draining import Draining
 from services.node_agent.observer_prometheus import PrometheusObserver
 from services.node_agent.outbox import Outbox
 from services.node_agent.reports import Reports
@@ -130,11 +131,14 @@ class AgentAtWork:
         await self.stack.aclose()
 
     async def get(self, path: str) -> httpx.Response:
+        return await self.ask("GET", path)
+
+    async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         app = FastAPI()
         install(app)
         app.include_router(self.service.router)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://agent") as client:
-            return await client.get(path)
+            return await client.request(method, path, **more)
 
     def metrics(self) -> str:
         return generate_latest(self.registry).decode()
@@ -192,6 +196,7 @@ async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
     async with MemoryServer(clock=clock).connect("bare") as transport:
         bus = Bus(transport, name="bare", observer=SilentObserver(), clock=clock)
         reports = Reports(bus, clock, node_id=NODE, boot_id="boot")
+        draining = Draining(bus, journal, clock, reports, node_id=NODE)
         functions = FunctionRunner({"echo": echo}, slots=slots, freed=reports.workload_changed)
         await journal.open()
         try:
@@ -201,6 +206,7 @@ async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
                 journal=journal,
                 outbox=Outbox(bus, journal, clock, observer),
                 reports=reports,
+                draining=draining,
                 observer=observer,
                 pools=[Pool(functions)],
                 engines=[],

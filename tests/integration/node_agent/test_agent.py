@@ -306,7 +306,7 @@ async def test_an_agent_that_stops_says_so_and_takes_nothing_more(tmp_path: Path
         await ending
 
     assert not answers[0].accepted
-    assert answers[0].reason == "this node is draining"
+    assert answers[0].reason == "this node is draining: its agent stops"
     assert other.workloads[-1].free_slots == 0
 
 

@@ -7,14 +7,17 @@ from hypothesis import strategies as st
 
 from services.node_agent.engine_facts import Device
 from services.node_agent.machine import (
+    LEFT_OUT,
     LONGEST_PAUSE_SECONDS,
     MOST_TEXT_CHARACTERS,
+    MOST_UNTOLD_CHARACTERS,
     choose_device,
     failures_in_a_row,
     pause_before_restart,
-    pieces_to_tell,
     renewal_seconds,
     seems_hung,
+    text_to_keep,
+    text_to_tell,
 )
 
 CPU = Device(name="CPU", description="AMD EPYC", is_gpu=False)
@@ -71,12 +74,23 @@ def test_two_renewals_may_get_lost_before_any_lease_expires(leases: list[float])
     assert renewal_seconds(leases) <= max(0.1, min(leases) / 3)
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-def test_no_partial_output_is_lost_or_reordered(pieces: list[str]):
-    told, rest = [], pieces
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_no_partial_output_is_lost_or_reordered(produced: str):
+    told, rest = [], produced * 50
     while rest:
-        text, rest = pieces_to_tell(rest)
+        text, rest = text_to_tell(rest)
         assert len(text) <= MOST_TEXT_CHARACTERS
         told.append(text)
 
-    assert "".join(told) == "".join(pieces)
+    assert "".join(told) == produced * 50
+
+
+@given(st.lists(st.text("ab", max_size=20_000), max_size=10))
+def test_of_output_that_comes_faster_than_it_is_told_the_end_waits_with_a_word_about_the_rest(pieces: list[str]):
+    waiting = ""
+    for piece in pieces:
+        waiting = text_to_keep(waiting + piece)
+        assert len(waiting) <= MOST_UNTOLD_CHARACTERS + len(LEFT_OUT)
+
+    produced = "".join(pieces)
+    assert waiting == produced or waiting == LEFT_OUT + produced[-MOST_UNTOLD_CHARACTERS:]

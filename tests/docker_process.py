@@ -1,0 +1,89 @@
+"""A Docker engine of the tests' own, with one small image and no network."""
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+
+IMAGE = "mesh-test/busybox:1"
+BUSYBOX = Path("/bin/busybox")
+NEEDED = "apt-get install docker.io busybox-static, and run as root"
+START_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class DockerProcess:
+    """`address` is what a client is given."""
+
+    address: str
+    client: docker.APIClient
+
+    def names(self) -> list[str]:
+        """Of all containers, also those that ended."""
+        return [each["Names"][0] for each in self.client.containers(all=True)]
+
+
+@contextlib.contextmanager
+def docker_process() -> Iterator[DockerProcess]:
+    """Skips the test, naming what to install, where no engine can be started."""
+    if os.getuid() != 0 or not shutil.which("dockerd") or not BUSYBOX.is_file():
+        pytest.skip(f"no Docker engine can be started here: {NEEDED}")
+    # Not in a test's own folder: the path of a socket must be short.
+    folder = Path(tempfile.mkdtemp(prefix="mesh-docker-"))
+    address = f"unix://{folder}/docker.sock"
+    command = [
+        # It ends with us, also when we are killed.
+        *("setpriv", "--pdeathsig", "TERM", "dockerd", "--host", address),
+        *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid")),
+        *("--iptables=false", "--ip6tables=false", "--bridge=none"),
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        client = _connected(process, address, folder / "log")
+        client.import_image(_busybox(), repository=IMAGE.split(":")[0], tag=IMAGE.split(":")[1])
+        yield DockerProcess(address, client)
+        client.close()
+    finally:
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connected(process: "subprocess.Popen[bytes]", address: str, log: Path) -> docker.APIClient:
+    until = time.monotonic() + START_SECONDS
+    while not _listens(address.removeprefix("unix://")):
+        if process.poll() is not None or time.monotonic() > until:
+            said = log.read_text(errors="replace")[-2000:]
+            raise AssertionError(f"dockerd did not start; it said:\n{said}")
+        time.sleep(0.02)
+    return docker.APIClient(base_url=address, version="auto", timeout=30)
+
+
+def _listens(path: str) -> bool:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as door:
+        return door.connect_ex(path) == 0
+
+
+def _busybox() -> bytes:
+    packed = io.BytesIO()
+    names = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(BUSYBOX, "bin/busybox")
+        for name in names:
+            if name != "busybox":
+                link = tarfile.TarInfo(f"bin/{name}")
+                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(link)
+    return packed.getvalue()
