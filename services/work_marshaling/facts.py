@@ -7,6 +7,7 @@ from datetime import datetime
 
 from libs.common.contracts.work_log import (
     Admitted,
+    Archived,
     Assigned,
     AttemptFailed,
     Cancelled,
@@ -84,6 +85,7 @@ def _admitted(fact: Admitted) -> WorkItem:
         submitter=asked.submitter,
         payload=None if fact.payload is None else fact.payload.encode(),
         payload_bytes=fact.payload_bytes,
+        retry_of=asked.retry_of,
     )
     return WorkItem(
         work_id=fact.work_id,
@@ -150,12 +152,17 @@ def _cancelled(item: WorkItem, fact: Cancelled) -> WorkItem:
 
 
 def _without_live(item: WorkItem, at: datetime) -> WorkItem:
-    """An ended item: nobody holds a lease any more, nothing is waited for, and its payload is not needed."""
+    """An ended item: nobody holds a lease any more, nothing is waited for."""
     attempts = tuple(
         replace(attempt, outcome=Outcome.CANCELLED, ended_at=at) if attempt.outcome is None else attempt
         for attempt in item.attempts
     )
-    return replace(item, attempts=attempts, ended_at=at, retry_at=None, spec=replace(item.spec, payload=None))
+    return replace(item, attempts=attempts, ended_at=at, retry_at=None)
+
+
+def without_payload(item: WorkItem) -> WorkItem:
+    """Once the archive was told of it."""
+    return replace(item, spec=replace(item.spec, payload=None))
 
 
 def facts_of(item: WorkItem) -> Iterator[ItemFact]:
@@ -174,7 +181,24 @@ def facts_of(item: WorkItem) -> Iterator[ItemFact]:
 
 def _told_admission(item: WorkItem) -> Admitted:
     spec = item.spec
-    asked = Submission(
+    return Admitted(
+        work_id=item.work_id,
+        sequence=item.sequence,
+        index=item.index,
+        at=item.submitted_at,
+        item=asked_for(item),
+        payload=None if spec.payload is None or len(spec.payload) > INLINE_BYTES else spec.payload.decode(),
+        payload_bytes=spec.payload_bytes,
+        digest=item.digest,
+        max_attempts=spec.max_attempts,
+        retry_delay_seconds=spec.retry_delay_seconds,
+    )
+
+
+def asked_for(item: WorkItem) -> Submission:
+    """What was submitted, without its payload."""
+    spec = item.spec
+    return Submission(
         work_id=None if item.work_id.startswith(SERVER_PREFIX) else item.work_id,
         work_type=spec.work_type,
         model_name=spec.model_name,
@@ -185,18 +209,7 @@ def _told_admission(item: WorkItem) -> Admitted:
         not_before=spec.not_before,
         labels=dict(spec.labels),
         submitter=spec.submitter,
-    )
-    return Admitted(
-        work_id=item.work_id,
-        sequence=item.sequence,
-        index=item.index,
-        at=item.submitted_at,
-        item=asked,
-        payload=None if spec.payload is None or len(spec.payload) > INLINE_BYTES else spec.payload.decode(),
-        payload_bytes=spec.payload_bytes,
-        digest=item.digest,
-        max_attempts=spec.max_attempts,
-        retry_delay_seconds=spec.retry_delay_seconds,
+        retry_of=spec.retry_of,
     )
 
 
@@ -257,6 +270,8 @@ def weight(fact: Fact) -> int:
             return 512 + 6 * len(message)
         case Remembered():
             return 128 + len(fact.digests)
+        case Archived(work_ids=work_ids):
+            return 128 + sum(len(work_id) + 4 for work_id in work_ids)
         case Refused() | Expired() | Cancelled():
             return 4096
     return 512

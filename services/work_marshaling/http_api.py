@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
+from pydantic import AwareDatetime
 
 from libs.common.contracts.work_marshaling import (
     CancelWork,
@@ -17,20 +18,33 @@ from libs.common.contracts.work_marshaling import (
     WorkStatus,
     WorkView,
 )
+from services.work_marshaling.asking import Asking
 from services.work_marshaling.model import Filter
 from services.work_marshaling.use_cases import WorkMarshaling
 
 Wait = Annotated[float, Query(ge=0, le=60, description="How long to wait for the item's end, in seconds.")]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Statuses = Annotated[list[WorkStatus] | None, Query(max_length=8)]
+Since = Annotated[
+    AwareDatetime | None, Query(description="Only items that were submitted then or later; with its offset.")
+]
+Cursor = Annotated[str | None, Query(max_length=4096, description="As it came with the page before.")]
 Text = Annotated[str | None, Query(max_length=256)]
 Reason = Annotated[str, Query(max_length=512)]
 WorkId = Annotated[str, Path(min_length=1, max_length=128)]
 Sequence = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
-def router(marshaling: WorkMarshaling) -> APIRouter:
+def router(marshaling: WorkMarshaling, asking: Asking) -> APIRouter:
     routes = APIRouter(prefix="/api/v1", tags=["work"])
+    routes.include_router(_submitted(marshaling))
+    routes.include_router(_listed(asking))
+    routes.include_router(_told(marshaling, asking))
+    return routes
+
+
+def _submitted(marshaling: WorkMarshaling) -> APIRouter:
+    routes = APIRouter()
 
     @routes.post("/work/submit", status_code=202)
     async def submit(item: WorkItem) -> WorkAccepted:
@@ -42,38 +56,72 @@ def router(marshaling: WorkMarshaling) -> APIRouter:
         """Submit up to 10,000 items, each answered on its own."""
         return await marshaling.submit_many(items)
 
+    return routes
+
+
+def _listed(asking: Asking) -> APIRouter:
+    """Before the routes of one item: `dead` is none."""
+    routes = APIRouter()
+
     @routes.get("/work")
     async def find(
         status: Statuses = None,
         work_type: Text = None,
         model_name: Text = None,
         node_id: Text = None,
+        since: Since = None,
         limit: Limit = 100,
-        cursor: Text = None,
+        cursor: Cursor = None,
     ) -> WorkPage:
-        """Items that match, the newest first, a page at a time."""
+        """Items that match, a page at a time: those at hand, the newest first, then those in the archive."""
         wanted = Filter(
             status=None if status is None else frozenset(status),
             work_type=work_type,
             model_name=model_name,
             node_id=node_id,
+            since=since,
         )
-        return await marshaling.find(wanted, limit=limit, cursor=cursor)
+        return await asking.find(wanted, limit=limit, cursor=cursor)
+
+    @routes.get("/work/dead")
+    async def dead(
+        work_type: Text = None,
+        model_name: Text = None,
+        node_id: Text = None,
+        since: Since = None,
+        limit: Limit = 100,
+        cursor: Cursor = None,
+    ) -> WorkPage:
+        """Items that no attempt could complete, a page at a time."""
+        wanted = Filter(
+            status=frozenset({WorkStatus.DEAD}),
+            work_type=work_type,
+            model_name=model_name,
+            node_id=node_id,
+            since=since,
+        )
+        return await asking.find(wanted, limit=limit, cursor=cursor)
+
+    return routes
+
+
+def _told(marshaling: WorkMarshaling, asking: Asking) -> APIRouter:
+    routes = APIRouter()
 
     @routes.get("/work/by-sequence/{sequence}")
     async def by_sequence(sequence: Sequence) -> WorkView:
         """The item that a durable receipt of NATS speaks of."""
-        return await marshaling.look_up(WorkLookup(sequence=sequence))
+        return await asking.look_up(WorkLookup(sequence=sequence))
 
     @routes.get("/work/{work_id}")
     async def get(work_id: WorkId) -> WorkView:
         """An item: its state, its attempts, its error; its result when it is small."""
-        return await marshaling.look_up(WorkLookup(work_id=work_id))
+        return await asking.look_up(WorkLookup(work_id=work_id))
 
     @routes.get("/work/{work_id}/result")
     async def result(work_id: WorkId, wait_seconds: Wait = 0.0) -> WorkResult:
         """How an item ended. 404 as long as it has not, after waiting so long for it."""
-        return await marshaling.result(work_id, wait_seconds)
+        return await asking.result(work_id, wait_seconds)
 
     @routes.delete("/work/{work_id}")
     async def cancel(work_id: WorkId, reason: Reason = "") -> WorkView:

@@ -1,6 +1,7 @@
 """Reads what is submitted and how attempts ended, in order, from where the log says it stopped reading."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 
@@ -18,11 +19,16 @@ from services.work_marshaling.facts import INLINE_BYTES, envelope_bytes
 from services.work_marshaling.identity import digest, payload_text, server_id
 from services.work_marshaling.model import Completed, Failed, Submission, Submitted
 from services.work_marshaling.payloads import submissions
+from services.work_marshaling.records import EarlierIds
+from services.work_marshaling.results import Results
 from services.work_marshaling.term import Term
 
 MOST_PAYLOAD_BYTES = 512 * 1024
 MOST_ENVELOPE_BYTES = 64 * 1024
 SLICE = 200
+MOST_UNARCHIVED = 100_000
+
+Read = tuple[Submission, ...] | Malformed
 
 _WHY_IGNORED = {
     IgnoredReason.NO_TOKEN: "an outcome needs the attempt token, unless the item was given to `external`",
@@ -36,10 +42,12 @@ _log = structlog.get_logger()
 class Intake:
     """`admitted` is how far WORK_IN has been read into memory."""
 
-    def __init__(self, bus: Bus, clock: Clock, term: Term) -> None:
+    def __init__(self, bus: Bus, clock: Clock, term: Term, results: Results, earlier: EarlierIds) -> None:
         self._bus = bus
         self._clock = clock
         self._term = term
+        self._results = results
+        self._earlier = earlier
         self._made: datetime = term.origins[WORK_IN.name]
         self.admitted = Position(term.memory.in_seq)
 
@@ -48,8 +56,10 @@ class Intake:
         messages = self._bus.read(WORK_IN, after=self._term.memory.in_seq)
         async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
             async for batch in messages:
-                for stored in batch:
-                    await self._work(stored)
+                read = [await self._items(stored) for stored in batch]
+                known = await self._known_earlier(read)
+                for stored, items in zip(batch, read, strict=True):
+                    await self._work(stored, items, known)
                     self.admitted.advance(stored.sequence)
                 await self._room_for_items()
 
@@ -67,28 +77,44 @@ class Intake:
         await asyncio.sleep(0)
 
     async def _room_for_items(self) -> None:
-        """Submissions wait while too many items are open. Outcomes never do: they are what makes the room."""
+        """Submissions wait while too many items are open, or too many ended ones can be handed to nobody.
+
+        Outcomes never do: they are what makes the room.
+        """
         await self._breathe()
-        while self._term.memory.open_items >= self._term.rules.open_most:
+        memory = self._term.memory
+        while memory.open_items >= self._term.rules.open_most or len(memory.unarchived) >= MOST_UNARCHIVED:
             await self._clock.sleep(1.0)
 
     # Work
 
-    async def _work(self, stored: Stored) -> None:
+    async def _items(self, stored: Stored) -> Read:
+        await asyncio.sleep(0)
         try:
-            items = submissions(self._bus, stored)
+            return submissions(self._bus, stored)
         except Malformed as error:
-            await self._refuse(stored, 0, error, last=True)
+            return error
+
+    async def _known_earlier(self, read: Sequence[Read]) -> Mapping[str, str]:
+        items = (item for each in read if not isinstance(each, Malformed) for item in each)
+        return await self._earlier.digests(self._term.memory, items)
+
+    async def _work(self, stored: Stored, items: Read, known: Mapping[str, str]) -> None:
+        """`known` are the contents of ids that ended long ago."""
+        if isinstance(items, Malformed):
+            await self._refuse(stored, 0, items, last=True)
             return
-        batched = stored.subject == SUBMITTED.subject
+        last = len(items) - 1
         for index, item in enumerate(items):
-            await self._admit(stored, index, item, batched=batched, last=index == len(items) - 1)
+            await self._admit(stored, index, item, known, last=index == last)
             if index % SLICE == SLICE - 1:
                 await self._room_for_items()
         if not items:
             self._term.memory.in_seq = stored.sequence
 
-    async def _admit(self, stored: Stored, index: int, item: Submission, *, batched: bool, last: bool) -> None:
+    async def _admit(
+        self, stored: Stored, index: int, item: Submission, known: Mapping[str, str], *, last: bool
+    ) -> None:
         text = payload_text(item.payload) if item.payload else "{}"
         size = len(text.encode())
         try:
@@ -96,7 +122,7 @@ class Intake:
         except TooLarge as error:
             await self._refuse(stored, index, error, last=last, work_id=item.work_id)
             return
-        own = item.work_id
+        own, batched = item.work_id, stored.subject == SUBMITTED.subject
         work_id = own or server_id(self._made, stored.sequence, index if batched else None)
         event = Submitted(
             work_id=work_id,
@@ -107,7 +133,7 @@ class Intake:
             payload=text if size <= INLINE_BYTES else None,
             payload_bytes=size,
             digest=digest(item) if own else "",
-            forgotten_digest=self._term.memory.forgotten_digest(work_id) if own else None,
+            forgotten_digest=(self._term.memory.forgotten_digest(work_id) or known.get(work_id)) if own else None,
         )
         self._read_up_to(stored, last=last)
         self._term.happen(work_id, event)
@@ -154,6 +180,7 @@ class Intake:
                 started_at=failed.started_at,
             )
         done = self._bus.decode(COMPLETED, stored)
+        self._results.heard(stored.sequence, done, len(stored.payload))
         return Completed(
             work_id=done.work_id,
             token=done.attempt_token,

@@ -171,14 +171,9 @@ class Journal:
         try:
             await self._log.begin_checkpoint(self._origins)
             await self._write_snapshot(snapshot)
-            await self._log.purge(self._keep_from())
+            await self._log.purge()
         except Unavailable as error:
             _log.error("checkpoint_unfinished", reason=error.message)
-
-    def _keep_from(self) -> int | None:
-        """What the archive does not have yet stays in the log."""
-        archived = self._memory.archived_seq
-        return None if archived is None else archived + 1
 
     async def _write_snapshot(self, snapshot: Snapshot) -> None:
         self._snapshot_bytes = 0

@@ -1,7 +1,7 @@
 """Who leads: takes the log over, rebuilds the memory from it, and serves a term. Use cases ask here for the leader."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -20,7 +20,9 @@ from services.work_marshaling.meter import Meter
 from services.work_marshaling.model import Rules
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.payloads import Payloads
+from services.work_marshaling.records import EarlierIds
 from services.work_marshaling.remembered import RememberedIds
+from services.work_marshaling.results import Results
 from services.work_marshaling.store import Memory
 from services.work_marshaling.term import Chances, Term
 from services.work_marshaling.upkeep import Upkeep
@@ -39,14 +41,28 @@ class Leadership:
     intake: Intake
     dispatcher: Dispatcher
     payloads: Payloads
+    results: Results
     upkeep: Upkeep
+
+
+Companion = Callable[[Leadership], Coroutine[None, None, None]]
+"""Runs until cancelled, during each leadership. May raise `SteppedDown`."""
 
 
 class Leading:
     """`nodes` are known whether we lead or not; everything else belongs to one leadership."""
 
     def __init__(
-        self, *, bus: Bus, clock: Clock, rules: Rules, chances: Chances, meter: Meter, new_id: Callable[[], str]
+        self,
+        *,
+        bus: Bus,
+        clock: Clock,
+        rules: Rules,
+        chances: Chances,
+        meter: Meter,
+        new_id: Callable[[], str],
+        earlier: EarlierIds,
+        companions: Sequence[Companion] = (),
     ) -> None:
         self.nodes = Nodes(silence_seconds=rules.node_silence_seconds)
         self._bus = bus
@@ -55,6 +71,8 @@ class Leading:
         self._chances = chances
         self._meter = meter
         self._new_id = new_id
+        self._earlier = earlier
+        self._companions = companions
         self._present: Leadership | None = None
         self._waits_for = "it has not taken over the log yet"
         self._begun = asyncio.Event()
@@ -123,14 +141,15 @@ class Leading:
         )
 
     def _leadership(self, term: Term) -> Leadership:
-        payloads = Payloads(self._bus)
+        payloads, results = Payloads(self._bus), Results(self._bus)
         dispatcher = Dispatcher(self._bus, self._clock, term, payloads)
         term.outbox = dispatcher
         return Leadership(
             term=term,
-            intake=Intake(self._bus, self._clock, term),
+            intake=Intake(self._bus, self._clock, term, results, self._earlier),
             dispatcher=dispatcher,
             payloads=payloads,
+            results=results,
             upkeep=Upkeep(self._bus, self._clock, term, payloads),
         )
 
@@ -148,6 +167,8 @@ class Leading:
                 tasks.create_task(leadership.intake.read_outcomes(), name="read outcomes")
                 tasks.create_task(leadership.upkeep.run(), name="upkeep")
                 tasks.create_task(self._discover(), name="discover")
+                for companion in self._companions:
+                    tasks.create_task(companion(leadership), name="companion")
         except* SteppedDown as group:
             self._stepped_down(group)
         finally:

@@ -63,6 +63,7 @@ class Spec:
     submitter: str | None
     payload: bytes | None
     payload_bytes: int
+    retry_of: str | None = None
 
     @property
     def external(self) -> bool:
@@ -283,12 +284,14 @@ class Filter:
     work_type: str | None = None
     model_name: str | None = None
     node_id: str | None = None
+    since: datetime | None = None
 
     def holds(self, item: WorkItem) -> bool:
         return (
             (self.status is None or item.status in self.status)
             and (self.work_type is None or item.spec.work_type == self.work_type)
             and (self.model_name is None or item.spec.model_name == self.model_name)
+            and (self.since is None or item.submitted_at >= self.since)
             and (self.node_id is None or any(attempt.node_id == self.node_id for attempt in item.attempts))
         )
 
@@ -306,15 +309,17 @@ def view(item: WorkItem, result: JsonValue = None) -> WorkView:
         submitted_at=item.submitted_at,
         ended_at=item.ended_at,
         sequence=item.sequence,
-        attempts=tuple(_attempt_view(attempt) for attempt in item.attempts),
+        retry_of=item.spec.retry_of,
+        attempts=tuple(attempt_view(attempt) for attempt in item.attempts),
         max_attempts=item.spec.max_attempts,
         retry_at=item.retry_at,
         error=item.error,
         result=result,
+        result_bytes=item.result_bytes,
     )
 
 
-def _attempt_view(attempt: Attempt) -> AttemptView:
+def attempt_view(attempt: Attempt) -> AttemptView:
     return AttemptView(
         attempt=attempt.number,
         node_id=attempt.node_id,
@@ -357,5 +362,6 @@ __all__ = [
     "Submitted",
     "TellEnd",
     "WorkItem",
+    "attempt_view",
     "view",
 ]

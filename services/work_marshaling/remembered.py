@@ -21,6 +21,12 @@ class RememberedIds:
         self._keep = keep
         self._content: dict[bytes, bytes] = {}
         self._until: deque[tuple[datetime, int]] = deque()
+        self._dropped = False
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether there were ids that are remembered no longer."""
+        return self._dropped or len(self._content) >= self._most
 
     def __len__(self) -> int:
         return len(self._content)
@@ -48,6 +54,7 @@ class RememberedIds:
             self._until.appendleft((until, count - number))
         for oldest in tuple(islice(self._content, number)):
             del self._content[oldest]
+        self._dropped = True
 
     def facts(self) -> Iterator[Remembered]:
         """All of it, for a checkpoint."""

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     work_remembered_ids: int = Field(
         1_000_000, ge=0, le=10_000_000, description="Ids of ended items that are known as already done."
     )
+    work_archive_days: float = Field(
+        90.0, ge=0, le=36_500, description="Days that finished work stays in the archive. 0: for ever."
+    )
     work_checkpoint_records: int = Field(
         20_000, ge=1, description="Log records after which the whole state is written anew and older ones go."
     )

@@ -23,11 +23,13 @@ from libs.common.contracts.work_log import (
     WorkRecord,
 )
 from libs.common.contracts.work_marshaling import Requirements, WorkStatus
-from services.work_marshaling.facts import NO_REQUIREMENTS, apply
+from services.work_marshaling.facts import NO_REQUIREMENTS, apply, without_payload
 from services.work_marshaling.model import ItemFact, Refusal, WorkItem
 from services.work_marshaling.remembered import RememberedIds
 
 REFUSALS_KEPT = 10_000
+PER_FACT = 5_000
+CAME_TO_NOTHING = frozenset({WorkStatus.FAILED, WorkStatus.DEAD})
 ALIASES_KEPT = 100_000
 
 
@@ -53,8 +55,8 @@ class Snapshot:
 class Memory:
     """`ended_most` and `ended_keep` bound how many ended items are kept at hand, and for how long.
 
-    `log_seq` is the place in WORK_LOG of the newest record, `archived_seq` up to which place the archive has
-    everything; None without an archive.
+    `log_seq` is the place in WORK_LOG of the newest record. `unarchived` are the ended items that WORK_DONE does not
+    have yet, in the order of their ends: they stay, whatever the bounds say.
     """
 
     def __init__(self, remembered: RememberedIds, *, ended_most: int, ended_keep: timedelta) -> None:
@@ -71,10 +73,10 @@ class Memory:
         self.items: dict[str, WorkItem] = {}
         self.in_seq = 0
         self.out_seq = 0
-        self.archived_seq: int | None = None
         self.totals: Counter[str] = Counter()
         self.by_status: Counter[WorkStatus] = Counter()
         self._far: dict[str, None] = {}
+        self.unarchived: dict[str, None] = {}
         self._ended: deque[str] = deque()
         self._aliases: OrderedDict[int, str] = OrderedDict()
         self._refusals: OrderedDict[tuple[int, int], Refusal] = OrderedDict()
@@ -104,13 +106,22 @@ class Memory:
         return len(self._remembered)
 
     def far_items(self) -> Iterator[WorkItem]:
-        """Open items whose payload lies in WORK_IN only, about in the order of their submission."""
+        """Items whose payload lies in WORK_IN only and is needed there, about in the order of their submission."""
         return (self.items[work_id] for work_id in tuple(self._far))
+
+    def oldest_end(self) -> datetime | None:
+        """When the item ended that is at hand longest."""
+        return self.items[self._ended[0]].ended_at if self._ended else None
 
     def oldest_result(self) -> int | None:
         """The sequence in WORK_OUT from which on results may still be asked for."""
         ended = (self.items[work_id] for work_id in self._ended)
         return next((item.out_seq for item in ended if item.out_seq is not None), None)
+
+    @property
+    def has_dropped_ids(self) -> bool:
+        """Whether there were ids of ended items that are remembered no longer."""
+        return self._remembered.incomplete
 
     # Facts
 
@@ -127,7 +138,7 @@ class Memory:
             case Remembered():
                 self._remembered.restore(fact)
             case Archived():
-                self.archived_seq = fact.log_seq
+                self._archived(fact)
             case _:
                 return self._change(fact)
         return None
@@ -141,15 +152,24 @@ class Memory:
         self.by_status[after.status] += 1
         if before is not None:
             self.by_status[before.status] -= 1
-        if after.open and after.spec.payload is None:
+        if after.spec.payload is None and (after.open or after.status in CAME_TO_NOTHING):
             self._far[after.work_id] = None
         else:
             self._far.pop(after.work_id, None)
         if not after.open:
+            self.unarchived[after.work_id] = None
             self._ended.append(after.work_id)
             self.orphans.discard(after.work_id)
             self.totals[fact.status if isinstance(fact, Ended) else "cancelled"] += 1
         return Change(before, after)
+
+    def _archived(self, fact: Archived) -> None:
+        for work_id in fact.work_ids:
+            self.unarchived.pop(work_id, None)
+            self._far.pop(work_id, None)
+            item = self.items.get(work_id)
+            if item is not None and item.spec.payload is not None:
+                self.items[work_id] = without_payload(item)
 
     def _enter(self, item: WorkItem) -> WorkItem:
         """Most items ask for the same: they share one object that says so."""
@@ -225,7 +245,7 @@ class Memory:
         self._remembered.forget(now)
 
     def _too_much(self, item: WorkItem, now: datetime) -> bool:
-        if self._half_read(item):
+        if item.work_id in self.unarchived or self._half_read(item):
             return False
         too_old = item.ended_at is not None and now - item.ended_at > self._ended_keep
         return too_old or len(self._ended) > self._ended_most
@@ -234,6 +254,11 @@ class Memory:
         """Its batch was not read to the end: after a restart it is read again, and must find the item."""
         made = self._origins.get(WORK_IN.name)
         return item.sequence > self.in_seq and (made is None or item.submitted_at >= made)
+
+    def _told_archived(self) -> Iterator[Archived]:
+        archived = tuple(work_id for work_id in self._ended if work_id not in self.unarchived)
+        for start in range(0, len(archived), PER_FACT):
+            yield Archived(work_ids=archived[start : start + PER_FACT])
 
     def snapshot(self) -> Snapshot:
         refusals = tuple(
@@ -246,6 +271,5 @@ class Memory:
             for sequence, work_id in self._aliases.items()
             if work_id not in items or items[work_id].sequence != sequence
         )
-        archived = () if self.archived_seq is None else (Archived(log_seq=self.archived_seq),)
-        others: tuple[Fact, ...] = (*refusals, *aliases, *self._remembered.facts(), *archived)
+        others: tuple[Fact, ...] = (*refusals, *aliases, *self._remembered.facts(), *self._told_archived())
         return Snapshot(tuple(items.values()), others, dict(self.totals), self.in_seq, self.out_seq)

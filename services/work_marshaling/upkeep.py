@@ -6,7 +6,7 @@ import structlog
 
 from libs.common.bus.bus import Bus, StreamState
 from libs.common.clock import Clock
-from libs.common.contracts.streams import WORK_IN, WORK_LOG, WORK_OUT, Stream
+from libs.common.contracts.streams import WORK_DONE, WORK_IN, WORK_LOG, WORK_OUT, Stream
 from libs.common.contracts.work_log import PayloadKept
 from libs.common.errors import Unavailable
 from libs.common.log.fenced_log import SteppedDown
@@ -43,7 +43,7 @@ class Upkeep:
     async def tidy(self) -> None:
         await self._term.journal.lead()
         self._term.memory.forget(self._clock.now())
-        states = {stream.name: await self._state(stream) for stream in (WORK_IN, WORK_OUT, WORK_LOG)}
+        states = {stream.name: await self._state(stream) for stream in (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE)}
         self.fill = {name: state.bytes / max(1, state.max_bytes) for name, state in states.items()}
         for name, ratio in self.fill.items():
             self._tell_fill(name, ratio)
@@ -85,7 +85,7 @@ class Upkeep:
         for item in old:
             payload = await self._payloads.of(item)
             present = self._term.memory.items.get(item.work_id)
-            if payload is not None and present is not None and present.open:
+            if payload is not None and present is not None and present.spec.payload is None:
                 kept = PayloadKept(work_id=item.work_id, payload=payload, payload_bytes=item.spec.payload_bytes)
                 self._term.keep((kept,))
         if old:

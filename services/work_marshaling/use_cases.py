@@ -3,54 +3,59 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from libs.common.bus.bus import Bus
 from libs.common.bus.codec import encode, malformed
 from libs.common.clock import Clock
-from libs.common.contracts.base import ErrorBody, Json
-from libs.common.contracts.streams import WORK_IN, WORK_OUT
+from libs.common.contracts.base import ErrorBody
+from libs.common.contracts.streams import WORK_IN
 from libs.common.contracts.work_marshaling import (
-    COMPLETED,
     CancelWork,
     SubmitAnswer,
     SubmitAnswers,
     SubmitMany,
     WorkAccepted,
     WorkLookup,
-    WorkPage,
-    WorkResult,
     WorkStats,
     WorkStatus,
     WorkView,
 )
-from libs.common.errors import Conflict, Malformed, MeshError, NotFound, Unavailable, error_named
+from libs.common.contracts.work_records import Finished
+from libs.common.errors import Conflict, Malformed, MeshError, Unavailable
+from services.work_marshaling.asking import Asking, told_refusal
+from services.work_marshaling.facts import INLINE_BYTES
 from services.work_marshaling.identity import digest, payload_text, server_id
 from services.work_marshaling.intake import refuse_too_large
 from services.work_marshaling.leading import Leadership, Leading
-from services.work_marshaling.listing import page
 from services.work_marshaling.meter import Measures
-from services.work_marshaling.model import Cancel, Filter, Refusal, Submission, WorkItem, view
+from services.work_marshaling.model import Cancel, Submission
 from services.work_marshaling.store import Memory
 from services.work_marshaling.submission import Submissions, Ticket
 from services.work_marshaling.term import Term
 
 ADMISSION_SECONDS = 5.0
-SEQUENCE_SECONDS = 1.0
-SMALL_RESULT_BYTES = 4096
 SLICE = 200
 
-Prepared = WorkAccepted | MeshError | asyncio.Future[Ticket]
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The item is known, and no longer at hand."""
+
+    work_id: str
+
+
+Prepared = WorkAccepted | MeshError | _Ended | asyncio.Future[Ticket]
 
 
 class WorkMarshaling:
     """Everything here needs the leader; `Unavailable` says that this instance is not it now."""
 
-    def __init__(self, *, bus: Bus, clock: Clock, leading: Leading, submissions: Submissions) -> None:
-        self._bus = bus
+    def __init__(self, *, clock: Clock, leading: Leading, submissions: Submissions, asking: Asking) -> None:
         self._clock = clock
+        self._asking = asking
         self._leading = leading
         self._submissions = submissions
 
@@ -87,7 +92,7 @@ class WorkMarshaling:
     def _prepare(self, leadership: Leadership, item: Submission) -> Prepared:
         try:
             size = len(encode(item))
-            refuse_too_large(item, size if size <= SMALL_RESULT_BYTES else len(payload_text(item.payload).encode()))
+            refuse_too_large(item, size if size <= INLINE_BYTES else len(payload_text(item.payload).encode()))
             known = _known(leadership.term.memory, item)
         except MeshError as error:
             return error
@@ -100,7 +105,7 @@ class WorkMarshaling:
         tickets: list[Ticket | WorkAccepted | MeshError] = []
         for each in prepared:
             try:
-                tickets.append(await each if isinstance(each, asyncio.Future) else each)
+                tickets.append(await self._ticket(each))
             except MeshError as error:
                 tickets.append(error)
         last = max((ticket.sequence for ticket in tickets if isinstance(ticket, Ticket)), default=0)
@@ -108,52 +113,54 @@ class WorkMarshaling:
             async with asyncio.timeout(ADMISSION_SECONDS):
                 await leadership.intake.admitted.reached(last)
         return [
-            _receipt(leadership, item, ticket) if isinstance(ticket, Ticket) else ticket
+            await self._receipt(leadership, item, ticket) if isinstance(ticket, Ticket) else ticket
             for item, ticket in zip(items, tickets, strict=True)
         ]
 
+    async def _ticket(self, prepared: Prepared) -> Ticket | WorkAccepted | MeshError:
+        if isinstance(prepared, asyncio.Future):
+            return await prepared
+        return await self._ended_before(prepared.work_id) if isinstance(prepared, _Ended) else prepared
+
+    async def _ended_before(self, work_id: str) -> WorkAccepted:
+        """What is known of an item that ended long ago. Raises `Conflict` when that is its id alone."""
+        try:
+            known = await self._asking.find_one(work_id)
+        except MeshError as error:
+            raise Conflict(f"work_id: {work_id} ended and is kept no longer", work_id=work_id) from error
+        return WorkAccepted(work_id=known.work_id, sequence=known.sequence, status=known.status, duplicate=True)
+
+    async def _receipt(
+        self, leadership: Leadership, item: Submission | None, ticket: Ticket
+    ) -> WorkAccepted | MeshError:
+        assert item is not None
+        memory = leadership.term.memory
+        refused = memory.refusal(ticket.sequence, ticket.index)
+        if refused is not None:
+            return told_refusal(refused)
+        made = leadership.term.origins[WORK_IN.name]
+        work_id = item.work_id or server_id(made, ticket.sequence, ticket.index)
+        known = memory.items.get(work_id)
+        if known is not None:
+            duplicate = known.order != (ticket.sequence, ticket.index)
+            return WorkAccepted(work_id=work_id, sequence=known.sequence, status=known.status, duplicate=duplicate)
+        if memory.find(ticket.sequence) != work_id:
+            return WorkAccepted(work_id=work_id, sequence=ticket.sequence)
+        try:
+            return await self._ended_before(work_id)
+        except Conflict as error:
+            return error
+
     # Asking
-
-    async def look_up(self, asked: WorkLookup) -> WorkView:
-        """An item by its id or by its sequence in WORK_IN. Raises `NotFound`, or why it was refused."""
-        if (asked.work_id is None) == (asked.sequence is None):
-            raise Malformed("give either `work_id` or `sequence`")
-        work_id = asked.work_id or await self._id_at(asked.sequence or 0)
-        item = await self._item(work_id)
-        small = item.status is WorkStatus.COMPLETED and item.result_bytes <= SMALL_RESULT_BYTES
-        return view(item, await self._result_of(item) if small else None)
-
-    async def result(self, work_id: str, wait_seconds: float) -> WorkResult:
-        """How an item ended; waits for it so long. Raises `NotFound` when it has not ended by then."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_seconds):
-                await self._leading.present.term.ended(work_id)
-        item = await self._item(work_id)
-        if item.open:
-            raise NotFound(f"{work_id} has not ended: it is {item.status.value}", status=item.status.value)
-        done = next((attempt for attempt in item.attempts if attempt.out_seq == item.out_seq), None)
-        return WorkResult(
-            work_id=work_id,
-            status=item.status,
-            ended_at=item.ended_at,
-            node_id=done.node_id if done is not None and item.out_seq is not None else None,
-            result=await self._result_of(item) if item.status is WorkStatus.COMPLETED else None,
-            error=item.error,
-        )
-
-    async def find(self, wanted: Filter, *, limit: int, cursor: str | None) -> WorkPage:
-        memory = self._leading.present.term.memory
-        found = page(reversed(memory.items.values()), wanted, limit=limit, cursor=cursor)
-        return WorkPage(items=tuple(view(item) for item in found.items), cursor=found.cursor)
 
     async def cancel(self, asked: CancelWork) -> WorkView:
         """Raises `Conflict` for an item that has ended, `NotFound`."""
         term = self._leading.present.term
-        item = await self._item(asked.work_id)
-        if not item.open:
+        item = await self._asking.find_one(asked.work_id)
+        if isinstance(item, Finished) or not item.open:
             raise Conflict(f"{item.work_id} has ended: it is {item.status.value}", status=item.status.value)
         term.happen(item.work_id, Cancel(reason=asked.reason))
-        return view(await self._item(asked.work_id))
+        return await self._asking.look_up(WorkLookup(work_id=asked.work_id))
 
     async def stats(self) -> WorkStats:
         leadership = self._leading.present
@@ -199,38 +206,6 @@ class WorkMarshaling:
             return None
         return (self._clock.now() - leadership.term.memory.items[longest].submitted_at).total_seconds()
 
-    async def _item(self, work_id: str) -> WorkItem:
-        """The item as it is on disk. Raises `NotFound`."""
-        term = self._leading.present.term
-        await term.journal.confirmed(work_id)
-        item = term.memory.items.get(work_id)
-        if item is None:
-            raise NotFound(f"there is no work item {work_id[:128]}")
-        return item
-
-    async def _id_at(self, sequence: int) -> str:
-        leadership = self._leading.present
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SEQUENCE_SECONDS):
-                await leadership.intake.admitted.reached(sequence)
-        memory, made = leadership.term.memory, leadership.term.origins[WORK_IN.name]
-        refused = memory.refusal(sequence)
-        if refused is not None:
-            raise _refused(refused)
-        candidates = (memory.find(sequence), server_id(made, sequence), server_id(made, sequence, 0))
-        found = next((work_id for work_id in candidates if work_id in memory.items), None)
-        if found is None:
-            raise NotFound(f"no work item is known under the sequence {sequence}")
-        return found
-
-    async def _result_of(self, item: WorkItem) -> Json:
-        """What the worker told. Raises `NotFound` when it is kept no longer."""
-        stored = None if item.out_seq is None else await self._bus.message(WORK_OUT, item.out_seq)
-        told = None if stored is None else self._bus.decode(COMPLETED, stored)
-        if told is None or told.work_id != item.work_id:
-            raise NotFound(f"the result of {item.work_id} is kept no longer", status=item.status.value)
-        return told.result
-
 
 def _free_slots(term: Term) -> dict[str, int]:
     free = term.leases.free(term.nodes)
@@ -244,7 +219,7 @@ def _read(raw: Mapping[str, Any]) -> Submission:
         raise malformed("the item", error) from error
 
 
-def _known(memory: Memory, item: Submission) -> WorkAccepted | None:
+def _known(memory: Memory, item: Submission) -> WorkAccepted | _Ended | None:
     """What is known of an item already submitted under its own id. Raises `Conflict` when that was another one."""
     if item.work_id is None:
         return None
@@ -255,27 +230,8 @@ def _known(memory: Memory, item: Submission) -> WorkAccepted | None:
     if before != digest(item):
         raise Conflict(f"work_id: {item.work_id} belongs to an item with other content", work_id=item.work_id)
     if known is None:
-        raise Conflict(f"work_id: {item.work_id} ended and is kept no longer", work_id=item.work_id)
+        return _Ended(item.work_id)
     return WorkAccepted(work_id=known.work_id, sequence=known.sequence, status=known.status, duplicate=True)
-
-
-def _receipt(leadership: Leadership, item: Submission | None, ticket: Ticket) -> WorkAccepted | MeshError:
-    assert item is not None
-    memory = leadership.term.memory
-    refused = memory.refusal(ticket.sequence, ticket.index)
-    if refused is not None:
-        return _refused(refused)
-    made = leadership.term.origins[WORK_IN.name]
-    work_id = item.work_id or server_id(made, ticket.sequence, ticket.index)
-    known = memory.items.get(work_id)
-    if known is None:
-        return WorkAccepted(work_id=work_id, sequence=ticket.sequence)
-    duplicate = known.order != (ticket.sequence, ticket.index)
-    return WorkAccepted(work_id=work_id, sequence=known.sequence, status=known.status, duplicate=duplicate)
-
-
-def _refused(refused: Refusal) -> MeshError:
-    return error_named(refused.code, refused.reason, {"work_id": refused.work_id})
 
 
 def _answer(outcome: WorkAccepted | MeshError) -> SubmitAnswer:

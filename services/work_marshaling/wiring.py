@@ -2,48 +2,80 @@
 
 import random
 import secrets
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
-from libs.common.contracts.streams import DEAD_LETTERS, WORK_IN, WORK_LOG, WORK_OUT
-from libs.common.kit.service import Platform, Service
+from libs.common.archive.migrations import read_schema
+from libs.common.contracts.streams import DEAD_LETTERS, WORK_DONE, WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.kit.loops import every
+from libs.common.kit.service import Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.work_marshaling import http_api, nats_api
+from services.work_marshaling.archiving import Archiving
+from services.work_marshaling.asking import Asking
 from services.work_marshaling.drains import Drains
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.meter_prometheus import PrometheusMeter
 from services.work_marshaling.model import Policy, Rules
+from services.work_marshaling.records import EarlierIds, Records
 from services.work_marshaling.settings import Settings
 from services.work_marshaling.submission import Submissions
+from services.work_marshaling.tables import OWNER, TABLES
 from services.work_marshaling.term import Chances
 from services.work_marshaling.use_cases import WorkMarshaling
 
 MIB = 1024 * 1024
+PING_SECONDS = 5.0
+RETENTION_SECONDS = 600.0
+SCHEMA = read_schema(OWNER, TABLES, Path(__file__).parent / "migrations")
 
 
 def build(platform: Platform, settings: Settings | None = None) -> Service:
     settings = settings or load(Settings)
-    bus, clock = platform.bus, platform.clock
+    bus, clock, queue = platform.bus, platform.clock, rules(settings)
     meter = PrometheusMeter(platform.metrics)
     new_id = partial(secrets.token_hex, 8)
+    archive, keep = platform.archive(), timedelta(seconds=queue.remembered_keep_seconds)
+    records = Records(archive)
+    earlier = EarlierIds(records, clock, keep=keep)
+    archiving = Archiving(
+        bus=bus,
+        clock=clock,
+        archive=archive,
+        schema=SCHEMA,
+        earlier=earlier,
+        keep_days=settings.work_archive_days,
+    )
     leading = Leading(
         bus=bus,
         clock=clock,
-        rules=rules(settings),
+        rules=queue,
         chances=Chances(number=random.random, token=new_id),
         meter=meter,
         new_id=new_id,
+        earlier=earlier,
+        companions=[archiving.serve],
     )
+    asking = Asking(leading=leading, records=records, pending=archiving.pending)
     submissions = Submissions(bus, new_id)
-    marshaling = WorkMarshaling(bus=bus, clock=clock, leading=leading, submissions=submissions)
+    marshaling = WorkMarshaling(clock=clock, leading=leading, submissions=submissions, asking=asking)
     meter.watch(marshaling.measures)
     return Service(
         port=settings.port,
-        streams=(WORK_IN, WORK_OUT, WORK_LOG, DEAD_LETTERS),
-        subscriptions=partial(nats_api.open_door, marshaling, Hearing(clock=clock, leading=leading), bus),
-        loops=[Drains(bus, clock, leading.nodes).run, leading.run, submissions.run],
-        router=http_api.router(marshaling),
-        checks={"leader": marshaling.problem},
+        streams=(WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS),
+        subscriptions=partial(nats_api.open_door, marshaling, asking, Hearing(clock=clock, leading=leading), bus),
+        loops=[
+            Drains(bus, clock, leading.nodes).run,
+            leading.run,
+            submissions.run,
+            archiving.writer.run,
+            every(PING_SECONDS, archiving.look, clock, name="archive_look"),
+            every(RETENTION_SECONDS, archiving.retain, clock, name="archive_retention"),
+        ],
+        router=http_api.router(marshaling, asking),
+        checks={"leader": marshaling.problem, "archive": degraded_while(archiving.problem)},
     )
 
 

@@ -53,6 +53,12 @@ WORK_LOG = Stream(
     max_bytes=1024 * MIB,
     summary="What work marshaling decided. Written by its leader only; replay rebuilds its memory.",
 )
+WORK_DONE = Stream(
+    name="WORK_DONE",
+    subjects=("compute.work.finished.v1",),
+    max_bytes=1024 * MIB,
+    summary="Finished work on its way into the archive. What the archive has is removed.",
+)
 DEAD_LETTERS = Stream(
     name="DEAD_LETTERS",
     subjects=("compute.dead_letters.v1",),
@@ -61,7 +67,7 @@ DEAD_LETTERS = Stream(
     summary="Durable messages that could not be used, with the reason.",
 )
 
-STREAMS = (WORK_IN, WORK_OUT, WORK_LOG, DEAD_LETTERS)
+STREAMS = (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS)
 
 NODE_REGISTRY = Bucket(
     name="NODE_REGISTRY",

@@ -166,10 +166,10 @@ class Remembered(Message):
 
 
 class Archived(Message):
-    """The archive has everything that the log tells up to this sequence: it may be purged that far."""
+    """These items ended, and WORK_DONE has them or had them: from there they go into the archive."""
 
     fact: Literal["archived"] = "archived"
-    log_seq: int
+    work_ids: tuple[str, ...]
 
 
 ItemFact = (

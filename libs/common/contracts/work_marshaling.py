@@ -86,6 +86,9 @@ class WorkItem(Message):
     not_before: Moment | None = None
     labels: dict[str, str] = Field({}, max_length=64)
     submitter: Annotated[str, StringConstraints(max_length=128)] | None = None
+    retry_of: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        None, description="the ended item that this one repeats"
+    )
 
 
 class WorkBatch(Message):
@@ -211,11 +214,14 @@ class WorkView(Message):
     submitted_at: Moment
     ended_at: Moment | None = None
     sequence: int = Field(description="where the item stands in the stream WORK_IN")
+    retry_of: str | None = Field(None, description="the ended item that this one repeats")
     attempts: tuple[AttemptView, ...] = ()
     max_attempts: int
     retry_at: Moment | None = None
     error: WorkError | None = None
     result: Json = None
+    result_bytes: int = Field(0, ge=0, description="of the message that told the result")
+    archived: bool = Field(False, description="no longer at hand: this is what the archive knows")
 
 
 class WorkAccepted(Message):

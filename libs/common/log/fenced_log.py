@@ -156,13 +156,10 @@ class FencedLog(Generic[R]):
             except (WrongRevision, TimedOut, Disconnected) as error:
                 await self._give_up(error)
 
-    async def purge(self, keep_from: int | None = None) -> None:
-        """Forget what is older than the newest epoch record, but nothing from `keep_from` on.
-
-        Only after a finished checkpoint.
-        """
+    async def purge(self) -> None:
+        """Forget what is older than the newest epoch record. Only after a finished checkpoint."""
         self._refuse_if_ended()
-        await self._bus.purge(self._stream, below=self._fence if keep_from is None else min(self._fence, keep_from))
+        await self._bus.purge(self._stream, below=self._fence)
 
     async def confirm(self) -> None:
         """Ask whether this is still the writer: one that appends nothing would not notice that it was replaced.

@@ -180,18 +180,6 @@ async def test_after_a_checkpoint_older_records_can_go(house: House):
     assert (await house.bus.stream_state(STREAM)).first_sequence == 3
 
 
-async def test_what_is_to_be_kept_stays_when_older_records_go(house: House):
-    first = await house.writer("a")
-    await first.take_over({})
-    for text in ("archived", "not yet"):
-        await first.append(note(text))
-    await first.begin_checkpoint({})
-    await first.append(note("", RecordKind.DONE))
-    await first.purge(keep_from=3)
-
-    assert (await house.bus.stream_state(STREAM)).first_sequence == 3
-
-
 async def test_a_replay_tells_where_in_the_stream_each_record_is(house: House):
     first, second = await house.writer("a"), await house.writer("b")
     await first.take_over({})

@@ -5,14 +5,16 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import TypeVar
 
+from libs.common.archive.archive_memory import MemoryArchive
 from libs.common.bus.bus import Bus
 from libs.common.bus.observer import SilentObserver
 from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import WORKLOAD
-from libs.common.contracts.streams import DEAD_LETTERS, WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.contracts.streams import DEAD_LETTERS, WORK_DONE, WORK_IN, WORK_LOG, WORK_OUT
 from libs.common.contracts.work_marshaling import (
     ASSIGN,
     COMPLETED,
@@ -37,12 +39,16 @@ from libs.common.contracts.work_marshaling import (
     WorkView,
 )
 from services.work_marshaling import nats_api
+from services.work_marshaling.archiving import Archiving
+from services.work_marshaling.asking import Asking
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.model import Policy, Rules
+from services.work_marshaling.records import EarlierIds, Records
 from services.work_marshaling.submission import Submissions
 from services.work_marshaling.term import Chances
 from services.work_marshaling.use_cases import WorkMarshaling
+from services.work_marshaling.wiring import SCHEMA
 from tests.unit.work_marshaling.builders import workload
 
 T = TypeVar("T")
@@ -62,8 +68,13 @@ class QuietMeter:
 class Instance:
     """One running work marshaling. `ended` holds what made it end."""
 
-    def __init__(self, marshaling: WorkMarshaling, leading: Leading) -> None:
+    def __init__(
+        self, bus: Bus, marshaling: WorkMarshaling, asking: Asking, archiving: Archiving, leading: Leading
+    ) -> None:
+        self.bus = bus
         self.marshaling = marshaling
+        self.asking = asking
+        self.archiving = archiving
         self.leading = leading
         self.ended: BaseException | None = None
 
@@ -72,9 +83,10 @@ class House:
     """`stream_bytes` makes all streams that small."""
 
     def __init__(self, stream_bytes: int | None = None) -> None:
-        streams = (WORK_IN, WORK_OUT, WORK_LOG, DEAD_LETTERS)
+        streams = (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS)
         self._streams = [replace(each, max_bytes=stream_bytes or each.max_bytes) for each in streams]
         self.clock = ManualClock()
+        self.archive = MemoryArchive()
         self.server = MemoryServer(clock=self.clock)
         self._numbers = itertools.count()
 
@@ -92,6 +104,11 @@ class House:
     async def marshaling(self, rules: Rules = RULES) -> AsyncIterator[Instance]:
         """Leaving the block is a `kill -9`: nothing is told, nothing is flushed."""
         async with self.bus("work_marshaling") as bus:
+            records = Records(self.archive)
+            earlier = EarlierIds(records, self.clock, keep=timedelta(seconds=rules.remembered_keep_seconds))
+            archiving = Archiving(
+                bus=bus, clock=self.clock, archive=self.archive, schema=SCHEMA, earlier=earlier, keep_days=30
+            )
             leading = Leading(
                 bus=bus,
                 clock=self.clock,
@@ -99,12 +116,16 @@ class House:
                 chances=Chances(number=lambda: 0.5, token=self._token),
                 meter=QuietMeter(),
                 new_id=self._token,
+                earlier=earlier,
+                companions=[archiving.serve],
             )
             submissions = Submissions(bus, self._token)
-            marshaling = WorkMarshaling(bus=bus, clock=self.clock, leading=leading, submissions=submissions)
-            instance = Instance(marshaling, leading)
-            await nats_api.open_door(marshaling, Hearing(clock=self.clock, leading=leading), bus)
-            loops = [asyncio.create_task(leading.run()), asyncio.create_task(submissions.run())]
+            asking = Asking(leading=leading, records=records, pending=archiving.pending)
+            marshaling = WorkMarshaling(clock=self.clock, leading=leading, submissions=submissions, asking=asking)
+            instance = Instance(bus, marshaling, asking, archiving, leading)
+            await nats_api.open_door(marshaling, asking, Hearing(clock=self.clock, leading=leading), bus)
+            running = (leading.run(), submissions.run(), archiving.writer.run())
+            loops = [asyncio.create_task(each) for each in running]
             loops[0].add_done_callback(lambda task: _note_end(instance, task))
             try:
                 await asyncio.wait_for(leading.begun(), 5)
@@ -213,7 +234,7 @@ async def publish_plainly(bus: Bus, **fields: object) -> None:
 
 
 async def view_of(instance: Instance, work_id: str) -> WorkView:
-    return await instance.marshaling.look_up(WorkLookup(work_id=work_id))
+    return await instance.asking.look_up(WorkLookup(work_id=work_id))
 
 
 async def status_of(instance: Instance, work_id: str) -> WorkStatus:

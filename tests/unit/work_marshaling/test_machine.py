@@ -239,14 +239,6 @@ def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again():
     assert isinstance(story.told[-1], Stop)
 
 
-def test_an_ended_item_lets_go_of_its_payload():
-    story = Story().assign()
-    story.tell(completed("t1"))
-
-    assert story.item is not None
-    assert story.item.spec.payload is None
-
-
 def test_the_delay_doubles_up_to_its_limit():
     assert [retry_delay(5.0, tried, POLICY, 1.0) for tried in (1, 2, 3, 100)] == [5.0, 10.0, 20.0, 3600.0]
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from libs.common.contracts.streams import WORK_IN, WORK_LOG, WORK_OUT
-from libs.common.contracts.work_log import Archived
 from libs.common.contracts.work_marshaling import CancelWork, WorkStatus
-from libs.common.errors import Conflict, NotFound, StreamFull
+from libs.common.errors import Conflict, NotFound, StreamFull, Unavailable
 from tests.unit.work_marshaling.builders import engine
 from tests.unit.work_marshaling.house import (
     RULES,
@@ -92,7 +91,7 @@ async def test_a_result_can_still_be_fetched(house: House):
             work_id = await submit(before)
             await node.complete(await node.takes(), {"text": "kept"})
         async with house.marshaling() as after:
-            assert (await after.marshaling.result(work_id, 0)).result == {"text": "kept"}
+            assert (await after.asking.result(work_id, 0)).result == {"text": "kept"}
 
 
 async def test_an_outcome_that_came_while_it_was_down_counts(house: House):
@@ -142,27 +141,10 @@ async def test_many_restarts_with_checkpoints_in_between_lose_nothing(house: Hou
                     await node.complete(given, len(made))
                 await house.pass_time(2)
         async with house.marshaling() as last:
-            assert [(await last.marshaling.result(work_id, 0)).result for work_id in made] == list(range(1, 49))
+            assert [(await last.asking.result(work_id, 0)).result for work_id in made] == list(range(1, 49))
             totals = (await last.marshaling.stats()).totals
             assert (totals["admitted"], totals["completed"]) == (48, 48)
             assert (await bus.stream_state(WORK_LOG)).messages < 40
-
-
-async def test_what_is_not_archived_stays_in_the_log_also_after_a_restart(house: House):
-    async with house.bus("test") as bus:
-        async with house.marshaling(OFTEN) as before:
-            before.leading.present.term.keep((Archived(log_seq=3),))
-            await house.settle()
-        async with house.marshaling(OFTEN) as queue:
-            for _ in range(20):
-                await submit(queue)
-                await house.pass_time(0.5)
-            assert (await bus.stream_state(WORK_LOG)).first_sequence == 4
-            queue.leading.present.term.keep((Archived(log_seq=1_000),))
-            for _ in range(6):
-                await submit(queue)
-                await house.pass_time(0.5)
-            assert (await bus.stream_state(WORK_LOG)).messages < 20
 
 
 async def test_forgotten_ids_are_known_after_a_checkpoint_and_a_restart(house: House):
@@ -175,8 +157,9 @@ async def test_forgotten_ids_are_known_after_a_checkpoint_and_a_restart(house: H
                 await submit(before, work_id=f"w{number}")
                 await node.complete(await node.takes(number))
                 await house.pass_time(1)
+        house.archive.go_away()
         async with house.marshaling(rules) as after:
-            with pytest.raises(NotFound):
+            with pytest.raises(Unavailable):
                 await view_of(after, "w1")
             with pytest.raises(Conflict):
                 await submit(after, work_id="w1")
@@ -242,8 +225,8 @@ async def test_results_make_room_for_newer_ones(house: House):
 
         assert await status_of(queue, made[0]) is WorkStatus.COMPLETED
         with pytest.raises(NotFound, match="no longer"):
-            await queue.marshaling.result(made[0], 0)
-        assert (await queue.marshaling.result(made[-1], 0)).result == "x" * 50_000
+            await queue.asking.result(made[0], 0)
+        assert (await queue.asking.result(made[-1], 0)).result == "x" * 50_000
 
 
 async def test_a_full_input_refuses_and_loses_nothing(house: House):

@@ -1,0 +1,243 @@
+"""Brings finished work into the archive: from the memory into WORK_DONE, and from there into the database.
+
+An item stays in memory, and so in the log, until WORK_DONE has it; a message stays in WORK_DONE until the database has
+it. However long the archive is away, nothing else waits for it, and nothing is lost.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+
+import structlog
+
+from libs.common.archive.archive import Archive
+from libs.common.archive.tables import Schema
+from libs.common.archive.writer import ArchiveWriter
+from libs.common.bus.bus import Bus, Stored, StreamState
+from libs.common.bus.codec import encode
+from libs.common.clock import Clock
+from libs.common.contracts.streams import WORK_DONE, WORK_IN
+from libs.common.contracts.work_log import Archived
+from libs.common.contracts.work_records import FINISHED, Finished, FinishedWork
+from libs.common.errors import Malformed, MeshError, NotFound, StreamFull, Unavailable
+from libs.common.log.fenced_log import SteppedDown
+from services.work_marshaling.leading import Leadership
+from services.work_marshaling.model import WorkItem
+from services.work_marshaling.records import EarlierIds
+from services.work_marshaling.results import Results
+from services.work_marshaling.rows import finished, row_of
+from services.work_marshaling.tables import WORK_ITEMS
+from services.work_marshaling.term import Term
+
+MOST_AT_ONCE = 200
+MOST_BYTES = 400_000
+BREATH = 20
+LOOK_SECONDS = 0.25
+AGAIN_SECONDS = 1.0
+TRIM_SECONDS = 1.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A message of WORK_DONE that the writer has and the database may not have yet."""
+
+    made: datetime
+    sequence: int
+    at: datetime
+
+
+class Archiving:
+    """`keep_days` is how long finished work stays in the archive; 0: for ever."""
+
+    def __init__(
+        self, *, bus: Bus, clock: Clock, archive: Archive, schema: Schema, earlier: EarlierIds, keep_days: float
+    ) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._archive = archive
+        self._earlier = earlier
+        self._keep = timedelta(days=keep_days) if keep_days else None
+        self._places: OrderedDict[int, _Place] = OrderedDict()
+        self._number = 0
+        self._made: datetime | None = None
+        self._handed_over = 0
+        self._reached = 0
+        self._trimmed = 0
+        self._stuck: str | None = None
+        self.writer = ArchiveWriter(archive, schema, clock, committed=self._committed)
+
+    # What others ask
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that were read from WORK_DONE and wait for the database."""
+        return self.writer.waiting
+
+    def pending(self) -> bool:
+        """Whether there is finished work that the database does not have yet."""
+        return self._handed_over > self._reached
+
+    def behind_seconds(self) -> float:
+        """How long the oldest message that the database does not have has been waiting."""
+        oldest = next(iter(self._places.values()), None)
+        return 0.0 if oldest is None else max(0.0, (self._clock.now() - oldest.at).total_seconds())
+
+    def problem(self) -> str | None:
+        """Why finished work waits. Everything else goes on."""
+        return self._stuck or self.writer.problem() or self._archive.problem()
+
+    # Its life
+
+    async def look(self) -> None:
+        """Whether the archive is there, also while there is nothing to write; what is wrong shows in `problem`."""
+        if not self.waiting_rows:
+            try:
+                await self._archive.ping()
+            except MeshError as error:
+                _log.debug("archive_away", reason=error.message)
+
+    async def retain(self) -> None:
+        """Remove what is too old. Raises `Unavailable`."""
+        if self._keep is not None:
+            removed = await self._archive.delete_older_than(WORK_ITEMS, "ended_at", self._clock.now() - self._keep)
+            if removed:
+                _log.info("archive_trimmed", rows=removed)
+
+    async def serve(self, leadership: Leadership) -> None:
+        """Runs while this instance leads."""
+        async with asyncio.TaskGroup() as tasks:
+            made = leadership.term.origins[WORK_IN.name]
+            tasks.create_task(self._earlier.look_back(made), name="look back")
+            tasks.create_task(self._hand_over(leadership), name="finished work")
+            tasks.create_task(self._bring(), name="archive")
+            tasks.create_task(self._trim(), name="trim WORK_DONE")
+
+    # From the memory into WORK_DONE
+
+    async def _hand_over(self, leadership: Leadership) -> None:
+        while True:
+            items = _ready(leadership.term)
+            if not items:
+                await self._clock.sleep(LOOK_SECONDS)
+                continue
+            try:
+                for group in _groups(await _told(items, leadership.results)):
+                    told = FinishedWork.model_construct(items=group)
+                    self._handed_over = (await self._bus.append(FINISHED, told, message_id=None)).sequence
+                    leadership.term.keep((Archived(work_ids=tuple(each.work_id for each in group)),))
+            except StreamFull as error:
+                self._wait_for(f"the stream WORK_DONE is full: {error.message}")
+            except Unavailable as error:
+                self._wait_for(f"finished work cannot be handed over: {error.message}")
+            else:
+                self._stuck = None
+                continue
+            await self._clock.sleep(AGAIN_SECONDS)
+
+    def _wait_for(self, reason: str) -> None:
+        if self._stuck is None:
+            _log.warning("finished_work_waits", reason=reason)
+        self._stuck = reason
+
+    # From WORK_DONE into the database
+
+    async def _bring(self) -> None:
+        state = await self._state()
+        made = self._made = state.created
+        self._reached = self._trimmed = state.first_sequence - 1 if state.messages else state.last_sequence
+        self._handed_over = max(self._handed_over, state.last_sequence)
+        messages = self._bus.read(WORK_DONE, after=0)
+        async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
+            async for batch in messages:
+                for stored in batch:
+                    await self._pass_on(stored, made)
+                    await asyncio.sleep(0)
+
+    async def _state(self) -> StreamState:
+        while True:
+            try:
+                return await self._bus.stream_state(WORK_DONE)
+            except Unavailable:
+                await self._clock.sleep(AGAIN_SECONDS)
+
+    async def _pass_on(self, stored: Stored, made: datetime) -> None:
+        self._number += 1
+        self._places[self._number] = _Place(made, stored.sequence, stored.at)
+        try:
+            rows = [row_of(told, log_seq=stored.sequence) for told in self._bus.decode(FINISHED, stored).items]
+            await self.writer.put(WORK_ITEMS, rows, cursor=self._number)
+        except Malformed as error:
+            _log.error("finished_work_unreadable", sequence=stored.sequence, reason=error.message)
+            with suppress(MeshError):
+                await self._bus.dead_letter(stored, error)
+            self.writer.mark(self._number)
+
+    def _committed(self, number: int) -> None:
+        """The writer says: everything up to this message is in the database."""
+        while self._places and next(iter(self._places)) <= number:
+            _, place = self._places.popitem(last=False)
+            if place.made == self._made:
+                self._reached = place.sequence
+
+    async def _trim(self) -> None:
+        """Raises `SteppedDown` when the stream was made anew under us."""
+        while True:
+            await self._clock.sleep(TRIM_SECONDS)
+            try:
+                await self._trim_once()
+            except Unavailable as error:
+                _log.info("trim_waits", stream=WORK_DONE.name, reason=error.message)
+
+    async def _trim_once(self) -> None:
+        if self._made is None or self._reached == self._trimmed:
+            return
+        state = await self._bus.stream_state(WORK_DONE)
+        if state.created != self._made:
+            raise SteppedDown(f"the stream {WORK_DONE.name} was made anew", fenced=False)
+        reached = self._reached
+        await self._bus.purge(WORK_DONE, below=reached + 1)
+        self._trimmed = reached
+
+
+def _ready(term: Term) -> list[WorkItem]:
+    """The next ended items whose ends are on disk."""
+    ready: list[WorkItem] = []
+    for work_id in islice(term.memory.unarchived, MOST_AT_ONCE):
+        if term.journal.unconfirmed(work_id):
+            break
+        ready.append(term.memory.items[work_id])
+    return ready
+
+
+async def _told(items: Sequence[WorkItem], results: Results) -> list[Finished]:
+    told: list[Finished] = []
+    for item in items:
+        try:
+            result = await results.small(item)
+        except (NotFound, Malformed):
+            result = None
+        told.append(finished(item, result))
+        if len(told) % BREATH == 0:
+            await asyncio.sleep(0)
+    return told
+
+
+def _groups(told: Sequence[Finished]) -> Iterator[tuple[Finished, ...]]:
+    """As many as fit into one message."""
+    group: list[Finished] = []
+    total = 0
+    for each in told:
+        size = len(encode(each))
+        if group and total + size > MOST_BYTES:
+            yield tuple(group)
+            group, total = [], 0
+        group.append(each)
+        total += size
+    if group:
+        yield tuple(group)

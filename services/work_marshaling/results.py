@@ -1,0 +1,43 @@
+"""What workers told: read back from WORK_OUT, or remembered for as long as it is most likely to be asked for."""
+
+from collections import OrderedDict
+
+from libs.common.bus.bus import Bus
+from libs.common.contracts.base import Json
+from libs.common.contracts.streams import WORK_OUT
+from libs.common.contracts.work_marshaling import COMPLETED, WorkCompleted, WorkStatus
+from libs.common.errors import NotFound
+from services.work_marshaling.model import WorkItem
+
+SMALL_BYTES = 4096
+REMEMBERED = 5_000
+
+
+class Results:
+    """Small results that were just heard stay here: the archive and whoever waited ask for them at once."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._recent: OrderedDict[int, Json] = OrderedDict()
+
+    def heard(self, out_seq: int, told: WorkCompleted, size: int) -> None:
+        if size <= SMALL_BYTES:
+            self._recent[out_seq] = told.result
+            if len(self._recent) > REMEMBERED:
+                self._recent.popitem(last=False)
+
+    async def of(self, item: WorkItem) -> Json:
+        """Raises `NotFound` when it is kept no longer, `Unavailable`."""
+        if item.out_seq is not None and item.out_seq in self._recent:
+            return self._recent[item.out_seq]
+        stored = None if item.out_seq is None else await self._bus.message(WORK_OUT, item.out_seq)
+        told = None if stored is None else self._bus.decode(COMPLETED, stored)
+        if told is None or told.work_id != item.work_id:
+            raise NotFound(f"the result of {item.work_id} is kept no longer", status=item.status.value)
+        return told.result
+
+    async def small(self, item: WorkItem) -> Json:
+        """None when there is none, or none that is small. Raises what `of` raises."""
+        if item.status is not WorkStatus.COMPLETED or item.result_bytes > SMALL_BYTES:
+            return None
+        return await self.of(item)
