@@ -3,15 +3,17 @@
 from libs.common.clock import Clock
 from libs.common.contracts.node_registry import NodeAnnounced, NodeHeartbeat, NodeStatus, NodeWorkload
 from libs.common.contracts.work_marshaling import WorkProgress
+from services.work_marshaling.following import Watchers
 from services.work_marshaling.leading import Leading
 
 
 class Hearing:
     """Every instance knows the nodes; only the leader minds leases."""
 
-    def __init__(self, *, clock: Clock, leading: Leading) -> None:
+    def __init__(self, *, clock: Clock, leading: Leading, watchers: Watchers) -> None:
         self._clock = clock
         self._leading = leading
+        self._watchers = watchers
 
     async def progress(self, told: WorkProgress) -> None:
         """Renew the leases that are named. Whoever works on what is no longer theirs is told to stop."""
@@ -21,6 +23,8 @@ class Hearing:
         for attempt in told.attempts:
             if not leadership.term.hear_progress(attempt.work_id, attempt.attempt_token):
                 leadership.dispatcher.stop(told.node_id, attempt.attempt_token, "this attempt holds no lease")
+            elif attempt.work_id in self._watchers:
+                self._watchers.progressed(leadership.term.memory.items[attempt.work_id], told.node_id, attempt)
 
     async def workload(self, told: NodeWorkload) -> None:
         self._leading.nodes.hear_workload(told, self._clock.monotonic())

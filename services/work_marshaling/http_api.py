@@ -2,9 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime
 
+from libs.common.contracts.work_events import RunAgain
 from libs.common.contracts.work_marshaling import (
     CancelWork,
     SubmitAnswers,
@@ -18,13 +20,16 @@ from libs.common.contracts.work_marshaling import (
     WorkStatus,
     WorkView,
 )
+from services.work_marshaling.again import Again
 from services.work_marshaling.asking import Asking
+from services.work_marshaling.following import Event, Following
 from services.work_marshaling.model import Filter
 from services.work_marshaling.use_cases import WorkMarshaling
 
 Wait = Annotated[float, Query(ge=0, le=60, description="How long to wait for the item's end, in seconds.")]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Statuses = Annotated[list[WorkStatus] | None, Query(max_length=8)]
+LastEventId = Annotated[str | None, Header(max_length=128, description="Go on after this event, if it is known.")]
 Since = Annotated[
     AwareDatetime | None, Query(description="Only items that were submitted then or later; with its offset.")
 ]
@@ -35,11 +40,13 @@ WorkId = Annotated[str, Path(min_length=1, max_length=128)]
 Sequence = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
-def router(marshaling: WorkMarshaling, asking: Asking) -> APIRouter:
+def router(marshaling: WorkMarshaling, asking: Asking, again: Again, following: Following) -> APIRouter:
     routes = APIRouter(prefix="/api/v1", tags=["work"])
     routes.include_router(_submitted(marshaling))
     routes.include_router(_listed(asking))
     routes.include_router(_told(marshaling, asking))
+    routes.include_router(_repeated(again))
+    routes.include_router(_followed(following))
     return routes
 
 
@@ -103,6 +110,44 @@ def _listed(asking: Asking) -> APIRouter:
         return await asking.find(wanted, limit=limit, cursor=cursor)
 
     return routes
+
+
+def _repeated(again: Again) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/work/{work_id}/retry", status_code=202)
+    async def retry(work_id: WorkId, asked: RunAgain | None = None) -> WorkAccepted:
+        """Run an ended item again, as a new item. 409 when it has not ended, or its payload is gone."""
+        return await again.retry(work_id, asked or RunAgain())
+
+    @routes.post("/work/dead/{work_id}/replay", status_code=202)
+    async def replay(work_id: WorkId, asked: RunAgain | None = None) -> WorkAccepted:
+        """Run a dead item again, as a new item. 409 when it is not dead, or its payload is gone."""
+        return await again.replay(work_id, asked or RunAgain())
+
+    return routes
+
+
+def _followed(following: Following) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get(
+        "/work/{work_id}/events",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {}}}},
+    )
+    async def events(work_id: WorkId, last_event_id: LastEventId = None) -> StreamingResponse:
+        """An item's state and progress as server-sent events, to its end: `state`, `progress`, `lost`."""
+        lines = (_lines(event) async for event in await following.follow(work_id, last_event_id))
+        return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    return routes
+
+
+def _lines(event: Event) -> str:
+    if event.message is None:
+        return ": still here\n\n"
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {event.message.model_dump_json()}\n\n"
 
 
 def _told(marshaling: WorkMarshaling, asking: Asking) -> APIRouter:

@@ -24,7 +24,7 @@ from services.work_marshaling.records import EarlierIds
 from services.work_marshaling.remembered import RememberedIds
 from services.work_marshaling.results import Results
 from services.work_marshaling.store import Memory
-from services.work_marshaling.term import Chances, Term
+from services.work_marshaling.term import Chances, Term, Watch
 from services.work_marshaling.upkeep import Upkeep
 
 AGAIN_SECONDS = 1.0
@@ -62,6 +62,7 @@ class Leading:
         meter: Meter,
         new_id: Callable[[], str],
         earlier: EarlierIds,
+        watch: Watch,
         companions: Sequence[Companion] = (),
     ) -> None:
         self.nodes = Nodes(silence_seconds=rules.node_silence_seconds)
@@ -72,6 +73,7 @@ class Leading:
         self._meter = meter
         self._new_id = new_id
         self._earlier = earlier
+        self._watch = watch
         self._companions = companions
         self._present: Leadership | None = None
         self._waits_for = "it has not taken over the log yet"
@@ -138,6 +140,7 @@ class Leading:
             chances=self._chances,
             meter=self._meter,
             origins=origins,
+            watch=self._watch,
         )
 
     def _leadership(self, term: Term) -> Leadership:

@@ -264,7 +264,14 @@ class TellEnd:
     work_id: str
 
 
-Effect = Offer | Stop | TellEnd
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """Effect: whoever follows this item is told."""
+
+    item: WorkItem
+
+
+Effect = Offer | Stop | TellEnd | Changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +343,7 @@ __all__ = [
     "LEASED",
     "Attempt",
     "Cancel",
+    "Changed",
     "Completed",
     "DeadlinePassed",
     "Effect",

@@ -40,6 +40,14 @@ class Payloads:
             items = self._keep(stored)
         return dict(items[item.index].payload) if item.index < len(items) else None
 
+    async def kept(self, item: WorkItem) -> dict[str, Any] | None:
+        """Of an item that ended: as long as WORK_IN happens to have it. Raises `Unavailable`."""
+        stored = await self._bus.message(WORK_IN, item.sequence)
+        if stored is None or stored.at != item.submitted_at:
+            return None
+        items = submissions(self._bus, stored)
+        return dict(items[item.index].payload) if item.index < len(items) else None
+
     def _keep(self, stored: Stored) -> tuple[Submission, ...]:
         try:
             items = submissions(self._bus, stored)

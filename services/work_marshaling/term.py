@@ -25,6 +25,7 @@ from services.work_marshaling.leases import Leases
 from services.work_marshaling.machine import decide, effects, longest_retry_delay
 from services.work_marshaling.meter import Meter
 from services.work_marshaling.model import (
+    Changed,
     DeadlinePassed,
     Effect,
     Event,
@@ -49,6 +50,13 @@ MOST_PER_TURN = 500
 MOST_UNWRITTEN = 20_000
 
 _log = structlog.get_logger()
+
+
+class Watch(Protocol):
+    """Items that are followed, and who is told of them."""
+
+    def __contains__(self, work_id: str) -> bool: ...
+    def changed(self, item: WorkItem) -> None: ...
 
 
 class Outbox(Protocol):
@@ -80,6 +88,7 @@ class Term:
         chances: Chances,
         meter: Meter,
         origins: Mapping[str, datetime],
+        watch: Watch,
     ) -> None:
         self.memory = memory
         self.nodes = nodes
@@ -91,6 +100,7 @@ class Term:
             log=log, memory=memory, clock=clock, rules=rules, meter=meter, origins=origins, follow=self._do
         )
         self.outbox: Outbox | None = None
+        self._watch = watch
         self._bus = bus
         self._clock = clock
         self._chances = chances
@@ -129,6 +139,8 @@ class Term:
                 following.extend(effects(change.before, fact))
         for work_id, before in first.items():
             self._settle(before, self.memory.items[work_id])
+            if work_id in self._watch:
+                following.append(Changed(item=self.memory.items[work_id]))
         self.journal.add(facts, tuple(first), tuple(following))
 
     def resume(self) -> None:
@@ -322,5 +334,7 @@ class Term:
             for told in self._waiting.get(effect.work_id, ()):
                 if not told.done():
                     told.set_result(None)
+        elif isinstance(effect, Changed):
+            self._watch.changed(effect.item)
         elif self.outbox is not None:
             self.outbox.do(effect)

@@ -12,9 +12,11 @@ from libs.common.kit.loops import every
 from libs.common.kit.service import Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.work_marshaling import http_api, nats_api
+from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
 from services.work_marshaling.drains import Drains
+from services.work_marshaling.following import Following, Watchers
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.meter_prometheus import PrometheusMeter
@@ -48,6 +50,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         earlier=earlier,
         keep_days=settings.work_archive_days,
     )
+    watchers = Watchers(clock, new_id)
     leading = Leading(
         bus=bus,
         clock=clock,
@@ -56,16 +59,21 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         meter=meter,
         new_id=new_id,
         earlier=earlier,
-        companions=[archiving.serve],
+        watch=watchers,
+        companions=[archiving.serve, watchers.serve],
     )
     asking = Asking(leading=leading, records=records, pending=archiving.pending)
     submissions = Submissions(bus, new_id)
     marshaling = WorkMarshaling(clock=clock, leading=leading, submissions=submissions, asking=asking)
+    again = Again(clock=clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
+    following = Following(asking=asking, watchers=watchers)
     meter.watch(marshaling.measures)
     return Service(
         port=settings.port,
         streams=(WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS),
-        subscriptions=partial(nats_api.open_door, marshaling, asking, Hearing(clock=clock, leading=leading), bus),
+        subscriptions=partial(
+            nats_api.open_door, marshaling, asking, Hearing(clock=clock, leading=leading, watchers=watchers), bus
+        ),
         loops=[
             Drains(bus, clock, leading.nodes).run,
             leading.run,
@@ -74,7 +82,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             every(PING_SECONDS, archiving.look, clock, name="archive_look"),
             every(RETENTION_SECONDS, archiving.retain, clock, name="archive_retention"),
         ],
-        router=http_api.router(marshaling, asking),
+        router=http_api.router(marshaling, asking, again, following),
         checks={"leader": marshaling.problem, "archive": degraded_while(archiving.problem)},
     )
 

@@ -1,10 +1,12 @@
 """The REST door of the running service: what it answers, also to bad input."""
 
+import json
+
 import pytest
 
 from libs.common.bus.bus import Bus
-from libs.common.contracts.work_marshaling import SUBMIT, WorkItem
-from tests.integration.work_marshaling.conftest import Marshaling, Worker
+from libs.common.contracts.work_marshaling import FAILED, SUBMIT, WorkError, WorkFailed, WorkItem
+from tests.integration.work_marshaling.conftest import Marshaling, Worker, eventually
 
 
 @pytest.fixture
@@ -88,3 +90,36 @@ async def test_the_metrics_tell_the_state_of_the_queue(up: Marshaling):
 
     for line in ('mesh_work_items{status="pending"} 1.0', "mesh_work_admitted_total 1.0", "mesh_work_leader 1.0"):
         assert line in told
+
+
+async def test_an_item_is_followed_over_http_to_its_end(up: Marshaling, worker: Worker):
+    worker.seconds = (0.5, 0.5)
+    await worker.open()
+    work_id = (await up.client.post("/api/v1/work/submit", json={"work_type": "echo"})).json()["work_id"]
+    async with up.client.stream("GET", f"/api/v1/work/{work_id}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line async for line in answer.aiter_lines()]
+
+    states = [json.loads(line.removeprefix("data: "))["status"] for line in lines if line.startswith("data: ")]
+    assert states[-1] == "completed"
+    assert [line for line in lines if line.startswith("event: ")] == ["event: state"] * len(states)
+    assert all(line.startswith("id: ") for line in lines[::4])
+
+
+async def test_an_item_that_failed_for_good_is_found_among_the_dead_and_replayed(up: Marshaling, bus: Bus):
+    external = {"work_type": "echo", "max_attempts": 1, "requirements": {"node_ids": ["external"]}}
+    work_id = (await up.client.post("/api/v1/work/submit", json=external)).json()["work_id"]
+
+    async def assigned() -> bool:
+        return bool((await up.client.get(f"/api/v1/work/{work_id}")).json()["attempts"])
+
+    await eventually(assigned, 10)
+    error = WorkError(code="broken", message="it broke")
+    await bus.append(FAILED, WorkFailed(work_id=work_id, error=error), message_id=None)
+    assert (await up.client.get(f"/api/v1/work/{work_id}/result?wait_seconds=10")).json()["status"] == "dead"
+    dead = (await up.client.get("/api/v1/work/dead")).json()["items"]
+    replayed = await up.client.post(f"/api/v1/work/dead/{work_id}/replay")
+
+    assert work_id in [item["work_id"] for item in dead]
+    assert replayed.status_code == 202
+    assert (await up.client.get(f"/api/v1/work/{replayed.json()['work_id']}")).json()["retry_of"] == work_id

@@ -39,8 +39,10 @@ from libs.common.contracts.work_marshaling import (
     WorkView,
 )
 from services.work_marshaling import nats_api
+from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
+from services.work_marshaling.following import Following, Watchers
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.model import Policy, Rules
@@ -69,8 +71,17 @@ class Instance:
     """One running work marshaling. `ended` holds what made it end."""
 
     def __init__(
-        self, bus: Bus, marshaling: WorkMarshaling, asking: Asking, archiving: Archiving, leading: Leading
+        self,
+        bus: Bus,
+        marshaling: WorkMarshaling,
+        asking: Asking,
+        archiving: Archiving,
+        leading: Leading,
+        again: Again,
+        following: Following,
     ) -> None:
+        self.again = again
+        self.following = following
         self.bus = bus
         self.marshaling = marshaling
         self.asking = asking
@@ -109,6 +120,7 @@ class House:
             archiving = Archiving(
                 bus=bus, clock=self.clock, archive=self.archive, schema=SCHEMA, earlier=earlier, keep_days=30
             )
+            watchers = Watchers(self.clock, self._token)
             leading = Leading(
                 bus=bus,
                 clock=self.clock,
@@ -117,13 +129,18 @@ class House:
                 meter=QuietMeter(),
                 new_id=self._token,
                 earlier=earlier,
-                companions=[archiving.serve],
+                watch=watchers,
+                companions=[archiving.serve, watchers.serve],
             )
             submissions = Submissions(bus, self._token)
             asking = Asking(leading=leading, records=records, pending=archiving.pending)
             marshaling = WorkMarshaling(clock=self.clock, leading=leading, submissions=submissions, asking=asking)
-            instance = Instance(bus, marshaling, asking, archiving, leading)
-            await nats_api.open_door(marshaling, asking, Hearing(clock=self.clock, leading=leading), bus)
+            again = Again(clock=self.clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
+            following = Following(asking=asking, watchers=watchers)
+            instance = Instance(bus, marshaling, asking, archiving, leading, again, following)
+            await nats_api.open_door(
+                marshaling, asking, Hearing(clock=self.clock, leading=leading, watchers=watchers), bus
+            )
             running = (leading.run(), submissions.run(), archiving.writer.run())
             loops = [asyncio.create_task(each) for each in running]
             loops[0].add_done_callback(lambda task: _note_end(instance, task))
@@ -215,8 +232,8 @@ class Node:
         await self._bus.append(FAILED, told, message_id=None)
         await self._house.settle()
 
-    async def progress(self, given: Assignment) -> None:
-        attempt = AttemptProgress(attempt_token=given.attempt_token or "", work_id=given.work_id)
+    async def progress(self, given: Assignment, text: str | None = None) -> None:
+        attempt = AttemptProgress(attempt_token=given.attempt_token or "", work_id=given.work_id, text=text)
         told = WorkProgress(node_id=self.node_id, boot_id="b1", at=self._house.clock.now(), attempts=(attempt,))
         await self._bus.publish(PROGRESS, told)
         await self._house.settle()
