@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.nats_process import free_port
@@ -26,7 +26,8 @@ def postgres_programs() -> Path | None:
 
 
 class PostgresProcess:
-    def __init__(self, programs: Path, directory: Path) -> None:
+    def __init__(self, programs: Path, directory: Path, settings: Sequence[str] = SETTINGS) -> None:
+        self._settings = settings
         self.port = free_port()
         self._programs = programs
         self._directory = directory
@@ -44,7 +45,7 @@ class PostgresProcess:
         return self.start()
 
     def start(self) -> "PostgresProcess":
-        options = [word for setting in SETTINGS for word in ("-c", setting)]
+        options = [word for setting in self._settings for word in ("-c", setting)]
         command = [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *options]
         with (self._directory.parent / f"{self._directory.name}.log").open("ab") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, **self._as_user())
@@ -94,13 +95,13 @@ def _unprivileged() -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def postgres_process(programs: Path) -> Iterator[PostgresProcess]:
+def postgres_process(programs: Path, settings: Sequence[str] = SETTINGS) -> Iterator[PostgresProcess]:
     """A running server with a directory of its own, gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="postgres-") as directory:
         Path(directory).chmod(0o755)
         inner = Path(directory) / "cluster"
         inner.mkdir()
-        server = PostgresProcess(programs, inner)
+        server = PostgresProcess(programs, inner, settings)
         try:
             yield server.create()
         finally:
