@@ -1,4 +1,4 @@
-"""Outcomes on their way: journaled, appended to the stream, and only then let go."""
+"""Outcomes on their way: journaled and appended to the stream, and only then let go."""
 
 import asyncio
 from collections.abc import Sequence
@@ -31,7 +31,11 @@ class _Letter:
 
 class Outbox:
     """Delivers every outcome it was given, however long NATS is away. The message id is the attempt's token, so the
-    stream keeps one message however often it is sent."""
+    stream keeps one message however often it is sent.
+
+    NATS does not wait for the journal, nor the journal for NATS. If we die between the two, what the other has decides:
+    an outcome that only NATS has is the one that counts, whatever is told of its attempt later.
+    """
 
     def __init__(self, bus: Bus, journal: Journal, clock: Clock, observer: AgentObserver) -> None:
         self._bus = bus
@@ -39,6 +43,7 @@ class Outbox:
         self._clock = clock
         self._observer = observer
         self._letters: asyncio.Queue[_Letter] = asyncio.Queue()
+        self._delivered: asyncio.Queue[Assignment] = asyncio.Queue()
         self._held: dict[str, Running] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -53,14 +58,14 @@ class Outbox:
         return tuple(self._held.values())
 
     async def end(self, assignment: Assignment, outcome: Outcome) -> None:
-        """Journal how an attempt ended, then see to it that NATS is told."""
+        """Journal how an attempt ended, and see to it that NATS is told."""
         self._hold(assignment)
+        self._letters.put_nowait(_Letter(assignment, outcome))
         try:
             await self._journal.ended(assignment.attempt_token or "", outcome)
         except Unavailable as error:
             # Delivered all the same: if we die before that, the attempt is only run once more.
             log.error("outcome_not_journaled", work=assignment.work_id, reason=error.message)
-        self._letters.put_nowait(_Letter(assignment, outcome))
 
     def resume(self, assignment: Assignment, outcome: Outcome) -> None:
         """Deliver what an earlier run of the agent journaled and could not deliver."""
@@ -72,6 +77,7 @@ class Outbox:
         async with asyncio.TaskGroup() as postmen:
             for _ in range(AT_ONCE):
                 postmen.create_task(self._deliver_all())
+            postmen.create_task(self._let_all_go())
 
     async def emptied(self, seconds: float) -> bool:
         """Wait until everything is delivered, so long at most."""
@@ -86,7 +92,7 @@ class Outbox:
         while True:
             letter = await self._letters.get()
             await self._deliver(letter)
-            self._release(letter.assignment)
+            self._delivered.put_nowait(letter.assignment)
 
     async def _deliver(self, letter: _Letter) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -102,7 +108,6 @@ class Outbox:
                 pause = min(LONGEST_PAUSE_SECONDS, pause * 2)
         self._note_back()
         self._observer.delivered()
-        await self._let_go(letter)
 
     async def _append(self, letter: _Letter) -> None:
         message = message_for(letter.assignment, letter.outcome)
@@ -112,12 +117,19 @@ class Outbox:
         else:
             await self._bus.append(FAILED, message, message_id=token, timeout=APPEND_SECONDS)
 
-    async def _let_go(self, letter: _Letter) -> None:
-        try:
-            await self._journal.delivered(letter.assignment.attempt_token or "")
-        except Unavailable as error:
-            # It is delivered once more after a restart, under the same token, which counts nothing.
-            log.warning("delivery_not_journaled", work=letter.assignment.work_id, reason=error.message)
+    async def _let_all_go(self) -> None:
+        """All that were delivered while the journal was busy share its next sync."""
+        while True:
+            delivered = [await self._delivered.get()]
+            while not self._delivered.empty():
+                delivered.append(self._delivered.get_nowait())
+            try:
+                await self._journal.delivered([each.attempt_token or "" for each in delivered])
+            except Unavailable as error:
+                # They are delivered once more after a restart, under the same tokens, which counts nothing.
+                log.warning("deliveries_not_journaled", attempts=len(delivered), reason=error.message)
+            for each in delivered:
+                self._release(each)
 
     def _too_large(self, outcome: Outcome, error: TooLarge) -> Outcome:
         return failed(

@@ -43,8 +43,8 @@ class Journal(Protocol):
 
     async def keep_drained(self, reason: str | None) -> None: ...
 
-    async def delivered(self, token: str) -> None:
-        """NATS has the outcome: its result is not kept here any longer."""
+    async def delivered(self, tokens: Collection[str]) -> None:
+        """NATS has these outcomes: their results are not kept here any longer."""
         ...
 
     async def stopped(self, token: str, at: datetime) -> None:

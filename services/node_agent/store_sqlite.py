@@ -125,12 +125,12 @@ class SqliteJournal:
 
         await self._file.do(write)
 
-    async def delivered(self, token: str) -> None:
+    async def delivered(self, tokens: Collection[str]) -> None:
         await self._file.do(
-            lambda database: database.execute(
+            lambda database: database.executemany(
                 "UPDATE attempts SET state = 'delivered', result = NULL"
                 " WHERE token = ? AND state IN ('accepted', 'ended')",
-                (token,),
+                [(token,) for token in tokens],
             )
         )
 

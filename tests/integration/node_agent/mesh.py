@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +132,13 @@ class AgentAtWork:
 
     async def get(self, path: str) -> httpx.Response:
         return await self.ask("GET", path)
+
+    async def shown_once(self, path: str, holds: Callable[[Any], bool], *, seconds: float = 20.0) -> Any:
+        """What the route shows as soon as the condition holds; fails after `seconds`."""
+        async with asyncio.timeout(seconds):
+            while not holds(shown := (await self.get(path)).json()):
+                await asyncio.sleep(0.01)
+        return shown
 
     async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         app = FastAPI()

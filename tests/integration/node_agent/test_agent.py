@@ -27,7 +27,8 @@ async def test_an_attempt_is_run_and_its_result_told_under_its_token(tmp_path: P
         answers = await other.assign(assignment)
         outcome = await other.outcome_of(assignment)
         await until(lambda: "mesh_agent_outcomes_undelivered 0.0" in at_work.metrics())
-        shown = (await at_work.get(f"/api/v1/jobs/{assignment.attempt_token}")).json()
+        path = f"/api/v1/jobs/{assignment.attempt_token}"
+        shown = await at_work.shown_once(path, lambda job: job["state"] == "delivered")
 
     assert (shown["state"], shown["succeeded"]) == ("delivered", True)
     assert [answer.accepted for answer in answers] == [True]
@@ -324,7 +325,7 @@ async def test_many_attempts_at_once_all_end_once(tmp_path: Path):
     async with marshaling() as other, agent(other.server, tmp_path, {"AGENT_FUNCTION_SLOTS": "300"}) as at_work:
         answers = await other.assign(*jobs)
         await until(lambda: len(other.outcomes) >= 300)
-        listed = (await at_work.get("/api/v1/jobs")).json()
+        listed = await at_work.shown_once("/api/v1/jobs", lambda jobs: jobs["running"] == 0)
 
     assert all(answer.accepted for answer in answers)
     assert sorted(outcome.attempt_token or "" for outcome in other.outcomes) == sorted(

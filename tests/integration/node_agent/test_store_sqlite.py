@@ -37,7 +37,7 @@ async def main():
         await journal.ended(token, Outcome(result=number))
         print("ended", token, flush=True)
         if number % 2:
-            await journal.delivered(token)
+            await journal.delivered([token])
             print("delivered", token, flush=True)
 
 asyncio.run(main())
@@ -130,7 +130,7 @@ async def test_a_delivered_result_is_not_kept(journal: SqliteJournal):
     await journal.accept([assignment], NOW)
     await journal.ended(token, Outcome(result="x" * 1000))
 
-    await journal.delivered(token)
+    await journal.delivered([token])
 
     attempt = await journal.find(token)
     assert attempt is not None
@@ -144,7 +144,7 @@ async def test_what_is_over_for_long_is_forgotten_and_what_is_open_is_not(journa
     await journal.accept([fresh], NOW)
     for assignment in (old, fresh):
         await journal.ended(assignment.attempt_token or "", Outcome())
-        await journal.delivered(assignment.attempt_token or "")
+        await journal.delivered([assignment.attempt_token or ""])
 
     assert await journal.forget(before=NOW - timedelta(days=1), keep=100) == 1
 
