@@ -18,6 +18,7 @@ MOST_INPUTS = 2048
 COMPLETIONS = "/v1/completions"
 CHAT_COMPLETIONS = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
+MODELS = "/v1/models"
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _OURS = ("model", "stream", "stream_options", "n", "best_of")
@@ -147,6 +148,16 @@ def read_answer(found: object) -> Answer:
         finish_reason=_text_or_none(choice.get("finish_reason")),
         timings=_mapping_or_none(answer.get("timings")),
     )
+
+
+def models_in(found: object) -> tuple[str, ...]:
+    """The names of the models that an engine lists, at least one. Raises `Malformed`."""
+    listed = _object(found).get("data")
+    names = [each.get("id") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    models = tuple(name for name in names if isinstance(name, str) and name)
+    if not models:
+        raise Malformed("the engine lists no model")
+    return models
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
-"""An inference engine on this machine, as the rest of the agent sees it. Port of `engine_llama.py` and its helpers."""
+"""An inference engine on this machine, as the rest of the agent sees it. Port of `engine_llama.py`, `engine_openai.py`
+and their helpers."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from libs.common.contracts.node_agent import EngineView
 from libs.common.contracts.node_registry import Engine
@@ -23,6 +24,18 @@ class EngineDoor(Protocol):
 
     def suspect(self) -> None:
         """A request failed in a way that its death would explain: look at once."""
+        ...
+
+
+class KeptEngine(EngineDoor, Protocol):
+    """An engine that the agent looks after."""
+
+    async def run(self) -> NoReturn:
+        """Until cancelled."""
+        ...
+
+    async def stop(self) -> None:
+        """`run` must have been cancelled before."""
         ...
 
 

@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.-]*=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -20,8 +20,16 @@ class Settings(BaseSettings):
     port: int = Field(
         8120, ge=0, le=65535, validation_alias="NODE_AGENT_PORT", description="Where the HTTP door listens."
     )
-    engine: Literal["llama.cpp", "none"] = Field(
-        "llama.cpp", description="The inference engine that is kept running on this machine; none: no inference here."
+    engine: Literal["llama.cpp", "openai", "none"] = Field(
+        "llama.cpp",
+        description="The inference engine: llama.cpp, kept running by the agent; openai: one that you run at "
+        "`ENGINE_URL`; none: no inference here.",
+    )
+    engine_url: str | None = Field(
+        None,
+        pattern=r"^http://[^\s/?#]+[^\s?#]*$",
+        json_schema_extra={"allowed": "an address such as http://127.0.0.1:8000"},
+        description="With `ENGINE=openai`: where your engine serves OpenAI's HTTP interface.",
     )
     model: Path | None = Field(
         None,
@@ -32,7 +40,8 @@ class Settings(BaseSettings):
         None,
         min_length=1,
         max_length=256,
-        description="What the model is called in the mesh. Not set: its file's name.",
+        description="What the model is called in the mesh; not set: its file's name. With `ENGINE=openai`: which of "
+        "the engine's models is used; not set: the first.",
     )
     engine_device: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="What the engine computes on; auto: a GPU where the engine's build can use one."
@@ -116,6 +125,12 @@ class Settings(BaseSettings):
             if not _FUNCTION.fullmatch(part):
                 raise ValueError(f"{part!r} is not of the form name=module:function")
         return parts
+
+    @model_validator(mode="after")
+    def _has_its_engine(self) -> Self:
+        if self.engine == "openai" and self.engine_url is None:
+            raise ValueError("ENGINE is openai, but ENGINE_URL does not say where that engine is; set it")
+        return self
 
     @property
     def functions(self) -> dict[str, str]:

@@ -19,9 +19,11 @@ from services.node_agent.attempts import Pool
 from services.node_agent.container_spec import ContainerRules
 from services.node_agent.containers_folder import DiskWorkFolders
 from services.node_agent.draining import Draining
+from services.node_agent.engine import KeptEngine
 from services.node_agent.engine_facts import EngineSpec
 from services.node_agent.engine_folder import EngineFolder
 from services.node_agent.engine_llama import LlamaEngine
+from services.node_agent.engine_openai import OpenAIEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.http_api import routes
 from services.node_agent.life import AgentLife, Work
@@ -40,6 +42,7 @@ from services.node_agent.use_cases import NodeAgent
 
 TINY_MODEL = "tiny-random-llama"
 ENGINE_ID = "llama-1"
+THEIR_ENGINE_ID = "openai-1"
 FORGET_SECONDS = 600.0
 
 
@@ -101,7 +104,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
 class _Machinery:
     """What runs jobs, and what is to be closed afterwards."""
 
-    engines: Sequence[LlamaEngine]
+    engines: Sequence[KeptEngine]
     pools: Sequence[Pool]
     functions: FunctionRunner | None
     containers: "_ContainerWork | None"
@@ -208,7 +211,18 @@ def _engine(
     launcher: PosixLauncher,
     client: httpx.AsyncClient,
     reports: Reports,
-) -> LlamaEngine:
+) -> KeptEngine:
+    if settings.engine_url is not None and settings.engine == "openai":
+        return OpenAIEngine(
+            THEIR_ENGINE_ID,
+            url=settings.engine_url.rstrip("/").removesuffix("/v1"),
+            model_name=settings.model_name,
+            slots=settings.engine_slots,
+            embeddings=settings.engine_embeddings,
+            client=client,
+            clock=platform.clock,
+            changed=reports.workload_changed,
+        )
     spec = _spec(settings, folder)
     tiny = TinyModel(launcher, path=Path(spec.model_path)) if spec.test_model else None
     return LlamaEngine(
@@ -257,7 +271,7 @@ def _checks(journal: Journal, machinery: _Machinery) -> Mapping[str, Check]:
     async def journal_writable() -> str | None:
         return journal.problem()
 
-    async def engine_ready(engine: LlamaEngine) -> str | None:
+    async def engine_ready(engine: KeptEngine) -> str | None:
         now = engine.now()
         return None if now.state == EngineState.READY else f"{now.state}" + (f": {now.problem}" if now.problem else "")
 

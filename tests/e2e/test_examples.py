@@ -3,9 +3,11 @@
 import ast
 import contextlib
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,14 @@ def _environment(mesh: MeshProcess) -> dict[str, str]:
     return {**os.environ, "NATS_URL": mesh.nats_url, "WORK_MARSHALING_URL": mesh.url("work_marshaling")}
 
 
+WORKERS = {
+    "python": (sys.executable, str(EXAMPLES / "external_worker.py")),
+    "javascript": ("node", str(EXAMPLES / "external_worker.js")),
+}
+
+
 @contextlib.contextmanager
-def _worker(mesh: MeshProcess) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(EXAMPLES / "external_worker.py")]
+def _worker(mesh: MeshProcess, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(command, env=_environment(mesh), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -43,8 +50,11 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshProcess]:
         yield running.start(("-m", "services", *NEEDED)).wait_ready(NEEDED)
 
 
-def test_an_outside_worker_completes_what_an_outside_submitter_sent(mesh):
-    with _worker(mesh) as worker:
+@pytest.mark.parametrize("language", WORKERS)
+def test_an_outside_worker_completes_what_an_outside_submitter_sent(mesh, language):
+    if not shutil.which(WORKERS[language][0]):
+        pytest.skip(f"there is no {WORKERS[language][0]} here: apt-get install nodejs")
+    with _worker(mesh, WORKERS[language]) as worker:
         first, second = _submit(mesh, "hello"), _submit(mesh, "again")
 
         assert "{'text': 'HELLO'}" in first.stdout, first.stderr
@@ -62,3 +72,10 @@ def test_an_example_is_short_and_uses_nothing_of_ours(example: Path):
 
     assert text.count("\n") < 40
     assert roots - set(sys.stdlib_module_names) <= {"nats", "httpx"}
+
+
+def test_the_example_in_javascript_is_short_and_needs_no_package():
+    text = (EXAMPLES / "external_worker.js").read_text(encoding="utf-8")
+
+    assert text.count("\n") < 40
+    assert set(re.findall(r'require\("([^"]+)"\)', text)) == {"node:net"}

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.errors import Malformed
-from libs.inference.openai import DEFAULT_MAX_TOKENS, StreamedAnswer, Usage, WorkKind, read_answer, request_for
+from libs.inference.openai import (
+    DEFAULT_MAX_TOKENS,
+    StreamedAnswer,
+    Usage,
+    WorkKind,
+    models_in,
+    read_answer,
+    request_for,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -158,3 +166,13 @@ def test_a_whole_answer_is_read():
 
     assert (answer.text, answer.model, answer.finish_reason) == ("hi", "m", "stop")
     assert answer.timings == {"predicted_ms": 3.0}
+
+
+def test_the_models_that_an_engine_lists_are_read_in_its_order():
+    assert models_in({"data": [{"id": "b"}, {"id": "a", "owned_by": "x"}, {"id": 7}, "c"]}) == ("b", "a")
+
+
+@pytest.mark.parametrize("found", [None, [], {}, {"data": []}, {"data": "x"}, {"data": [{"id": ""}]}])
+def test_a_list_without_models_is_refused(found: object):
+    with pytest.raises(Malformed):
+        models_in(found)
