@@ -33,6 +33,7 @@ def subjects() -> str:
         _overview(said),
         _streams(said),
         _buckets(said),
+        _objects(said),
         "## Each subject",
         *(part for item in _all(said) for part in _subject(item, said)),
         "## Messages",
@@ -75,6 +76,11 @@ def _streams(said: Catalogue) -> str:
 def _buckets(said: Catalogue) -> str:
     rows = [[code(b.name), f"{b.max_bytes >> 20} MiB", b.summary] for b in said.buckets]
     return "## Buckets\n\n" + table(["bucket", "size limit", "what"], rows) if rows else ""
+
+
+def _objects(said: Catalogue) -> str:
+    rows = [[code(o.name), f"{o.max_bytes >> 20} MiB", o.summary] for o in said.objects]
+    return "## Object stores\n\n" + table(["object store", "size limit", "what"], rows) if rows else ""
 
 
 def _subject(item: Subject, said: Catalogue) -> Iterator[str]:

@@ -15,6 +15,7 @@ from libs.common.bus.codec import decode, encode, error_reply, read_reply
 from libs.common.bus.consuming import Consuming
 from libs.common.bus.dead_letters import letter_about, letter_id
 from libs.common.bus.handlers import Handlers
+from libs.common.bus.objects import Objects
 from libs.common.bus.observer import CORRELATION_HEADER, Kind, Observer, correlated, correlation_id, outcome_of
 from libs.common.bus.transport import (
     MESSAGE_ID_HEADER,
@@ -31,7 +32,7 @@ from libs.common.bus.transport import (
 )
 from libs.common.clock import Clock
 from libs.common.contracts.base import DEAD_LETTER, Call, Message, Topic
-from libs.common.contracts.streams import Bucket, Stream
+from libs.common.contracts.streams import Bucket, ObjectBucket, Stream
 from libs.common.errors import Internal, Malformed, MeshError, WrongRevision
 
 M = TypeVar("M", bound=Message)
@@ -201,6 +202,10 @@ class Bus:
 
     async def purge(self, stream: Stream, *, below: int) -> None:
         await self._transport.purge(stream.name, below=below)
+
+    def objects(self, bucket: ObjectBucket) -> Objects:
+        """What is too large for a message."""
+        return Objects(self._transport, bucket)
 
     async def get(self, bucket: Bucket, key: str) -> Entry | None:
         return await self._transport.get(bucket.name, key)

@@ -114,6 +114,10 @@ class MemoryStream:
     def last(self, subject: str) -> Stored | None:
         return self._messages.get(self._last_of.get(subject, 0))
 
+    def subjects(self, pattern: str) -> Sequence[str]:
+        there = dict.fromkeys(stored.subject for stored in self._messages.values())
+        return [subject for subject in there if matches(pattern, subject)]
+
     def purge(self, below: int, subject: str | None) -> None:
         for sequence in [sequence for sequence in self._messages if sequence < below]:
             if subject is None or matches(subject, self._messages[sequence].subject):

@@ -78,6 +78,17 @@ class JetStream:
             last_sequence=state["last_seq"],
         )
 
+    async def subjects(self, stream: str, pattern: str) -> list[str]:
+        """The server tells them in pages."""
+        found: list[str] = []
+        while True:
+            request = {"subjects_filter": pattern, "offset": len(found)}
+            answer = await self.call(f"STREAM.INFO.{stream}", request, about=stream)
+            page = answer["state"].get("subjects") or {}
+            found.extend(page)
+            if not page or len(found) >= answer.get("total", 0):
+                return found
+
     async def message(self, stream: str, sequence: int) -> Stored | None:
         """A replica may answer; when it has nothing, the leader is asked."""
         payload = json.dumps({"seq": sequence}).encode()

@@ -29,6 +29,7 @@ class Declarations:
                 "discard": stream.discard,
                 "max_bytes": self._max_bytes.get(stream.name, stream.max_bytes),
                 "duplicate_window": stream.duplicate_window_seconds * NANOSECONDS,
+                "allow_rollup_hdrs": stream.rollup,
             }
         )
 

@@ -190,6 +190,10 @@ class Transport(Protocol):
         """Raises `NotFound`."""
         ...
 
+    async def subjects(self, stream: str, pattern: str) -> Sequence[str]:
+        """On which subjects that the pattern covers the stream has messages. Raises `NotFound`."""
+        ...
+
     async def purge(self, stream: str, *, below: int, subject: str | None = None) -> None:
         """Remove every message with a sequence less than `below`."""
         ...

@@ -190,6 +190,10 @@ class MemoryTransport:
         await self._core.reach()
         return self._core.stream(stream).state()
 
+    async def subjects(self, stream: str, pattern: str) -> Sequence[str]:
+        await self._core.reach()
+        return self._core.stream(stream).subjects(pattern)
+
     async def purge(self, stream: str, *, below: int, subject: str | None = None) -> None:
         await self._core.reach()
         self._core.stream(stream).purge(below, subject)

@@ -132,6 +132,9 @@ class NatsTransport:
     async def stream_state(self, stream: str) -> StreamState:
         return await self._jetstream.state(stream)
 
+    async def subjects(self, stream: str, pattern: str) -> Sequence[str]:
+        return await self._jetstream.subjects(stream, pattern)
+
     async def purge(self, stream: str, *, below: int, subject: str | None = None) -> None:
         await self._jetstream.purge(stream, below, subject)
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63 - 1
+MAX_OBJECT_BYTES = 32 * 1024 * 1024
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -113,6 +114,14 @@ class Call(Generic[Q, A]):
         if self.per_node != (node_id is not None):
             raise ValueError(f"{self.subject} {'wants' if self.per_node else 'takes no'} node id")
         return self.subject if node_id is None else f"{self.subject}.{node_token(node_id)}"
+
+
+class ObjectRef(Message):
+    """Where the bytes are that are too large for a message: an object of the mesh's object store, with its digest."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.:-]+$")]
+    digest: Annotated[str, StringConstraints(pattern=r"^SHA-256=[A-Za-z0-9_-]{43}=$")]
+    bytes: int = Field(ge=0, le=MAX_OBJECT_BYTES)
 
 
 class ErrorBody(Message):

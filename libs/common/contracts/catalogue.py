@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from libs.common import contracts
 from libs.common.contracts.base import Call, Message, Topic
-from libs.common.contracts.streams import Bucket, Stream
+from libs.common.contracts.streams import Bucket, ObjectBucket, Stream
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ class Catalogue:
     calls: tuple[Call[Any, Any], ...]
     streams: tuple[Stream, ...]
     buckets: tuple[Bucket, ...]
+    objects: tuple[ObjectBucket, ...]
 
     def messages(self) -> Mapping[str, type[Message]]:
         """Everything that travels, by its wire name: a topic's subject, a call's subject with `.request`, `.reply`."""
@@ -45,6 +46,7 @@ def catalogue() -> Catalogue:
         calls=_sorted(declared, Call, "subject"),
         streams=_sorted(declared, Stream, "name"),
         buckets=_sorted(declared, Bucket, "name"),
+        objects=_sorted(declared, ObjectBucket, "name"),
     )
 
 

@@ -15,7 +15,8 @@ class Stream:
     """A stream: what it keeps, how much of it, and what happens when it is full.
 
     `discard="new"` refuses what would not fit, so that nothing that was accepted is ever pushed out.
-    `duplicate_window_seconds` is how long the server remembers a message id.
+    `duplicate_window_seconds` is how long the server remembers a message id. With `rollup` a message may take the place
+    of all before it on its subject.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Stream:
     summary: str
     discard: Literal["new", "old"] = "new"
     duplicate_window_seconds: int = 120
+    rollup: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,26 @@ class Bucket:
     name: str
     summary: str
     max_bytes: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectBucket:
+    """A set of named objects that are too large for messages (a JetStream object store)."""
+
+    name: str
+    summary: str
+    max_bytes: int
+
+    @property
+    def stream(self) -> Stream:
+        """Where it lies, as NATS lays it out."""
+        return Stream(
+            name=f"OBJ_{self.name}",
+            subjects=(f"$O.{self.name}.C.>", f"$O.{self.name}.M.>"),
+            max_bytes=self.max_bytes,
+            summary=self.summary,
+            rollup=True,
+        )
 
 
 WORK_IN = Stream(
@@ -65,6 +87,12 @@ DEAD_LETTERS = Stream(
     max_bytes=256 * MIB,
     discard="old",
     summary="Durable messages that could not be used, with the reason.",
+)
+
+WORK_OBJECTS = ObjectBucket(
+    name="WORK_OBJECTS",
+    max_bytes=2048 * MIB,
+    summary="Payloads and results of more than 512 KiB.",
 )
 
 STREAMS = (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS)

@@ -20,7 +20,7 @@ import structlog
 
 from libs.common.bus.transport import Connect
 from libs.common.clock import SystemClock
-from libs.common.contracts.streams import MIB, WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.contracts.streams import MIB, WORK_DONE, WORK_IN, WORK_LOG, WORK_OBJECTS, WORK_OUT
 from libs.common.errors import MeshError, WrongSetting
 from libs.common.kit import identity, logs
 from libs.common.kit.life import Life
@@ -219,6 +219,8 @@ def _connecting(url: str, settings: PlatformSettings) -> Connect:
             WORK_IN.name: settings.work_in_max_mb * MIB,
             WORK_OUT.name: settings.work_out_max_mb * MIB,
             WORK_LOG.name: settings.work_log_max_mb * MIB,
+            WORK_DONE.name: settings.work_done_max_mb * MIB,
+            WORK_OBJECTS.stream.name: settings.work_objects_max_mb * MIB,
         },
         service_version=version(DISTRIBUTION),
     )

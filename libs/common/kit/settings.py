@@ -34,6 +34,10 @@ class PlatformSettings(BaseSettings):
     work_in_max_mb: int = Field(1024, ge=1, le=1_048_576, description="The most that `WORK_IN` keeps, in MiB.")
     work_out_max_mb: int = Field(1024, ge=1, le=1_048_576, description="The most that `WORK_OUT` keeps, in MiB.")
     work_log_max_mb: int = Field(1024, ge=1, le=1_048_576, description="The most that `WORK_LOG` keeps, in MiB.")
+    work_done_max_mb: int = Field(1024, ge=1, le=1_048_576, description="The most that `WORK_DONE` keeps, in MiB.")
+    work_objects_max_mb: int = Field(
+        2048, ge=1, le=1_048_576, description="The most that the object store `WORK_OBJECTS` keeps, in MiB."
+    )
     http_host: str = Field("127.0.0.1", min_length=1, description="The address the HTTP doors listen on.")
     http_private_network: bool = Field(
         False, description="The network around `HTTP_HOST` is private, so it may be opened without `API_TOKEN`."
