@@ -26,7 +26,7 @@ from libs.hardware.apple import read_apple
 from libs.hardware.aside import Aside
 from libs.hardware.cgroup import Limits, read_limits
 from libs.hardware.cpu import CpuIdentifier, Identity, load_ratio, read_cpu
-from libs.hardware.memory import read_memory
+from libs.hardware.memory import read_memory, stalled_ratio
 from libs.hardware.nvidia import NvidiaProbe
 from libs.hardware.nvidia_answer import GpuProcess, Nvidia
 from libs.hardware.nvml_helper import NvmlHelper
@@ -156,6 +156,9 @@ class Inspector:
         Raises what reading them raises.
         """
         return read_memory(read_limits(self._root))
+
+    def stalled_ratio(self) -> float | None:
+        return stalled_ratio(self._root)
 
     async def close(self) -> None:
         await self._nvidia.close()

@@ -1,8 +1,11 @@
 """RAM and swap, as far as this machine or its container may use them."""
 
+from contextlib import suppress
+from pathlib import Path
+
 from libs.common.contracts.node_registry import Memory
 from libs.hardware.cgroup import Limits
-from libs.hardware.reading import mib
+from libs.hardware.reading import mib, text
 
 
 def read_memory(limits: Limits) -> Memory:
@@ -12,6 +15,16 @@ def read_memory(limits: Limits) -> Memory:
     return usable_memory(
         total=ram.total, available=ram.available, swap_total=swap.total, swap_free=swap.free, limits=limits
     )
+
+
+def stalled_ratio(root: Path = Path("/")) -> float | None:
+    """Of the last 10 s, in which everything waited for memory; None where the kernel keeps no account of it."""
+    for line in (text(root / "proc/pressure/memory") or "").splitlines():
+        kind, _, rest = line.partition(" ")
+        if kind == "full":
+            with suppress(KeyError, ValueError):
+                return min(1.0, float(dict(word.split("=", 1) for word in rest.split())["avg10"]) / 100)
+    return None
 
 
 def usable_memory(*, total: int, available: int, swap_total: int, swap_free: int, limits: Limits) -> Memory:

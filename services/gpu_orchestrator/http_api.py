@@ -10,8 +10,10 @@ from libs.common.contracts.gpu_orchestrator import (
     CommitBody,
     FitAnswer,
     FitQuestion,
+    GpuHistory,
     GpuProcesses,
     GpuStates,
+    MemoryHistory,
     MemoryState,
     Release,
     Renew,
@@ -24,6 +26,8 @@ from libs.common.contracts.gpu_orchestrator import (
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
 
 Node = Annotated[Identifier | None, Query(description="another node, which is asked in your name")]
+
+Seconds = Annotated[float, Query(ge=1, le=86400, description="how far back")]
 
 
 def router(orchestrator: GpuOrchestrator) -> APIRouter:
@@ -50,6 +54,16 @@ def _measured(orchestrator: GpuOrchestrator) -> APIRouter:
     async def memory() -> MemoryState:
         """RAM and swap, measured now, with the ledger of the RAM."""
         return await orchestrator.memory()
+
+    @routes.get("/memory/history")
+    async def memory_history(seconds: Seconds = 900) -> MemoryHistory:
+        """RAM as it was: every second of the last 15 minutes, every 30 s of a longer time."""
+        return orchestrator.memory_history(seconds)
+
+    @routes.get("/gpu/history")
+    async def gpu_history(seconds: Seconds = 900, uuid: Identifier | None = None) -> GpuHistory:
+        """VRAM as it was, used or promised, of each GPU and part of one."""
+        return orchestrator.gpu_history(seconds, uuid)
 
     return routes
 

@@ -58,6 +58,7 @@ def _entry(device: Device, claims: Mapping[str, int], before: Entry | None, now:
         total_mb=device.total_mb,
         margin_mb=rules.ram_margin_mb if device.uuid == RAM else rules.margin_mb,
         driver_mb=device.driver_mb,
+        used_mb=device.used_mb,
         uses={name: Use(claim_mb=mb, measured_mb=shares.ours.get(name)) for name, mb in claims.items()},
         foreign_mb=sum(mark.most_mb for mark in marks.values()),
         free_mb=None if device.total_mb is None or device.used_mb is None else 0,

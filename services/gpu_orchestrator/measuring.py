@@ -2,19 +2,19 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
 from libs.common.clock import Clock
-from libs.common.contracts.gpu_orchestrator import ReservationState
+from libs.common.contracts.gpu_orchestrator import GpuState, ReservationState
 from libs.common.contracts.node_registry import Problem
 from libs.common.errors import Unavailable
 from services.gpu_orchestrator.bookkeeping import Bookkeeping
 from services.gpu_orchestrator.devices import devices_of, ram_used_mb
 from services.gpu_orchestrator.machine import Held, looked_at
 from services.gpu_orchestrator.meters import Family, Meters, Processes, Root
-from services.gpu_orchestrator.model import RAM
+from services.gpu_orchestrator.model import RAM, Entry
 from services.gpu_orchestrator.observer import Observer
 from services.gpu_orchestrator.sharing import Shared
 
@@ -47,6 +47,7 @@ class Measuring:
         self._observer = observer
         self._measure_seconds = measure_seconds
         self._measured_at = float("-inf")
+        self.owners: Mapping[int, str] = {}
         self.problems: tuple[Problem, ...] = ()
         self.refresh = Shared(self._measure)
         """Measure everything; the measurement began after the call."""
@@ -56,6 +57,14 @@ class Measuring:
     @property
     def has_measured(self) -> bool:
         return self._measured_at > float("-inf")
+
+    @property
+    def ledger(self) -> Mapping[str, Entry]:
+        return self._book.ledger
+
+    @property
+    def states(self) -> Sequence[GpuState]:
+        return self._book.states
 
     async def close(self) -> None:
         for shared in (self.refresh, self._look_at_gpus, self._look_at_ram):
@@ -93,6 +102,7 @@ class Measuring:
         graphics, (memory, problems) = await asyncio.gather(self._meters.gpus(), self._meters.memory())
         family = await self._families({each.pid for state in graphics.states for each in state.processes or ()})
         await self._look(family)
+        self.owners = family.owners
         tokens = {held.reservation_id: held.token for held in self._book.open_ones()}
         ram = {tokens[name]: (name, mb) for name, mb in family.ram_mb.items() if name in tokens}
         devices = devices_of(graphics.states, memory, family.owners, family.commands, ram)

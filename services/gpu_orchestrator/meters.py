@@ -50,6 +50,10 @@ class Meters(Protocol):
         """
         ...
 
+    def stalled_ratio(self) -> float | None:
+        """In what part of the last 10 s everything waited for memory; None where the kernel does not tell."""
+        ...
+
     def memory_now(self) -> Memory | None:
         """RAM and swap now, quickly; None where they cannot be read."""
         ...
@@ -66,6 +70,14 @@ class Processes(Protocol):
 
     async def has_container(self, container_id: str) -> bool:
         """Whether a process of that container can be seen from here."""
+        ...
+
+    async def residents(self) -> Mapping[int, int]:
+        """How much RAM of its own each process uses, in MiB."""
+        ...
+
+    async def commands(self, pids: Collection[int]) -> Mapping[int, str]:
+        """What they were started as, of those that are there."""
         ...
 
     async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:

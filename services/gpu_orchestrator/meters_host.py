@@ -24,6 +24,9 @@ class HostMeters:
     async def used_mb(self) -> Mapping[str, int | None] | None:
         return None if self._others else await self._inspector.used_mb()
 
+    def stalled_ratio(self) -> float | None:
+        return self._inspector.stalled_ratio()
+
     def memory_now(self) -> Memory | None:
         with suppress(OSError, ValueError):
             return self._inspector.memory_now()

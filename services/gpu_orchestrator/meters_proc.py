@@ -1,6 +1,7 @@
 """Processes, their parents and containers, from the kernel's `proc`."""
 
 import asyncio
+import resource
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +14,8 @@ from services.gpu_orchestrator.meters import Family, Root
 T = TypeVar("T")
 MOST_ANCESTORS = 64
 KIB_PER_MIB = 1024
+MIB = 1024 * 1024
+PAGE_BYTES = resource.getpagesize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,12 @@ class ProcProcesses:
 
     async def has_container(self, container_id: str) -> bool:
         return await self._aside(lambda: any(container_id in self._group(pid) for pid in self._pids()))
+
+    async def residents(self) -> Mapping[int, int]:
+        return await self._aside(lambda: {pid: mb for pid in self._pids() if (mb := self._own_mb(pid)) is not None})
+
+    async def commands(self, pids: Collection[int]) -> Mapping[int, str]:
+        return await self._aside(lambda: self._commands(pids))
 
     async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
         return await self._aside(lambda: self._families(roots, pids))
@@ -108,6 +117,11 @@ class ProcProcesses:
         """Its own pages and shared ones that are no files: what is only cached can be dropped."""
         lines = (line.split() for line in self._text(pid, "status").splitlines())
         return sum(int(words[1]) for words in lines if words and words[0] in ("RssAnon:", "RssShmem:"))
+
+    def _own_mb(self, pid: int) -> int | None:
+        """Without files and shared pages: cheaper to read than `_ram_kib`, for all processes at once."""
+        words = self._text(pid, "statm").split()
+        return (int(words[1]) - int(words[2])) * PAGE_BYTES // MIB if len(words) > 2 else None
 
     def _commands(self, pids: Collection[int]) -> dict[int, str]:
         return {pid: command for pid in pids if (command := self._text(pid, "cmdline").replace("\0", " ").strip())}

@@ -102,6 +102,7 @@ class Entry:
     uses: Mapping[str, Use] = field(default_factory=lambda: MappingProxyType({}))
     held_mb: int = 0
     ours_mb: int | None = None
+    used_mb: int | None = None
     foreign_mb: int = 0
     grown_mb: int = 0
     free_mb: int | None = None
@@ -120,6 +121,13 @@ class Entry:
     @property
     def leaked_mb(self) -> int:
         return sum(orphan.used_mb for orphan in self.orphans if orphan.leaked)
+
+    @property
+    def taken_mb(self) -> int | None:
+        """What is gone of it, used or promised; of RAM only what is used, since that is what runs out."""
+        if self.free_mb is None:
+            return None
+        return self.used_mb if self.uuid == RAM else self.driver_mb + self.held_mb + self.foreign_mb
 
     @property
     def given_mb(self) -> int:

@@ -17,6 +17,10 @@ class Observer(Protocol):
         """`reservations`: how many are in each state that is open."""
         ...
 
+    def pressed(self, device: str, level: str, seconds: float) -> None:
+        """`seconds`: until nothing is left; infinite when no end is to be seen."""
+        ...
+
     def asked(self, outcome: str) -> None:
         """A reservation was asked for: granted, refused, or failed."""
         ...

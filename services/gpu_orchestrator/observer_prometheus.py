@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from libs.common.contracts.gpu_orchestrator import GpuState
+from libs.common.contracts.gpu_orchestrator import GpuState, PressureLevel
 from libs.common.contracts.node_registry import Memory
 from services.gpu_orchestrator.model import Entry
 
 MIB = 1024 * 1024
+LEVELS = [str(level) for level in PressureLevel]
 
 
 class PrometheusObserver:
@@ -27,9 +28,15 @@ class PrometheusObserver:
         self._foreign = Gauge("mesh_ledger_foreign_bytes", "Used without a claim.", device, registry=registry)
         self._leaked = Gauge("mesh_ledger_leaked_bytes", "Used after the claim ended.", device, registry=registry)
         self._given = Gauge("mesh_ledger_claimable_bytes", "What more may be claimed.", device, registry=registry)
+        self._level = Gauge("mesh_ledger_pressure_level", "0 OK, 1 ELEVATED, 2 CRITICAL.", device, registry=registry)
+        self._left = Gauge("mesh_ledger_exhausted_in_seconds", "Until nothing is left.", device, registry=registry)
         self._open = Gauge("mesh_ledger_reservations", "Open reservations by state.", ("state",), registry=registry)
         self._asked = Counter("mesh_ledger_reserve", "Reservations asked for.", ("outcome",), registry=registry)
         self._events = Counter("mesh_ledger_events", "What happened in the ledger.", ("kind",), registry=registry)
+
+    def pressed(self, device: str, level: str, seconds: float) -> None:
+        self._level.labels(device).set(LEVELS.index(level))
+        self._left.labels(device).set(seconds)
 
     def reckoned(self, ledger: Mapping[str, Entry], reservations: Mapping[str, int]) -> None:
         for metric in (self._claimed, self._held, self._foreign, self._leaked, self._given):

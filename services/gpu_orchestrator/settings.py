@@ -42,6 +42,19 @@ class Settings(BaseSettings):
         60.0, ge=0, le=86400, description="How long a GPU that was unwell must be well before it is given again."
     )
 
+    gpu_pressure_window_seconds: float = Field(
+        60.0, ge=10, le=600, description="How long use must have climbed without a fall before the climb is believed."
+    )
+    gpu_pressure_elevated_seconds: float = Field(
+        90.0, ge=1, le=86400, description="ELEVATED when nothing will be left in so many seconds; CRITICAL in half."
+    )
+    gpu_pressure_elevated_ratio: float = Field(
+        0.10, ge=0, le=1, description="ELEVATED when less than this part of the RAM is left; CRITICAL below half of it."
+    )
+    gpu_pressure_hold_seconds: float = Field(
+        30.0, ge=0, le=3600, description="How long it must be better before the level of pressure goes down."
+    )
+
     @property
     def port(self) -> int:
         return self.gpu_orchestrator_port

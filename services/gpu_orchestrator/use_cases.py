@@ -19,8 +19,10 @@ from libs.common.contracts.gpu_orchestrator import (
     Commit,
     FitAnswer,
     FitQuestion,
+    GpuHistory,
     GpuProcesses,
     GpuStates,
+    MemoryHistory,
     MemoryState,
     Release,
     Renew,
@@ -38,6 +40,7 @@ from services.gpu_orchestrator.meters import Meters, Processes
 from services.gpu_orchestrator.model import RAM
 from services.gpu_orchestrator.observer import Observer
 from services.gpu_orchestrator.views import entry_view, fit_view, reservation_view, state_view
+from services.gpu_orchestrator.watching import Watching
 
 log = structlog.get_logger()
 
@@ -54,6 +57,7 @@ class GpuOrchestrator:
         processes: Processes,
         bookkeeping: Bookkeeping,
         measuring: Measuring,
+        watching: Watching,
         bus: Bus,
         clock: Clock,
         observer: Observer,
@@ -66,6 +70,7 @@ class GpuOrchestrator:
         self._bookkeeping = bookkeeping
         self._book = bookkeeping.book
         self._measuring = measuring
+        self._watching = watching
         self._bus = bus
         self._clock = clock
         self._observer = observer
@@ -84,11 +89,10 @@ class GpuOrchestrator:
     async def states(self) -> GpuStates:
         """Every GPU as it is now."""
         await self.refresh()
-        gpus = tuple(state_view(state, self._book.ledger) for state in self._book.states)
-        at = self._clock.now()
-        return GpuStates(
-            node_id=self._node_id, boot_id=self._boot_id, at=at, gpus=gpus, problems=self._measuring.problems
-        )
+        ledger, trend = self._book.ledger, self._watching.trend
+        gpus = tuple(state_view(state, ledger, trend(state.gpu.uuid)) for state in self._book.states)
+        at, problems = self._clock.now(), self._measuring.problems
+        return GpuStates(node_id=self._node_id, boot_id=self._boot_id, at=at, gpus=gpus, problems=problems)
 
     async def processes(self, uuid: str) -> GpuProcesses:
         """Who uses one GPU now. Raises `NotFound`."""
@@ -102,9 +106,28 @@ class GpuOrchestrator:
         """RAM and swap as they are now."""
         memory, problems = await self._meters.memory()
         entry = self._book.ledger.get(RAM)
-        ledger = entry_view(entry) if entry else None
-        at = self._clock.now()
-        return MemoryState(node_id=self._node_id, at=at, memory=memory, problems=problems, ledger=ledger)
+        return MemoryState(
+            node_id=self._node_id,
+            at=self._clock.now(),
+            memory=memory,
+            problems=problems,
+            ledger=entry_view(entry) if entry else None,
+            trend=self._watching.trend(RAM),
+            stalled_ratio=self._watching.stalled_ratio,
+        )
+
+    def memory_history(self, seconds: float) -> MemoryHistory:
+        """RAM as it was."""
+        history = self._watching.history(RAM, seconds)
+        return MemoryHistory(node_id=self._node_id, at=self._clock.now(), memory=history)
+
+    def gpu_history(self, seconds: float, uuid: str | None = None) -> GpuHistory:
+        """VRAM as it was, of one GPU or part of one, or of all. Raises `NotFound`."""
+        known = [device for device in self._book.ledger if device != RAM]
+        if uuid is not None and uuid not in known:
+            raise NotFound(f"There is no GPU {uuid!r} on this machine.", uuid=uuid, gpus=known)
+        told = (self._watching.history(device, seconds) for device in known if uuid in (None, device))
+        return GpuHistory(node_id=self._node_id, at=self._clock.now(), gpus=tuple(told))
 
     async def tell(self) -> None:
         """Publish every GPU's state. Raises `Disconnected`."""

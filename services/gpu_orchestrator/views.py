@@ -11,6 +11,7 @@ from libs.common.contracts.gpu_orchestrator import (
     Reservation,
     ReservationState,
     Shortfall,
+    Trend,
 )
 from services.gpu_orchestrator.choosing import Choice
 from services.gpu_orchestrator.machine import Held
@@ -38,10 +39,10 @@ def entry_view(entry: Entry) -> LedgerEntry:
     )
 
 
-def state_view(state: GpuState, ledger: Ledger) -> GpuState:
+def state_view(state: GpuState, ledger: Ledger, trend: Trend | None) -> GpuState:
     entry = ledger.get(state.gpu.uuid)
     parts = {part.uuid: entry_view(ledger[part.uuid]) for part in state.gpu.mig_devices if part.uuid in ledger}
-    return state.model_copy(update={"ledger": entry_view(entry) if entry else None, "parts": parts})
+    return state.model_copy(update={"ledger": entry_view(entry) if entry else None, "parts": parts, "trend": trend})
 
 
 def reservation_view(held: Held, node_id: str, indices: Mapping[str, int], now: float) -> Reservation:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from services.gpu_orchestrator.meters_proc import ProcProcesses
 from services.gpu_orchestrator.model import Rules
 from services.gpu_orchestrator.nats_api import open_doors
 from services.gpu_orchestrator.observer_prometheus import PrometheusObserver
+from services.gpu_orchestrator.pressure import Limits
 from services.gpu_orchestrator.settings import Settings
 from services.gpu_orchestrator.store_sqlite import SqliteJournal
+from services.gpu_orchestrator.trend import Window
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
+from services.gpu_orchestrator.watching import Watching
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -30,30 +34,8 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     folder = platform.data_dir / "gpu_orchestrator"
     meters = HostMeters(Inspector(folder=folder, seconds=settings.gpu_orchestrator_source_seconds))
     processes, journal = ProcProcesses(), SqliteJournal(folder / "ledger.db")
-    observer = PrometheusObserver(platform.metrics)
-    bookkeeping = Bookkeeping(
-        book=Book(_rules(settings)), journal=journal, clock=platform.clock, machine_boot=_machine_boot()
-    )
-    measuring = Measuring(
-        meters=meters,
-        processes=processes,
-        bookkeeping=bookkeeping,
-        clock=platform.clock,
-        observer=observer,
-        measure_seconds=settings.gpu_measure_seconds,
-    )
-    orchestrator = GpuOrchestrator(
-        node_id=platform.node_id,
-        boot_id=platform.boot_id,
-        meters=meters,
-        processes=processes,
-        bookkeeping=bookkeeping,
-        measuring=measuring,
-        bus=platform.bus,
-        clock=platform.clock,
-        observer=observer,
-        timeout_seconds=settings.gpu_reservation_timeout,
-    )
+    parts = _Parts(meters, processes, journal)
+    orchestrator, watching = _orchestrator(platform, settings, parts)
 
     @asynccontextmanager
     async def alive() -> AsyncIterator[None]:
@@ -74,12 +56,59 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         lifespan=alive,
         subscriptions=partial(open_doors, platform.bus, orchestrator, platform.node_id),
         loops=[
-            every(settings.gpu_watch_seconds, orchestrator.refresh, platform.clock, name="watch"),
+            every(settings.gpu_watch_seconds, watching.watch, platform.clock, name="watch"),
             every(settings.gpu_orchestrator_states_seconds, orchestrator.tell, platform.clock, name="states"),
         ],
         router=http_api.router(orchestrator),
         checks={"journal": journal_writable, "measured": measured},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    meters: HostMeters
+    processes: ProcProcesses
+    journal: SqliteJournal
+
+
+def _orchestrator(platform: Platform, settings: Settings, parts: _Parts) -> tuple[GpuOrchestrator, Watching]:
+    observer = PrometheusObserver(platform.metrics)
+    bookkeeping = Bookkeeping(
+        book=Book(_rules(settings)), journal=parts.journal, clock=platform.clock, machine_boot=_machine_boot()
+    )
+    measuring = Measuring(
+        meters=parts.meters,
+        processes=parts.processes,
+        bookkeeping=bookkeeping,
+        clock=platform.clock,
+        observer=observer,
+        measure_seconds=settings.gpu_measure_seconds,
+    )
+    watching = Watching(
+        node_id=platform.node_id,
+        measuring=measuring,
+        meters=parts.meters,
+        processes=parts.processes,
+        bus=platform.bus,
+        clock=platform.clock,
+        observer=observer,
+        window=Window(seconds=settings.gpu_pressure_window_seconds),
+        limits=_limits(settings),
+    )
+    orchestrator = GpuOrchestrator(
+        node_id=platform.node_id,
+        boot_id=platform.boot_id,
+        meters=parts.meters,
+        processes=parts.processes,
+        bookkeeping=bookkeeping,
+        measuring=measuring,
+        watching=watching,
+        bus=platform.bus,
+        clock=platform.clock,
+        observer=observer,
+        timeout_seconds=settings.gpu_reservation_timeout,
+    )
+    return orchestrator, watching
 
 
 def _rules(settings: Settings) -> Rules:
@@ -89,6 +118,17 @@ def _rules(settings: Settings) -> Rules:
         healthy_seconds=settings.gpu_healthy_seconds,
         margin_mb=settings.gpu_margin_mb,
         ram_margin_mb=settings.gpu_ram_margin_mb,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    seconds, left = settings.gpu_pressure_elevated_seconds, settings.gpu_pressure_elevated_ratio
+    return Limits(
+        elevated_seconds=seconds,
+        critical_seconds=seconds / 2,
+        elevated_left=left,
+        critical_left=left / 2,
+        hold_seconds=settings.gpu_pressure_hold_seconds,
     )
 
 

@@ -56,6 +56,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/gpu_orchestrator/bookkeeping.py",
         "services/gpu_orchestrator/measuring.py",
         "services/gpu_orchestrator/sharing.py",
+        "services/gpu_orchestrator/watching.py",
         "services/node_agent/attempts.py",
         "services/node_agent/draining.py",
         "services/node_agent/life.py",

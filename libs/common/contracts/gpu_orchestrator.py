@@ -48,6 +48,25 @@ class LedgerEntry(Message):
     uses: tuple[LedgerUse, ...] = ()
 
 
+class PressureLevel(StrEnum):
+    """How near a device is to having nothing left. The order is from well to worst."""
+
+    OK = "OK"
+    ELEVATED = "ELEVATED"
+    CRITICAL = "CRITICAL"
+
+
+class Trend(Message):
+    """Where its use is going: a band, from how well a line fits. Null seconds: no end is to be seen."""
+
+    level: PressureLevel
+    reason: str = ""
+    mb_per_minute: float | None = Field(None, description="null: it fell within the last minute, or went by steps")
+    exhausted_in_seconds: float | None = Field(None, ge=0)
+    earliest_seconds: float | None = Field(None, ge=0)
+    latest_seconds: float | None = Field(None, ge=0)
+
+
 class GpuState(Message):
     """One GPU as it is now. `processes` is null when the driver does not tell them. `parts`: its MIG devices."""
 
@@ -55,6 +74,7 @@ class GpuState(Message):
     processes: tuple[GpuProcess, ...] | None = None
     ledger: LedgerEntry | None = None
     parts: dict[str, LedgerEntry] = {}
+    trend: Trend | None = None
 
 
 class GpuStates(Message):
@@ -79,6 +99,61 @@ class MemoryState(Message):
     memory: Memory
     problems: tuple[Problem, ...] = ()
     ledger: LedgerEntry | None = None
+    trend: Trend | None = None
+    stalled_ratio: float | None = Field(
+        None, ge=0, le=1, description="of the last 10 s, in which everything waited for memory; null: not told here"
+    )
+
+
+class Grower(Message):
+    """A process that came to use more, and whose reservation it belongs to."""
+
+    pid: int = Field(ge=0)
+    command: str = ""
+    reservation_id: Identifier | None = None
+    grown_mb: int
+    used_mb: int = Field(ge=0)
+
+
+class Pressure(Message):
+    """The level of a device, a GPU or `RAM`, when it changes, and again and again while it is not OK."""
+
+    node_id: Identifier
+    at: Moment
+    device: str
+    before: PressureLevel
+    trend: Trend
+    total_mb: int = Field(ge=0)
+    used_mb: int = Field(ge=0)
+    growers: tuple[Grower, ...] = Field((), description="that grew most, the first most of all")
+    over_seconds: float = Field(0, ge=0, description="in how long they grew so much")
+
+
+class HistoryPoint(Message):
+    """`used_mb`: the most of its step. `free_mb`: what could still be claimed, at its least."""
+
+    at: Moment
+    used_mb: int = Field(ge=0)
+    free_mb: int | None = Field(None, ge=0)
+
+
+class DeviceHistory(Message):
+    device: str
+    total_mb: int | None = None
+    step_seconds: float
+    points: tuple[HistoryPoint, ...]
+
+
+class MemoryHistory(Message):
+    node_id: Identifier
+    at: Moment
+    memory: DeviceHistory
+
+
+class GpuHistory(Message):
+    node_id: Identifier
+    at: Moment
+    gpus: tuple[DeviceHistory, ...]
 
 
 class ReservationState(StrEnum):
@@ -224,6 +299,13 @@ GPU_STATES = Topic(
     message=GpuStates,
     owner="gpu_orchestrator",
     summary="Every GPU of a node as measured now, and which processes use it.",
+)
+
+PRESSURE = Topic(
+    subject="compute.gpu.pressure.v1",
+    message=Pressure,
+    owner="gpu_orchestrator",
+    summary="Memory of a GPU or of the machine runs out, or is well again, with who grew most.",
 )
 
 RESERVE = Call(

@@ -17,8 +17,11 @@ from services.gpu_orchestrator.measuring import Measuring
 from services.gpu_orchestrator.meters import Family, Graphics, Root
 from services.gpu_orchestrator.model import Entry, Rules
 from services.gpu_orchestrator.nats_api import open_doors
+from services.gpu_orchestrator.pressure import Limits
 from services.gpu_orchestrator.store_sqlite import SqliteJournal
+from services.gpu_orchestrator.trend import Window
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
+from services.gpu_orchestrator.watching import Watching
 from tests.nodes import gpu
 from tests.recording import RecordingObserver
 
@@ -47,6 +50,11 @@ class MadeUpMeters:
         self.looked += 1
         return {state.gpu.uuid: state.gpu.vram_used_mb for state in self.states}
 
+    stalled: float | None = None
+
+    def stalled_ratio(self) -> float | None:
+        return self.stalled
+
     def memory_now(self) -> Memory:
         return self.ram
 
@@ -59,12 +67,19 @@ class MadeUpProcesses:
     """`running`: when each process started."""
 
     running: dict[int, int] = field(default_factory=lambda: {42: 1})
+    ram_mb: dict[int, int] = field(default_factory=dict)
 
     async def start_of(self, pid: int) -> int | None:
         return self.running.get(pid)
 
     async def has_container(self, container_id: str) -> bool:
         return False
+
+    async def residents(self) -> Mapping[int, int]:
+        return self.ram_mb
+
+    async def commands(self, pids: Collection[int]) -> Mapping[int, str]:
+        return {pid: f"program {pid}" for pid in pids}
 
     async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
         alive = {root.reservation_id: self.running.get(root.pid or 0) == root.pid_start for root in roots}
@@ -84,6 +99,9 @@ class Eye:
     def reckoned(self, ledger: Mapping[str, Entry], reservations: Mapping[str, int]) -> None:
         """Nobody asks for it here."""
 
+    def pressed(self, device: str, level: str, seconds: float) -> None:
+        """Nobody asks for it here."""
+
     def asked(self, outcome: str) -> None:
         self.outcomes.append(outcome)
 
@@ -94,6 +112,7 @@ class Eye:
 @dataclass
 class World:
     orchestrator: GpuOrchestrator
+    watching: Watching
     meters: MadeUpMeters
     processes: MadeUpProcesses
     eye: Eye
@@ -124,9 +143,21 @@ async def made_world(
         measuring = Measuring(
             meters=meters, processes=processes, bookkeeping=bookkeeping, clock=clock, observer=eye, measure_seconds=60
         )
+        watching = Watching(
+            node_id=node_id,
+            measuring=measuring,
+            meters=meters,
+            processes=processes,
+            bus=bus,
+            clock=clock,
+            observer=eye,
+            window=Window(),
+            limits=Limits(),
+        )
         orchestrator = GpuOrchestrator(
             node_id=node_id,
             boot_id="b",
+            watching=watching,
             meters=meters,
             processes=processes,
             bookkeeping=bookkeeping,
@@ -138,4 +169,4 @@ async def made_world(
         )
         async with orchestrator.open():
             await open_doors(bus, orchestrator, node_id)
-            yield World(orchestrator, meters, processes, eye, bus, clock)
+            yield World(orchestrator, watching, meters, processes, eye, bus, clock)

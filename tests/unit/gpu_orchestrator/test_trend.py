@@ -1,0 +1,179 @@
+"""When memory runs out, from samples of its use; and that memory which is collected raises no alarm."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf, isfinite
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.gpu_orchestrator.trend import NEVER, Course, Forecast, Window, fit, forecast, line_of, went_on
+
+TOTAL = 65_536.0
+WINDOW = Window()
+ALARM_SECONDS = 90.0
+Use = Callable[[int], float]
+"""What part of the whole is used in which second."""
+
+
+@dataclass
+class Played:
+    """`announced`: the first second with an alarm. `exhausted`: the first in which nothing was left."""
+
+    announced: int | None = None
+    exhausted: int | None = None
+    forecasts: list[Forecast] = field(default_factory=list)
+
+    @property
+    def warning_seconds(self) -> float:
+        if self.announced is None or self.exhausted is None:
+            return -inf
+        return self.exhausted - self.announced
+
+
+def play(use: Use, seconds: int | None = None) -> Played:
+    course, played = Course(), Played()
+    for second in count() if seconds is None else range(seconds):
+        part = use(second)
+        if part >= 1:
+            played.exhausted = second
+            break
+        course = went_on(course, float(second), part * TOTAL, TOTAL, WINDOW)
+        played.forecasts.append(forecast(course, TOTAL, WINDOW))
+        if played.announced is None and played.forecasts[-1].latest <= ALARM_SECONDS:
+            played.announced = second
+    return played
+
+
+def trembling(use: Use, sigma: float) -> Use:
+    chance = random.Random(7)
+    return lambda second: use(second) + chance.gauss(0, sigma)
+
+
+def leak(seconds: int, floor: float = 0.3, still: int = 0) -> Use:
+    return lambda second: floor + (1 - floor) * max(0, second - still) / seconds
+
+
+def sawtooth(period: int, floor: float, peak: float) -> Use:
+    return lambda second: floor + (peak - floor) * (second % period) / period
+
+
+@pytest.mark.parametrize("seconds", [150, 200, 400, 1200])
+@pytest.mark.parametrize("sigma", [0.0, 0.002, 0.005])
+def test_a_linear_leak_is_announced_a_minute_before_the_end(seconds: int, sigma: float):
+    assert play(trembling(leak(seconds), sigma)).warning_seconds >= 60
+
+
+@pytest.mark.parametrize("still", [30, 200, 900])
+def test_a_leak_after_a_time_of_rest_is_announced_as_well(still: int):
+    assert play(trembling(leak(200, still=still), 0.002)).warning_seconds >= 60
+
+
+def test_a_leak_under_a_sawtooth_is_announced_by_its_peaks():
+    climbing = sawtooth(25, 0.1, 0.3)
+
+    assert play(lambda second: climbing(second) + 0.6 * second / 3000).warning_seconds >= 60
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    period=st.integers(2, 60),
+    floor=st.floats(0.02, 0.5),
+    height=st.floats(0.02, 0.45),
+    sigma=st.sampled_from([0.0, 0.001, 0.005]),
+)
+def test_a_sawtooth_raises_no_alarm(period: int, floor: float, height: float, sigma: float):
+    use = trembling(sawtooth(period, floor, floor + height), sigma)
+
+    assert play(use, 300).announced is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(period=st.integers(61, 400), floor=st.floats(0.02, 0.3), height=st.floats(0.02, 0.6))
+def test_a_slow_sawtooth_raises_no_alarm_once_it_was_collected(period: int, floor: float, height: float):
+    use = sawtooth(period, floor, floor + height)
+    told = play(use, 3 * period).forecasts[period:]
+
+    assert min(each.latest for each in told) > ALARM_SECONDS
+
+
+@settings(max_examples=20, deadline=None)
+@given(period=st.integers(61, 400), floor=st.floats(0.02, 0.5), height=st.floats(0.02, 0.3))
+def test_a_slow_sawtooth_that_never_comes_near_the_end_raises_no_alarm_at_all(period: int, floor: float, height: float):
+    left_at_peak = (1 - floor - height) / height * period
+
+    assert left_at_peak <= ALARM_SECONDS * 1.05 or play(sawtooth(period, floor, floor + height), 800).announced is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=st.floats(0.01, 0.7), at=st.integers(0, 150), sigma=st.sampled_from([0.0, 0.002, 0.01]))
+def test_a_step_raises_no_alarm(height: float, at: int, sigma: float):
+    assert play(trembling(lambda second: 0.2 + height * (second >= at), sigma), 300).announced is None
+
+
+@pytest.mark.parametrize("sigma", [0.001, 0.01, 0.05])
+def test_noise_raises_no_alarm(sigma: float):
+    assert play(trembling(lambda _: 0.6, sigma), 2000).announced is None
+
+
+def test_the_time_that_is_left_is_within_its_band_and_right():
+    told = play(trembling(leak(400), 0.002), 200).forecasts[-1]
+
+    assert told.earliest <= told.seconds <= told.latest
+    assert told.seconds == pytest.approx(200, rel=0.1)
+
+
+def test_use_that_rests_or_goes_down_never_ends():
+    assert play(lambda _: 0.9, 100).forecasts[-1] == NEVER
+    assert play(lambda second: 0.9 - second / 1000, 100).forecasts[-1] == NEVER
+
+
+points = st.lists(st.floats(0, 1e5), min_size=5, max_size=25).map(
+    lambda mbs: [(float(n), mb) for n, mb in enumerate(mbs)]
+)
+
+
+@given(points, st.floats(-100, 100), st.floats(-1e5, 1e5))
+def test_the_slope_follows_when_a_line_is_added(some: list[tuple[float, float]], slope: float, offset: float):
+    before, after = fit(some), fit([(at, mb + slope * at + offset) for at, mb in some])
+
+    assert before is not None
+    assert after is not None
+    assert after.slope == pytest.approx(before.slope + slope, abs=1e-3)
+    assert after.low <= after.slope <= after.high
+
+
+@given(points, st.integers(0, 4), st.floats(0, 1e6))
+def test_one_sample_that_is_wild_does_not_turn_the_slope(some: list[tuple[float, float]], which: int, wild: float):
+    straight = [(at, 10 * at) for at, _ in some]
+    straight[which] = (straight[which][0], wild)
+    line = fit(straight)
+
+    assert line is not None
+    if len(some) >= 9:
+        assert line.slope == pytest.approx(10)
+
+
+def test_a_line_is_told_only_of_a_window_without_a_fall():
+    course = Course()
+    for second in range(61):
+        course = went_on(course, float(second), 1000.0 + second, TOTAL, WINDOW)
+    rising = line_of(course, WINDOW.seconds)
+    fallen = went_on(course, 61.0, 100.0, TOTAL, WINDOW)
+
+    assert rising is not None
+    assert rising.slope == pytest.approx(1)
+    assert (line_of(fallen, WINDOW.seconds), [mb for _, mb in fallen.peaks]) == (None, [1060.0])
+
+
+def test_what_is_remembered_is_bounded():
+    course = Course()
+    for second in range(5000):
+        course = went_on(course, float(second), 30_000.0 * (second % 20), TOTAL, WINDOW)
+
+    assert len(course.peaks) <= 12
+    assert len(course.climb) <= WINDOW.long_seconds + 1
+    assert isfinite(course.climb[-1][1])
