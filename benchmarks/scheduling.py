@@ -29,7 +29,7 @@ def rate(pending: int, node_count: int, submitters: int, per_turn: int = PER_TUR
         slots = max(1, SLOTS // node_count)
         told = {"node_id": f"n{number}", "boot_id": "b", "at": NOW, "slots": slots, "free_slots": slots}
         nodes.hear_workload(NodeWorkload.model_validate(told | {"work_types": ("noop",)}), 0.0)
-    queue, leases = Queue(ageing_seconds=300.0), Leases()
+    queue, leases = Queue(ageing_seconds=300.0, poison_nodes=3), Leases()
     for number in range(pending):
         queue.add(_item(number, submitters))
     given = 0

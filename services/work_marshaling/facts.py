@@ -108,22 +108,30 @@ def _with_attempt(item: WorkItem, number: int, **changes: object) -> WorkItem:
 def _expired(item: WorkItem, fact: Expired) -> WorkItem:
     error = WorkError(code=fact.reason.value, message=fact.detail)
     after = _with_attempt(
-        item, fact.attempt, ended_at=fact.at, outcome=Outcome.EXPIRED, error=error, counted=fact.counted
+        item,
+        fact.attempt,
+        ended_at=fact.at,
+        outcome=Outcome.EXPIRED,
+        error=error,
+        counted=fact.counted,
+        died=fact.reason is ExpiryReason.DIED,
     )
     return replace(after, status=WorkStatus.PENDING, attempts=_without_old_refusals(after.attempts))
 
 
 def _without_old_refusals(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
     """An item that every node refuses must not grow without end."""
-    too_many = sum(not attempt.counted for attempt in attempts) - REFUSALS_KEPT
+    refused = [attempt.number for attempt in attempts if not attempt.counted and not attempt.died]
+    too_many = len(refused) - REFUSALS_KEPT
     if too_many <= 0:
         return attempts
-    dropped = [attempt.number for attempt in attempts if not attempt.counted][:too_many]
+    dropped = refused[:too_many]
     return tuple(attempt for attempt in attempts if attempt.number not in dropped)
 
 
 def _attempt_failed(item: WorkItem, fact: AttemptFailed) -> WorkItem:
-    changes = {"ended_at": fact.at, "outcome": Outcome.FAILED, "error": fact.error, "out_seq": fact.out_seq}
+    changes: dict[str, object] = {"ended_at": fact.at, "outcome": Outcome.FAILED, "error": fact.error}
+    changes |= {"out_seq": fact.out_seq, "counted": fact.counted, "died": not fact.counted}
     after = _with_attempt(item, fact.attempt, **changes, **_start(fact))
     return replace(after, status=WorkStatus.PENDING)
 
@@ -221,10 +229,9 @@ def _told_attempt(work_id: str, attempt: Attempt) -> Iterator[ItemFact]:
     if attempt.started_at is not None:
         yield Started(work_id=work_id, attempt=number, at=attempt.started_at)
     if attempt.outcome is Outcome.COMPLETED and not attempt.counted and ended_at is not None:
-        # The node refused it, and did it all the same: its end follows, that it is not counted must stay.
-        yield Expired(
-            work_id=work_id, attempt=number, at=ended_at, reason=ExpiryReason.REFUSED, detail="", counted=False
-        )
+        # The node refused it, or seemed dead, and did it all the same: that it is not counted must stay.
+        reason = ExpiryReason.DIED if attempt.died else ExpiryReason.REFUSED
+        yield Expired(work_id=work_id, attempt=number, at=ended_at, reason=reason, detail="", counted=False)
     if ended_at is None or error is None:
         return
     if attempt.outcome is Outcome.EXPIRED:
@@ -237,7 +244,14 @@ def _told_attempt(work_id: str, attempt: Attempt) -> Iterator[ItemFact]:
             counted=attempt.counted,
         )
     elif attempt.outcome is Outcome.FAILED:
-        yield AttemptFailed(work_id=work_id, attempt=number, at=ended_at, error=error, out_seq=attempt.out_seq or 0)
+        yield AttemptFailed(
+            work_id=work_id,
+            attempt=number,
+            at=ended_at,
+            error=error,
+            out_seq=attempt.out_seq or 0,
+            counted=attempt.counted,
+        )
 
 
 def _told_end(item: WorkItem, at: datetime) -> ItemFact:

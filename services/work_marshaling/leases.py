@@ -14,11 +14,16 @@ SETTLING_SECONDS = 10.0
 
 @dataclass(slots=True)
 class Lease:
-    """`until` moves with every renewal; `latest` is when even a renewed lease ends."""
+    """`until` moves with every renewal; `latest` is when even a renewed lease ends.
+
+    `company`: how many suspects may be on its node at once, when it is one of them; see `company`.
+    """
 
     token: str
     node_id: str
     work_type: str
+    boot_id: str | None
+    company: int
     seconds: float
     until: float
     latest: float
@@ -32,6 +37,7 @@ class Leases:
         self._free: dict[str, Slots] = {}
         self._touched: set[str] = set()
         self._claims: dict[str, dict[str, tuple[float, int]]] = {}
+        self._suspects: dict[str, dict[str, int]] = {}
         self._version = -1
 
     def __len__(self) -> int:
@@ -51,12 +57,16 @@ class Leases:
         seconds: float,
         most_seconds: float,
         ram_mb: int = 0,
+        boot_id: str | None = None,
+        company: int = 0,
     ) -> Lease:
         """`seconds` is one term; renewed or not, it ends after `most_seconds`."""
         latest = now + max(seconds, most_seconds)
-        lease = Lease(token, node_id, work_type, seconds, now + seconds, latest)
+        lease = Lease(token, node_id, work_type, boot_id, company, seconds, now + seconds, latest)
         self._by_work[work_id] = lease
         self._held.setdefault(node_id, Counter())[work_type] += 1
+        if company:
+            self._suspects.setdefault(node_id, {})[work_id] = company
         self._touched.add(node_id)
         if ram_mb:
             self._claims.setdefault(node_id, {})[work_id] = (now, ram_mb)
@@ -76,6 +86,7 @@ class Leases:
             self._held[lease.node_id][lease.work_type] -= 1
             self._touched.add(lease.node_id)
             self._claims.get(lease.node_id, {}).pop(work_id, None)
+            self._suspects.get(lease.node_id, {}).pop(work_id, None)
         return lease is not None
 
     def deaf_until(self, now: float, term_seconds: float) -> None:
@@ -88,6 +99,21 @@ class Leases:
         if lease is None or lease.token != token:
             return None
         return max(min(lease.until, lease.latest), self._floor)
+
+    def node_died(self, work_id: str, nodes: Nodes, now: float, silence_seconds: float) -> bool:
+        """Whether a lease that nobody renewed ended because its node is gone: silent itself, or another run of it."""
+        lease = self._by_work.get(work_id)
+        if lease is None:
+            return False
+        agent = nodes[lease.node_id].agent
+        if agent is not None and lease.boot_id not in (None, agent.boot_id):
+            return True
+        return nodes.silent_for(lease.node_id, now) > silence_seconds / 2
+
+    def aboard(self, node_id: str) -> int:
+        """How many leases there are on a node."""
+        held = self._held.get(node_id)
+        return 0 if held is None else held.total()
 
     def took_too_long(self, work_id: str, now: float) -> bool:
         lease = self._by_work.get(work_id)
@@ -104,7 +130,8 @@ class Leases:
             ram = None if node.hardware is None else free_ram_mb(node.hardware)
             if ram is not None:
                 ram -= self._claimed(node_id, nodes.memory_heard.get(node_id, 0.0))
-            slots = Slots(node.pools, self._held.get(node_id), ram_mb=ram)
+            suspects = tuple(self._suspects.get(node_id, {}).values())
+            slots = Slots(node.pools, self._held.get(node_id), ram_mb=ram, suspects=suspects)
             if slots.total() > 0:
                 self._free[node_id] = slots
             else:

@@ -19,7 +19,7 @@ from libs.common.contracts.work_log import (
     RetryAt,
     Started,
 )
-from libs.common.contracts.work_marshaling import WorkError, WorkStatus
+from libs.common.contracts.work_marshaling import AGENT_RESTARTED, WorkError, WorkStatus
 from services.work_marshaling.model import (
     Attempt,
     Cancel,
@@ -43,7 +43,9 @@ from services.work_marshaling.model import (
     WorkItem,
 )
 
+POISON = "poison"
 LEASE_LOST = WorkError(code="lease_expired", message="The node stopped renewing the lease.")
+NODE_DIED = WorkError(code="died", message="The node died, or went silent, while this ran.")
 TOOK_TOO_LONG = WorkError(code="timed_out", message="The attempt took longer than `timeout_seconds`.")
 DEADLINE = WorkError(code="deadline_passed", message="The deadline passed before the item was done.", retryable=False)
 PAYLOAD_LOST = WorkError(code="payload_lost", message="The payload is no longer in the stream.", retryable=False)
@@ -148,6 +150,7 @@ def _failed(item: WorkItem | None, event: Failed, policy: Policy, now: datetime,
         return (_ignored(event, attempt),)
     if attempt is not item.live:
         return (_ignored(event, IgnoredReason.LATE),)
+    died = event.error.code == AGENT_RESTARTED
     told = AttemptFailed(
         work_id=item.work_id,
         attempt=attempt.number,
@@ -155,7 +158,10 @@ def _failed(item: WorkItem | None, event: Failed, policy: Policy, now: datetime,
         error=event.error,
         out_seq=event.out_seq,
         started_at=_started_at(attempt, event.started_at, now),
+        counted=not died,
     )
+    if died:
+        return told, _after_death(item, attempt, policy, now, chance)
     return told, _what_next(item, event.error, policy, now, chance)
 
 
@@ -185,6 +191,16 @@ def _ignored(event: Completed | Failed, reason: Attempt | IgnoredReason) -> Igno
 def _lease_expired(
     item: WorkItem, live: Attempt, event: LeaseExpired, policy: Policy, now: datetime, chance: float
 ) -> tuple[Fact, ...]:
+    if event.died and not event.timeout:
+        died = Expired(
+            work_id=item.work_id,
+            attempt=live.number,
+            at=now,
+            reason=ExpiryReason.DIED,
+            detail=NODE_DIED.message,
+            counted=False,
+        )
+        return died, _after_death(item, live, policy, now, chance)
     reason, error = (ExpiryReason.TIMEOUT, TOOK_TOO_LONG) if event.timeout else (ExpiryReason.LEASE, LEASE_LOST)
     expired = Expired(work_id=item.work_id, attempt=live.number, at=now, reason=reason, detail=error.message)
     return expired, _what_next(item, error, policy, now, chance)
@@ -214,6 +230,18 @@ def _what_next(item: WorkItem, error: WorkError, policy: Policy, now: datetime, 
     return RetryAt(work_id=item.work_id, at=now + timedelta(seconds=delay))
 
 
+def _after_death(item: WorkItem, live: Attempt, policy: Policy, now: datetime, chance: float) -> RetryAt | Ended:
+    """The item's node died. Most items that were aboard had no part in it; one that is always aboard is poison."""
+    killed = sorted(item.killed | {live.node_id})
+    deaths = item.deaths + 1
+    if len(killed) < policy.poison_nodes and deaths < policy.deaths_most:
+        delay = retry_delay(item.spec.retry_delay_seconds, deaths, policy, chance)
+        return RetryAt(work_id=item.work_id, at=now + timedelta(seconds=delay))
+    message = f"Nodes died {deaths} times while this ran: {', '.join(killed)}"
+    error = WorkError(code=POISON, message=message[:4096], retryable=False)
+    return Ended(work_id=item.work_id, at=now, status="dead", attempt=live.number, error=error)
+
+
 def retry_delay(base_seconds: float, tried: int, policy: Policy, chance: float) -> float:
     """Exponential backoff with full jitter, in seconds: anywhere between nothing and twice as long each time."""
     return chance * min(policy.retry_delay_most_seconds, base_seconds * 2.0 ** (tried - 1))
@@ -221,7 +249,8 @@ def retry_delay(base_seconds: float, tried: int, policy: Policy, chance: float) 
 
 def longest_retry_delay(item: WorkItem, policy: Policy) -> float:
     """How long this item's present retry may have been put off at most, in seconds."""
-    return retry_delay(item.spec.retry_delay_seconds, max(1, item.counted_attempts), policy, 1.0)
+    tried = max(1, item.counted_attempts, item.deaths)
+    return retry_delay(item.spec.retry_delay_seconds, tried, policy, 1.0)
 
 
 def effects(before: WorkItem | None, fact: ItemFact) -> tuple[Effect, ...]:

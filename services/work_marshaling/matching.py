@@ -13,15 +13,22 @@ from services.work_marshaling.facts import NO_REQUIREMENTS
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Agent, Node
 
+SUSPECTS_TOGETHER = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What an item asks of a node. Items of equal demand are interchangeable to a node. `needs`: as JSON."""
+    """What an item asks of a node. Items of equal demand are interchangeable to a node. `needs`: as JSON.
+
+    `tried` are the nodes where an attempt came to nothing: they are left out as long as there is another one. For
+    `company` see there.
+    """
 
     work_type: str
     model_name: str | None
     needs: str
     tried: tuple[str, ...]
+    company: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,21 +48,34 @@ class Wanted:
         return self.requirements.ram_mb or 0
 
 
-def demand(item: WorkItem) -> Demand:
-    """`tried` are the nodes where an attempt came to nothing: another one is better, if there is one."""
+def company(item: WorkItem, poison_nodes: int) -> int:
+    """With how many of its kind an item may share a node; 0: with anything.
+
+    An item that was aboard when a node died is a suspect: it shares nodes only with suspects, few at a time, and from
+    the last death but one that it may survive it runs alone. So no item is dead by poison that was not alone when its
+    last node died, and the worst that a poisonous item can do to another is to have it run alone.
+    """
+    deaths = item.deaths if item.attempts else 0
+    if deaths == 0:
+        return 0
+    return 1 if deaths >= poison_nodes - 1 else SUSPECTS_TOGETHER
+
+
+def demand(item: WorkItem, poison_nodes: int) -> Demand:
     asked = item.spec.requirements
-    tried = {attempt.node_id for attempt in item.attempts if attempt.counted} if item.attempts else ()
+    tried = {each.node_id for each in item.attempts if each.counted or each.died} if item.attempts else ()
     return Demand(
         work_type=item.spec.work_type,
         model_name=item.spec.model_name,
         needs="" if asked is NO_REQUIREMENTS else asked.model_dump_json(exclude_defaults=True),
         tried=tuple(sorted(tried)),
+        company=company(item, poison_nodes),
     )
 
 
-def wanted(item: WorkItem) -> Wanted:
+def wanted(item: WorkItem, poison_nodes: int) -> Wanted:
     asked = item.spec.requirements
-    return Wanted(demand(item), asked, clauses(asked.model_copy(update={"node_ids": None})))
+    return Wanted(demand(item, poison_nodes), asked, clauses(asked.model_copy(update={"node_ids": None})))
 
 
 def why_not(asked: Wanted, node: Node) -> Lack | None:

@@ -16,6 +16,7 @@ _COUNTED = {
     "admitted": "Items that entered.",
     "repeated": "Submissions of an item that was there already.",
     "refused": "Submissions that did not become an item.",
+    "poisonous": "Items that are dead because their nodes died.",
     "late": "Outcomes that came after the item had ended, or the attempt.",
     "ignored": "Outcomes that became dead letters.",
 }

@@ -32,7 +32,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try of one node. An attempt that is not `counted` was refused before it ran."""
+    """One try of one node. An attempt that is not `counted` was refused before it ran, or its node `died` meanwhile."""
 
     number: int
     token: str
@@ -43,6 +43,7 @@ class Attempt:
     outcome: Outcome | None = None
     error: WorkError | None = None
     counted: bool = True
+    died: bool = False
     out_seq: int | None = None
 
 
@@ -105,6 +106,16 @@ class WorkItem:
     def counted_attempts(self) -> int:
         return sum(attempt.counted for attempt in self.attempts)
 
+    @property
+    def deaths(self) -> int:
+        """How often a node died while it ran there."""
+        return sum(attempt.died for attempt in self.attempts)
+
+    @property
+    def killed(self) -> frozenset[str]:
+        """The nodes that died while it ran there."""
+        return frozenset(attempt.node_id for attempt in self.attempts if attempt.died)
+
     def attempt_with(self, token: str) -> Attempt | None:
         return next((attempt for attempt in self.attempts if attempt.token == token), None)
 
@@ -160,10 +171,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseExpired:
-    """Nobody renewed the lease, or (`timeout`) the attempt took longer than an attempt may."""
+    """Nobody renewed the lease, or (`timeout`) the attempt took longer than an attempt may, or its node `died`."""
 
     token: str
     timeout: bool = False
+    died: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,11 +223,17 @@ Event = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How often and how soon a failed item is tried again."""
+    """How often and how soon a failed item is tried again.
+
+    `poison_nodes`: an item that was aboard when so many different nodes died is dead, and so is one that was aboard at
+    `deaths_most` deaths of whatever nodes.
+    """
 
     retry_max: int
     retry_delay_seconds: float
     retry_delay_most_seconds: float = 3600.0
+    poison_nodes: int = 3
+    deaths_most: int = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +353,7 @@ def attempt_view(attempt: Attempt) -> AttemptView:
         ended_at=attempt.ended_at,
         outcome=None if attempt.outcome is None else attempt.outcome.value,
         error=attempt.error,
+        counted=attempt.counted,
     )
 
 

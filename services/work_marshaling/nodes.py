@@ -1,5 +1,6 @@
 """What is known of the nodes, from what they and the registry tell."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -85,6 +86,13 @@ class Nodes:
 
     def all(self) -> tuple[Node, ...]:
         return tuple(self._nodes.values())
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def silent_for(self, node_id: str, now: float) -> float:
+        """Since when its agent said nothing, in seconds."""
+        return now - self._heard.get(node_id, -math.inf)
 
     def changed_since(self, version: int) -> Iterator[Node]:
         """Those that became what they are after that version, the newest change first."""

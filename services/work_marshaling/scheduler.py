@@ -5,7 +5,7 @@ Items of equal demand share a line, so that a turn costs no more with a hundred 
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from libs.common.contracts.work_marshaling import EXTERNAL
@@ -44,6 +44,7 @@ class _Turn:
     """One distribution of free slots. `candidates` are per line, best first, with the rank they were put in with."""
 
     free: Mapping[str, Slots]
+    aboard: Callable[[str], int]
     candidates: dict[Demand, list[tuple[Rank, Node]]] = field(default_factory=dict)
 
 
@@ -54,9 +55,15 @@ def place(item: WorkItem) -> Place:
 
 
 class Queue:
-    """`ageing_seconds`: after so long an item counts as one priority better."""
+    """`ageing_seconds`: after so long an item counts as one priority better. `poison_nodes`: as in `Policy`.
 
-    def __init__(self, *, ageing_seconds: float) -> None:
+    A suspect (see `matching.company`) that finds no node of its own has one kept free for it: nothing else is given to
+    that node until its leases are over. One node per line of suspects, and of all nodes a quarter at most.
+    """
+
+    def __init__(self, *, ageing_seconds: float, poison_nodes: int) -> None:
+        self._poison_nodes = poison_nodes
+        self._kept: dict[str, Demand] = {}
         self._lines: dict[Demand, _Asked] = {}
         self._members: dict[str, _Member] = {}
         self._waiting: Counter[int] = Counter()
@@ -80,10 +87,10 @@ class Queue:
     def add(self, item: WorkItem) -> None:
         if item.work_id in self._members:
             return
-        asked, where = demand(item), place(item)
+        asked, where = demand(item, self._poison_nodes), place(item)
         line = self._lines.get(asked)
         if line is None:
-            line = self._lines[asked] = _Asked(asked=wanted(item))
+            line = self._lines[asked] = _Asked(asked=wanted(item, self._poison_nodes))
         priority, submitter = item.spec.priority, item.spec.submitter or ""
         self._members[item.work_id] = _Member(line, where, priority, submitter)
         self._waiting[priority] += 1
@@ -94,10 +101,22 @@ class Queue:
         if gone is not None:
             self._waiting[gone.priority] -= 1
 
-    def choose(self, nodes: Nodes, free: Mapping[str, Slots], *, now: float, most: int) -> list[Choice]:
-        """Who gets what now. The chosen leave the queue. `free` is used up. `now`: seconds of the calendar."""
+    def choose(
+        self,
+        nodes: Nodes,
+        free: Mapping[str, Slots],
+        *,
+        now: float,
+        most: int,
+        aboard: Callable[[str], int] = lambda _: 0,
+    ) -> list[Choice]:
+        """Who gets what now. The chosen leave the queue. `free` is used up.
+
+        `now`: seconds of the calendar. `aboard`: how many leases a node has.
+        """
         self._order.pass_time(now)
-        turn = _Turn(free)
+        self._give_up_kept()
+        turn = _Turn(free, aboard)
         heads = [(*head, line) for line in tuple(self._lines.values()) if (head := self._head(line)) is not None]
         heapq.heapify(heads)  # places are unique, so that lines are never compared
         chosen: list[Choice] = []
@@ -139,28 +158,56 @@ class Queue:
             candidates = turn.candidates[asked.demand] = self._candidates(line, nodes, turn)
         while candidates:
             ranked, node = candidates[0]
-            slots = turn.free[node.node_id]
-            left = slots.free(asked.demand.work_type, asked.ram_mb)
+            left = self._left(asked, node.node_id, turn)
             if left < 1:
                 heapq.heappop(candidates)
             elif -ranked[3] != left:
                 heapq.heapreplace(candidates, (rank(asked, node, left), node))
             else:
-                slots.take(asked.demand.work_type, ram_mb=asked.ram_mb)
+                turn.free[node.node_id].take(asked.demand.work_type, ram_mb=asked.ram_mb, company=asked.demand.company)
+                self._kept.pop(node.node_id, None)
                 return node.node_id
+        if asked.demand.company:
+            self._keep_one_free(line, nodes, turn)
         return None
 
     def _candidates(self, line: _Asked, nodes: Nodes, turn: _Turn) -> list[tuple[Rank, Node]]:
+        """Nodes where the item failed before are left out as long as there is another one."""
         self._look_at_nodes(line, nodes)
-        asked = line.asked
+        untried = [name for name in line.eligible if name not in line.asked.demand.tried]
+        able = {name: line.eligible[name] for name in untried} if untried else line.eligible
         ranked = [
-            (rank(asked, node, left), node)
-            for node_id, slots in turn.free.items()
-            if (node := line.eligible.get(node_id)) is not None
-            and (left := slots.free(asked.demand.work_type, asked.ram_mb)) > 0
+            (rank(line.asked, node, left), node)
+            for node_id in turn.free
+            if (node := able.get(node_id)) is not None and (left := self._left(line.asked, node_id, turn)) > 0
         ]
         heapq.heapify(ranked)
         return ranked
+
+    def _left(self, asked: Wanted, node_id: str, turn: _Turn) -> int:
+        """How many more items of this demand the node takes."""
+        if not asked.demand.company and node_id in self._kept:
+            return 0
+        return turn.free[node_id].free(asked.demand.work_type, asked.ram_mb, asked.demand.company)
+
+    def _keep_one_free(self, line: _Asked, nodes: Nodes, turn: _Turn) -> None:
+        asked = line.asked.demand
+        mine = [node_id for node_id, demanded in self._kept.items() if demanded == asked]
+        if any(node_id in line.eligible for node_id in mine):
+            return
+        for node_id in mine:
+            del self._kept[node_id]
+        if len(self._kept) >= max(1, len(nodes) // 4):
+            return
+        able = [node_id for node_id in line.eligible if node_id not in self._kept]
+        fresh = [node_id for node_id in able if node_id not in asked.tried] or able
+        if fresh:
+            self._kept[min(fresh, key=lambda node_id: (turn.aboard(node_id), node_id))] = asked
+
+    def _give_up_kept(self) -> None:
+        """Nodes that are kept free for nobody any more."""
+        for node_id in [node_id for node_id, asked in self._kept.items() if asked not in self._lines]:
+            del self._kept[node_id]
 
     def _look_at_nodes(self, line: _Asked, nodes: Nodes) -> None:
         """Only at those that changed since this line looked last."""

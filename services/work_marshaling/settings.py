@@ -15,6 +15,12 @@ class Settings(BaseSettings):
     work_retry_delay_most: float = Field(
         3600.0, ge=0, le=7 * 86400, description="Seconds before any retry at most, however often it was tried."
     )
+    work_poison_nodes: int = Field(
+        3, ge=2, le=100, description="An item that was aboard when so many different nodes died is dead."
+    )
+    work_node_deaths_most: int = Field(
+        12, ge=2, le=1000, description="An item that was aboard at so many deaths, of whatever nodes, is dead."
+    )
     work_lease_seconds: float = Field(
         30.0, ge=1, le=3600, description="Seconds without a sign of life after which a node has lost an attempt."
     )

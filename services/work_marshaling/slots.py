@@ -1,7 +1,9 @@
 """How many more items a node would take, by the kinds of work that share its slots."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+UNLIMITED = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,34 +16,65 @@ class Slots:
     """The free slots of one node during one turn, taken one by one.
 
     `held` is how many of our leases there are on it, by work type. `ram_mb` is what is free of it; None: not known.
+    `suspects` are the leases on it of items that may have killed a node: how much company each may have.
     """
 
     def __init__(
-        self, pools: Iterable[SlotPool], held: Mapping[str, int] | None = None, *, ram_mb: int | None = None
+        self,
+        pools: Iterable[SlotPool],
+        held: Mapping[str, int] | None = None,
+        *,
+        ram_mb: int | None = None,
+        suspects: Sequence[int] = (),
     ) -> None:
         self._pools = tuple(pools)
+        self.aboard = sum((held or {}).values())
+        self._suspects = len(suspects)
+        self._company = min(suspects, default=0)
         self._ram_mb = ram_mb
         self._left = [pool.slots for pool in self._pools]
         for work_type, count in (held or {}).items():
-            self.take(work_type, count)
+            self._take(work_type, count)
 
-    def free(self, work_type: str, ram_mb: int = 0) -> int:
-        """How many more of this kind; none where the memory that one needs is taken."""
+    def free(self, work_type: str, ram_mb: int = 0, company: int = 0) -> int:
+        """How many more of this kind; none where the memory that one needs is taken.
+
+        Suspects share a node only with suspects, at most so many as each of them may have for `company`.
+        """
         if ram_mb and self._ram_mb is not None and self._ram_mb < ram_mb:
             return 0
-        return sum(
+        room = self._room(company)
+        if room <= 0:
+            return 0
+        left = sum(
             left
             for pool, left in zip(self._pools, self._left, strict=True)
             if left > 0 and work_type in pool.work_types
         )
+        return min(left, room)
 
     def total(self) -> int:
         return sum(self._left)
 
-    def take(self, work_type: str, count: int = 1, *, ram_mb: int = 0) -> None:
-        """From the first pools that have them. What goes beyond all of them takes none."""
+    def take(self, work_type: str, *, ram_mb: int = 0, company: int = 0) -> None:
+        """One of this kind, from the first pool that has one."""
         if self._ram_mb is not None:
             self._ram_mb -= ram_mb
+        self.aboard += 1
+        if company:
+            self._suspects += 1
+            self._company = min(self._company or company, company)
+        self._take(work_type, 1)
+
+    def _room(self, company: int) -> int:
+        if company == 0:
+            return 0 if self._suspects else UNLIMITED
+        if self.aboard > self._suspects:
+            return 0
+        return min(company, self._company or company) - self._suspects
+
+    def _take(self, work_type: str, count: int) -> None:
+        """From the first pools that have them. What goes beyond all of them takes none."""
         for index, pool in enumerate(self._pools):
             if count > 0 and work_type in pool.work_types:
                 taken = min(count, self._left[index])

@@ -24,6 +24,7 @@ from libs.common.contracts.work_log import (
 )
 from libs.common.contracts.work_marshaling import Requirements, WorkStatus
 from services.work_marshaling.facts import NO_REQUIREMENTS, apply, without_payload
+from services.work_marshaling.machine import POISON
 from services.work_marshaling.model import ItemFact, Refusal, WorkItem
 from services.work_marshaling.remembered import RememberedIds
 
@@ -161,6 +162,8 @@ class Memory:
             self._ended.append(after.work_id)
             self.orphans.discard(after.work_id)
             self.totals[fact.status if isinstance(fact, Ended) else "cancelled"] += 1
+            if after.error is not None and after.error.code == POISON:
+                self.totals["poisonous"] += 1
         return Change(before, after)
 
     def _archived(self, fact: Archived) -> None:

@@ -23,6 +23,7 @@ from libs.common.log.fenced_log import FencedLog
 from services.work_marshaling.journal import Journal
 from services.work_marshaling.leases import Leases
 from services.work_marshaling.machine import decide, effects, longest_retry_delay
+from services.work_marshaling.matching import company
 from services.work_marshaling.meter import Meter
 from services.work_marshaling.model import (
     Changed,
@@ -92,7 +93,7 @@ class Term:
     ) -> None:
         self.memory = memory
         self.nodes = nodes
-        self.queue = Queue(ageing_seconds=rules.ageing_seconds)
+        self.queue = Queue(ageing_seconds=rules.ageing_seconds, poison_nodes=rules.policy.poison_nodes)
         self.leases = Leases()
         self.rules = rules
         self.origins = origins
@@ -183,6 +184,7 @@ class Term:
         term = self.rules.lease_seconds
         timeout = item.spec.timeout_seconds
         seconds = timeout if item.spec.external else term
+        agent = self.nodes[live.node_id].agent
         lease = self.leases.open(
             item.work_id,
             live.token,
@@ -192,6 +194,8 @@ class Term:
             seconds=seconds,
             most_seconds=timeout + term,
             ram_mb=item.spec.requirements.ram_mb or 0,
+            boot_id=agent.boot_id if agent is not None else None,
+            company=company(item, self.rules.policy.poison_nodes),
         )
         self._timers.add(lease.until, Timer(Due.LEASE, item.work_id, live.token))
 
@@ -258,7 +262,9 @@ class Term:
             await self.room()
             now = self._clock.now()
             free = self.leases.free(self.nodes)
-            choices = self.queue.choose(self.nodes, free, now=self._calendar(), most=MOST_PER_TURN)
+            choices = self.queue.choose(
+                self.nodes, free, now=self._calendar(), most=MOST_PER_TURN, aboard=self.leases.aboard
+            )
             for choice in choices:
                 self.happen(choice.work_id, Given(node_id=choice.node_id, token=self._chances.token()))
                 submitted_at = self.memory.items[choice.work_id].submitted_at
@@ -327,7 +333,10 @@ class Term:
         if item.live is not None and item.live.node_id != EXTERNAL and not timeout:
             _log.warning("lease_expired", work_id=timer.work_id, node_id=item.live.node_id)
         self.meter.lease_expired()
-        self.happen(timer.work_id, LeaseExpired(token=timer.token, timeout=timeout))
+        external = item.live is not None and item.live.node_id == EXTERNAL
+        silence = self.rules.node_silence_seconds
+        died = not external and self.leases.node_died(timer.work_id, self.nodes, now, silence)
+        self.happen(timer.work_id, LeaseExpired(token=timer.token, timeout=timeout, died=died))
 
     def _do(self, effect: Effect) -> None:
         if isinstance(effect, TellEnd):

@@ -92,6 +92,8 @@ def rules(settings: Settings) -> Rules:
         retry_max=settings.work_retry_max,
         retry_delay_seconds=settings.work_retry_delay,
         retry_delay_most_seconds=settings.work_retry_delay_most,
+        poison_nodes=settings.work_poison_nodes,
+        deaths_most=settings.work_node_deaths_most,
     )
     return Rules(
         policy=policy,

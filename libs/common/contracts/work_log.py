@@ -26,6 +26,7 @@ class ExpiryReason(StrEnum):
     LEASE = "lease"
     TIMEOUT = "timeout"
     REFUSED = "refused"
+    DIED = "died"
 
 
 class Admitted(Message):
@@ -90,7 +91,7 @@ class Started(Message):
 
 
 class Expired(Message):
-    """An attempt ended without an outcome. A refused one was never run and is not `counted`."""
+    """An attempt ended without an outcome. One that was refused, or whose node died, is not `counted`."""
 
     fact: Literal["expired"] = "expired"
     work_id: str
@@ -109,6 +110,7 @@ class AttemptFailed(Message):
     error: WorkError
     out_seq: int
     started_at: Moment | None = None
+    counted: bool = Field(True, description="false: it failed because its node died")
 
 
 class RetryAt(Message):

@@ -14,6 +14,8 @@ from libs.common.contracts.node_registry import Demands, Mib, Platform, Tier
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
 SERVER_PREFIX = "srv-"
 EXTERNAL = "external"
+AGENT_RESTARTED = "agent_restarted"
+"""The error code of an attempt that was cut short because its worker's process died. It is not the item's failure."""
 
 WorkType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
@@ -199,6 +201,7 @@ class AttemptView(Message):
     ended_at: Moment | None = None
     outcome: Literal["completed", "failed", "expired", "cancelled"] | None = None
     error: WorkError | None = None
+    counted: bool = Field(True, description="towards `max_attempts`; not one that was refused, or whose node died")
 
 
 class WorkView(Message):

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from libs.common.contracts.log import RecordKind
 from libs.common.contracts.work_log import Cancelled, Ended, Fact, WorkRecord
-from libs.common.contracts.work_marshaling import WorkStatus
+from libs.common.contracts.work_marshaling import AGENT_RESTARTED, WorkError, WorkStatus
 from services.work_marshaling.checkpoint import chunks
 from services.work_marshaling.machine import decide
 from services.work_marshaling.model import (
@@ -105,10 +105,16 @@ class Life(RuleBasedStateMachine):
         work_id, token = self.any_token(number)
         self.happen(work_id, Failed(work_id=work_id, token=token, out_seq=number + 1, error=FINAL if final else BROKEN))
 
-    @rule(number=pick, timeout=st.booleans())
-    def lose_lease(self, number: int, timeout: bool) -> None:
+    @rule(number=pick, timeout=st.booleans(), died=st.booleans())
+    def lose_lease(self, number: int, timeout: bool, died: bool) -> None:
         work_id, token = self.any_token(number)
-        self.happen(work_id, LeaseExpired(token=token, timeout=timeout))
+        self.happen(work_id, LeaseExpired(token=token, timeout=timeout, died=died))
+
+    @rule(number=pick)
+    def restart_agent(self, number: int) -> None:
+        work_id, token = self.any_token(number)
+        error = WorkError(code=AGENT_RESTARTED, message="killed")
+        self.happen(work_id, Failed(work_id=work_id, token=token, out_seq=number + 1, error=error))
 
     @rule(number=pick)
     def be_refused(self, number: int) -> None:

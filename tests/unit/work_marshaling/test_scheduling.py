@@ -1,5 +1,6 @@
 """Who gets which item, and why not somebody else."""
 
+from dataclasses import replace
 from time import perf_counter
 
 import hypothesis.strategies as st
@@ -20,15 +21,20 @@ from libs.common.contracts.node_registry import (
     Tier,
 )
 from libs.hardware.matching import Lack
+from services.work_marshaling import matching
 from services.work_marshaling.leases import Leases
-from services.work_marshaling.matching import wanted, why_not
-from services.work_marshaling.model import WorkItem
+from services.work_marshaling.matching import Wanted, why_not
+from services.work_marshaling.model import Attempt, Outcome, WorkItem
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.scheduler import Queue
 from services.work_marshaling.slots import SlotPool, Slots
 from tests.unit.work_marshaling.builders import NOW, engine, memory, submitted, workload
 
 AGEING = 300.0
+
+
+def wanted(each: WorkItem) -> Wanted:
+    return matching.wanted(each, 3)
 
 
 def item(work_id: str, sequence: int, **fields: object) -> WorkItem:
@@ -56,7 +62,7 @@ def chosen(
 
 
 def queue_of(*items: WorkItem) -> Queue:
-    queue = Queue(ageing_seconds=AGEING)
+    queue = Queue(ageing_seconds=AGEING, poison_nodes=3)
     for each in items:
         queue.add(each)
     return queue
@@ -155,10 +161,8 @@ def test_whatever_waits_the_choice_is_fair_and_within_bounds(
 def test_a_turn_costs_no_more_with_many_items_waiting():
     def seconds(waiting: int) -> float:
         template = item("w", 1)
-        queue = Queue(ageing_seconds=AGEING)
+        queue = Queue(ageing_seconds=AGEING, poison_nodes=3)
         for number in range(waiting):
-            from dataclasses import replace
-
             queue.add(replace(template, work_id=f"w{number}", sequence=number))
         known = nodes()
         started = perf_counter()
@@ -271,17 +275,15 @@ def test_free_memory_that_wobbles_is_no_news():
     assert known.version == before
 
 
-def test_an_item_prefers_a_node_where_it_was_not_tried_yet():
-    from dataclasses import replace
-
-    from services.work_marshaling.model import Attempt, Outcome
-
+def test_an_item_waits_for_a_node_where_it_did_not_fail_as_long_as_there_is_one():
     tried = Attempt(number=1, token="t", node_id="n1", assigned_at=NOW, outcome=Outcome.EXPIRED)
     again = replace(item("w", 1), attempts=(tried,))
     known = nodes(workload("n1", slots=9), workload("n2", slots=1))
-
     assert chosen(queue_of(again), known, {"n1": 9, "n2": 1}) == [("w", "n2")]
-    assert chosen(queue_of(again), known, {"n1": 9, "n2": 0}) == [("w", "n1")]
+    assert chosen(queue_of(again), known, {"n1": 9, "n2": 0}) == []
+
+    known.avoid("n2", "gone", until=99.0)
+    assert chosen(queue_of(again), known, {"n1": 9, "n2": 1}) == [("w", "n1")]
 
 
 def test_the_queue_tells_how_many_wait_by_priority():
