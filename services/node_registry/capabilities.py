@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from libs.common.contracts.node_registry import Gpu, NodeAnnounced
+from libs.common.contracts.node_registry import Gpu
+from services.node_registry.model import Announced
 
 Facts = dict[str, Any]
 
 
-def capabilities(told: NodeAnnounced) -> Facts:
+def capabilities(told: Announced) -> Facts:
     """Without what moves all the time, and without what a reader could not read."""
     machine = told.inventory
     return {
-        "tier": told.tier.value,
-        "labels": dict(told.labels),
+        "tier": told.machine.tier.value,
+        "labels": dict(told.machine.labels),
         "hostname": machine.hostname,
         "platform": machine.platform.value,
         "operating_system": machine.operating_system,
@@ -27,10 +28,8 @@ def capabilities(told: NodeAnnounced) -> Facts:
     }
 
 
-def difference(before: NodeAnnounced, after: NodeAnnounced) -> Facts:
+def difference(before: Announced, after: Announced) -> Facts:
     """What changed, as `{fact: {"before": …, "after": …}}`. Empty: nothing."""
-    if before is after:
-        return {}
     old, new = capabilities(before), capabilities(after)
     return {name: {"before": old[name], "after": new[name]} for name in old if old[name] != new[name]}
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
-from libs.common.contracts.base import Identifier
+from libs.common.contracts.base import Identifier, Written
 from libs.common.contracts.node_administration import (
     DrainNode,
     DrainReason,
@@ -138,6 +138,6 @@ def _watched(registry: NodeRegistry, publishing: Publishing) -> APIRouter:
     return routes
 
 
-def _as_it_is(found: NodesFound) -> Response:
+def _as_it_is(found: Written[NodesFound]) -> Response:
     """A page of large machines is large: it is a valid answer already and need not be judged again."""
-    return Response(found.model_dump_json(), media_type="application/json")
+    return Response(found.json, media_type="application/json")

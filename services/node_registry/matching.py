@@ -1,30 +1,22 @@
 """Which nodes match a query, and why the others do not."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from heapq import nsmallest
+from operator import attrgetter
 
-from libs.common.contracts.node_registry import EngineState, NodeQuery, NodeState
+from libs.common.contracts.node_registry import NodeQuery, NodeState
 from libs.common.errors import Malformed
-from libs.hardware.matching import Lack, clauses, free_ram_mb, free_vram_mb, named
+from libs.hardware.matching import Clause, Judgement, Lack, clauses, named
 from libs.hardware.tiers import ORDER
 from services.node_registry.model import Node
 
-Clause = Callable[[Node], str | Lack | None]
-"""Why a node does not satisfy one demand; None when it does."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A query that has been read: what it demands, one clause for each demand, the cheap ones first."""
-
-    clauses: tuple[Clause, ...]
-    order: "Order"
+_NodeClause = Judgement[Node]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How found nodes are ordered; what is not known comes last."""
+    """How found nodes are ordered; what is not known comes last, and equals by their ids."""
 
     key: Callable[[Node], float | None] | None
     downwards: bool
@@ -33,15 +25,31 @@ class Order:
     def by_id(self) -> bool:
         return self.key is None and not self.downwards
 
-    def sorted(self, nodes: Sequence[Node]) -> list[Node]:
-        by_id = sorted(nodes, key=lambda node: node.node_id, reverse=self.key is None and self.downwards)
-        key = self.key
-        if key is None:
-            return by_id
-        valued = [(key(node), node) for node in by_id]
-        known = [(value, node) for value, node in valued if value is not None]
-        unknown = [node for value, node in valued if value is None]
-        return [node for _, node in sorted(known, key=lambda pair: pair[0], reverse=self.downwards)] + unknown
+    def first(self, nodes: Sequence[Node], count: int) -> list[Node]:
+        """The first so many, without putting the others in order."""
+        if self.key is None:
+            return _by_id(nodes, self.downwards)[:count]
+        key, sign = self.key, -1 if self.downwards else 1
+        valued = [
+            (sign * value, node.pulse.machine.node_id, node) for node in nodes if (value := key(node)) is not None
+        ]
+        known = [node for _, _, node in nsmallest(count, valued)]
+        if len(known) == count:
+            return known
+        return known + _by_id([node for node in nodes if key(node) is None], False)[: count - len(known)]
+
+
+def _by_id(nodes: Sequence[Node], downwards: bool) -> list[Node]:
+    return sorted(nodes, key=attrgetter("pulse.machine.node_id"), reverse=downwards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A query that has been read: what it demands of a node, and of its machine."""
+
+    node: tuple[_NodeClause, ...]
+    machine: tuple[Clause, ...]
+    order: Order
 
 
 def read(query: NodeQuery) -> Wanted:
@@ -53,69 +61,58 @@ def read(query: NodeQuery) -> Wanted:
     if query.after is not None and order != "node_id":
         raise Malformed("after: pages are told only in the order of node_id, without `sort`", field="after")
     return Wanted(
-        clauses=(*_about_node(query), *clauses(query)),
-        order=Order(_ORDERS[word], order.startswith("-")),
+        node=tuple(_about_node(query)), machine=clauses(query), order=Order(_ORDERS[word], order.startswith("-"))
     )
 
 
-def matches(node: Node, wanted: Wanted) -> bool:
-    for clause in wanted.clauses:  # noqa: SIM110  # runs for every node: a generator would take twice as long
-        if clause(node) is not None:
-            return False
-    return True
+def matching(nodes: Sequence[Node], wanted: Wanted) -> list[Node]:
+    found = list(nodes)
+    for judge in [clause.holds for clause in wanted.node]:
+        found = [node for node in found if judge(node)]
+    for holds in [clause.holds for clause in wanted.machine]:
+        found = [node for node in found if holds(node.pulse.machine)]
+    return found
 
 
 def refusals(node: Node, wanted: Wanted) -> list[str]:
     """Why this node does not match, one sentence for each clause; none when it does."""
-    return [str(reason) for clause in wanted.clauses if (reason := clause(node)) is not None]
+    lacks = [clause(node) for clause in wanted.node] + [clause(node.pulse.machine) for clause in wanted.machine]
+    return [str(lack) for lack in lacks if lack is not None]
 
 
-def _about_node(query: NodeQuery) -> Iterator[Clause]:
+def _about_node(query: NodeQuery) -> Iterator[_NodeClause]:
     if query.online_only:
-        yield _is_online
-    if (states := _states(query.states)) is not None:
-        yield lambda node: None if node.life.state in states else f"states: it is {node.life.state}"
-    if (draining := query.draining) is not None:
-        yield (
-            lambda node: (
-                None if node.draining is draining else f"draining: it is {'' if node.draining else 'not '}draining"
-            )
+        yield _NodeClause(
+            lambda node: node.life.state is NodeState.ONLINE,
+            lambda node: Lack("online_only", f"it is {node.life.state} ({node.life.reason})"),
         )
-    if query.model_name is not None:
-        yield partial(_has_model, query.model_name)
+    if (states := _states(query.states)) is not None:
+        yield _NodeClause(
+            lambda node: node.life.state in states, lambda node: Lack("states", f"it is {node.life.state}")
+        )
+    if (draining := query.draining) is not None:
+        yield _NodeClause(
+            lambda node: node.draining is draining,
+            lambda node: Lack("draining", f"it is {'' if node.draining else 'not '}draining"),
+        )
+    if (model := query.model_name) is not None:
+        yield _NodeClause(
+            lambda node: node.workload is not None and model in node.workload.ready_models,
+            lambda _: Lack("model_name", f"{model} is not loaded and ready there"),
+        )
 
 
-def _is_online(node: Node) -> str | None:
-    if node.life.state is NodeState.ONLINE:
-        return None
-    return f"online_only: it is {node.life.state} ({node.life.reason})"
-
-
-def _has_model(name: str, node: Node) -> str | None:
-    return None if name in _models(node) else f"model_name: {name} is not loaded and ready there"
-
-
-def _models(node: Node) -> frozenset[str]:
-    engines = node.workload.engines if node.workload is not None else ()
-    return frozenset(engine.model_name for engine in engines if engine.state is EngineState.READY)
-
-
-def _states(names: Sequence[str] | None) -> frozenset[NodeState] | None:
+def _states(names: Sequence[str] | None) -> tuple[NodeState, ...] | None:
     if names is None:
         return None
-    return frozenset(state for name in names if (state := named(NodeState, "states", name)) is not None)
+    return tuple(state for name in names if (state := named(NodeState, "states", name)) is not None)
 
 
-def _most_free_vram(node: Node) -> float | None:
-    known = [free_vram_mb(node, gpu) for gpu in node.announced.inventory.gpus]
-    return max((free for free in known if free is not None), default=None)
-
-
-_ORDERS: dict[str, Callable[[Node], float | None] | None] = {
+_ORDERS: Mapping[str, Callable[[Node], float | None] | None] = {
     "node_id": None,
-    "tier": lambda node: ORDER.index(node.announced.tier),
-    "load_ratio": lambda node: node.beat.load_ratio if node.beat is not None else None,
-    "free_ram_mb": free_ram_mb,
-    "free_vram_mb": _most_free_vram,
+    "tier": lambda node: ORDER.index(node.pulse.machine.tier),
+    "load_ratio": lambda node: node.pulse.load_ratio,
+    "free_ram_mb": lambda node: node.pulse.machine.ram_free_mb,
+    "free_vram_mb": lambda node: node.pulse.machine.most_free_vram_mb,
     "free_slots": lambda node: node.workload.free_slots if node.workload is not None else None,
 }

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from libs.common.contracts.base import Identifier, Message
 from libs.common.contracts.node_administration import DrainNode
-from libs.common.contracts.node_registry import NodeAnnounced, NodeHeartbeat, NodeState, NodeWorkload
+from libs.common.contracts.node_registry import Engine, Inventory, NodeState
+from libs.hardware.facts import MachineFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +63,46 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """What a machine announced. Its inventory is kept in the JSON that it is told in: objects are six times as big."""
+
+    boot_id: str
+    at: datetime
+    tier_reasons: tuple[str, ...]
+    heartbeat_seconds: float
+    machine: MachineFacts
+    inventory_json: bytes
+
+    @property
+    def inventory(self) -> Inventory:
+        return Inventory.model_validate_json(self.inventory_json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """A machine by its last word. `beats_json` is what the last heartbeat said of its GPUs."""
+
+    machine: MachineFacts
+    load_ratio: float | None
+    beats_json: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What runs on a node, by its agent's word."""
+
+    engines: tuple[Engine, ...]
+    ready_models: frozenset[str]
+    slots: int
+    free_slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    announced: NodeAnnounced
+    announced: Announced
+    pulse: Pulse
     life: Life
-    beat: NodeHeartbeat | None = None
-    workload: NodeWorkload | None = None
+    workload: Workload | None = None
     drain: DrainNode | None = None
 
     @property
@@ -75,7 +111,7 @@ class Node:
 
     @property
     def node_id(self) -> str:
-        return self.announced.node_id
+        return self.announced.machine.node_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ from typing import Any
 from libs.common.archive.tables import Row
 from libs.common.contracts.node_administration import NodeEvent
 from libs.common.contracts.node_registry import NodeStatus
-from libs.hardware.tiers import usable_mb
 from services.node_registry.capabilities import Facts
 from services.node_registry.model import Node
 
@@ -43,19 +42,19 @@ def capabilities_row(node: Node, difference: Facts, *, at: datetime) -> dict[str
 def node_row(node: Node, *, at: datetime, number: int) -> dict[str, Any]:
     """`number` is higher in each newer row of a node: the database keeps the newest."""
     told, machine = node.announced, node.announced.inventory
-    usable = [usable_mb(gpu, machine.memory.total_mb) for gpu in machine.gpus]
+    usable = [gpu.usable_mb for gpu in told.machine.gpus]
     return {
         "node_id": node.node_id,
         "boot_id": node.life.boot_id,
         "hostname": machine.hostname,
         "state": node.life.state.value,
         "state_reason": node.life.reason,
-        "tier": told.tier.value,
+        "tier": told.machine.tier.value,
         "platform": machine.platform.value,
         "gpu_count": len(machine.gpus),
         "vram_total_mb": sum(known for known in usable if known is not None) if any(usable) else None,
         "ram_total_mb": machine.memory.total_mb,
-        "labels": dict(told.labels),
+        "labels": dict(told.machine.labels),
         "inventory": machine.model_dump(mode="json"),
         "announced_at": told.at,
         "changed_at": at,

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import structlog
 
 from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
+from libs.common.contracts.base import Written
 from libs.common.contracts.node_administration import DrainNode, NodesCounted
 from libs.common.contracts.node_registry import (
+    ANNOUNCE,
     DISCOVER,
+    HEARTBEAT,
     Discover,
     NodeAnnounced,
     NodeExcluded,
@@ -26,16 +29,20 @@ from libs.common.contracts.node_registry import (
 from libs.common.errors import NotFound
 from services.node_registry.capabilities import difference
 from services.node_registry.chronicle import Chronicle
+from services.node_registry.facts import announced, pulse, rest, workload
 from services.node_registry.machine import born, heard, listen, missed, outlived, sweep
-from services.node_registry.matching import Wanted, matches, read, refusals
-from services.node_registry.model import Change, Ear, Guard, Life, Node, Rules
+from services.node_registry.matching import Wanted, matching, read, refusals
+from services.node_registry.model import Announced, Change, Ear, Guard, Life, Node, Rules, Workload
 from services.node_registry.observer import Observer
-from services.node_registry.views import counted, view
+from services.node_registry.views import counted, found, view
 
 log = structlog.get_logger()
 
 WORKLOADS = 10_000
 """Of nodes that have not announced themselves yet."""
+JUDGED_AT_ONCE = 2000
+WRITTEN_AT_ONCE = 100
+"""Nodes, before others get their turn: each slice takes one to three milliseconds."""
 UNREAD = 1000
 """Changes that wait for one reader of the event stream."""
 
@@ -60,7 +67,7 @@ class NodeRegistry:
         self._chronicle = chronicle
         self._discover_seconds = discover_seconds
         self._nodes: dict[str, Node] = {}
-        self._workloads: dict[str, NodeWorkload] = {}
+        self._workloads: dict[str, Workload] = {}
         self._drains: dict[str, DrainNode] = {}
         self._watchers: set[asyncio.Queue[NodeStatus]] = set()
         self._ear = Ear(since=None, connections=0, looked_at=clock.monotonic())
@@ -77,19 +84,20 @@ class NodeRegistry:
             self._refuse(told.node_id)
         elif node is None:
             life = born(boot_id=told.boot_id, heartbeat_seconds=told.heartbeat_seconds, now=now)
-            workload, drain = self._workloads.pop(told.node_id, None), self._drains.get(told.node_id)
-            self._keep(Node(announced=told, life=life, workload=workload, drain=drain), None)
+            load, drain = self._workloads.pop(told.node_id, None), self._drains.get(told.node_id)
+            facts = announced(told)
+            self._keep(Node(announced=facts, pulse=rest(facts), life=life, workload=load, drain=drain), None)
         else:
-            self._hear_again(node, told, now)
+            self._hear_again(node, announced(told), now)
 
-    def _hear_again(self, node: Node, told: NodeAnnounced, now: float) -> None:
+    def _hear_again(self, node: Node, told: Announced, now: float) -> None:
         life = self._heard(node, told.boot_id, None, now)
         if life.boot_id != told.boot_id:
             self._keep(replace(node, life=life), node.life)
             return
-        beat = node.beat if node.beat is not None and node.beat.boot_id == told.boot_id else None
         life = replace(life, heartbeat_seconds=told.heartbeat_seconds)
-        after = replace(node, announced=told, life=life, beat=beat)
+        beaten = node.pulse if node.life.boot_id == told.boot_id else None
+        after = replace(node, announced=told, pulse=rest(told, beaten), life=life)
         self._keep(after, node.life)
         if changes := difference(node.announced, told):
             self._chronicle.altered(after, changes)
@@ -105,41 +113,42 @@ class NodeRegistry:
         life = self._heard(node, beat.boot_id, beat.sequence, now)
         if life.boot_id != node.announced.boot_id:
             self._ask_everybody = True
-        ours = life.boot_id == beat.boot_id
-        self._keep(replace(node, life=life, beat=beat if ours and fresh else node.beat), node.life)
+        newest = pulse(node.announced, beat) if fresh and life.boot_id == beat.boot_id else node.pulse
+        self._keep(replace(node, life=life, pulse=newest), node.life)
 
-    async def hear_workload(self, workload: NodeWorkload) -> None:
+    async def hear_workload(self, told: NodeWorkload) -> None:
         """An agent is another process than the detector: its word says what runs, not whether the node is alive."""
         self._observer.heard("workload")
-        node = self._nodes.get(workload.node_id)
+        node = self._nodes.get(told.node_id)
         if node is not None:
-            self._nodes[workload.node_id] = replace(node, workload=workload)
+            self._nodes[told.node_id] = replace(node, workload=workload(told))
         elif len(self._workloads) < WORKLOADS:
-            self._workloads[workload.node_id] = workload
+            self._workloads[told.node_id] = workload(told)
 
-    async def query(self, query: NodeQuery) -> NodesFound:
+    async def query(self, query: NodeQuery) -> Written[NodesFound]:
         """Raises `Malformed` for a name that does not exist."""
         wanted, now = read(query), self._clock.monotonic()
-        found = wanted.order.sorted([node for node in self._nodes.values() if matches(node, wanted)])
-        page = found if query.after is None else [node for node in found if node.node_id > query.after]
-        shown = page[: query.limit]
-        return NodesFound(
-            nodes=tuple(view(node, now) for node in shown),
-            total=len(found),
-            next_after=shown[-1].node_id if len(page) > len(shown) and wanted.order.by_id else None,
-            excluded=self._excluded(wanted) if query.explain else None,
+        nodes = list(self._nodes.values())
+        matched = [node async for some in _slices(nodes, JUDGED_AT_ONCE) for node in matching(some, wanted)]
+        after = matched if query.after is None else [node for node in matched if node.node_id > query.after]
+        shown = wanted.order.first(after, query.limit)
+        return found(
+            [view(node, now) async for some in _slices(shown, WRITTEN_AT_ONCE) for node in some],
+            total=len(matched),
+            next_after=shown[-1].node_id if len(after) > len(shown) and wanted.order.by_id else None,
+            excluded=await self._excluded(nodes, wanted) if query.explain else None,
         )
 
-    def _excluded(self, wanted: Wanted) -> tuple[NodeExcluded, ...]:
-        judged = ((node.node_id, refusals(node, wanted)) for node in self._nodes.values())
-        return tuple(NodeExcluded(node_id=node_id, reasons=tuple(why)) for node_id, why in judged if why)
+    async def _excluded(self, nodes: Sequence[Node], wanted: Wanted) -> tuple[NodeExcluded, ...]:
+        judged = [(node, refusals(node, wanted)) async for some in _slices(nodes, WRITTEN_AT_ONCE) for node in some]
+        return tuple(NodeExcluded(node_id=node.node_id, reasons=tuple(why)) for node, why in judged if why)
 
     async def get(self, node_id: str) -> NodeView:
         """Raises `NotFound`."""
         node = self._nodes.get(node_id)
         if node is None:
             raise NotFound(f"There is no node {node_id!r}.", node_id=node_id)
-        return view(node, self._clock.monotonic())
+        return view(node, self._clock.monotonic()).read()
 
     async def count(self) -> NodesCounted:
         counts = counted(list(self._nodes.values()), mass_silence=self._guard.held)
@@ -190,9 +199,12 @@ class NodeRegistry:
     async def watch(self) -> None:
         """Time has passed: judge every node's silence, and ask everybody when there is a reason to.
 
-        Raises `Disconnected` when it cannot ask.
+        Silence is judged up to the moment before which all that was told has been heard. Raises `TimedOut` when too
+        much still waits to be heard, and `Disconnected` when it cannot ask.
         """
         now = self._clock.monotonic()
+        if self._bus.problem() is None:
+            await self._bus.catch_up(HEARTBEAT, ANNOUNCE)
         self._listen(now)
         lives = {node_id: node.life for node_id, node in self._nodes.items()}
         changed, guard = sweep(lives, ear=self._ear, guard=self._guard, now=now, rules=self.rules)
@@ -283,3 +295,11 @@ class NodeRegistry:
             return
         await self._bus.publish(DISCOVER, Discover(asked_by="node_registry"))
         self._ask_everybody, self._asked_at = False, now
+
+
+async def _slices(nodes: Sequence[Node], size: int) -> AsyncIterator[Sequence[Node]]:
+    """Others get their turn between them."""
+    for start in range(0, len(nodes), size):
+        if start:
+            await asyncio.sleep(0)
+        yield nodes[start : start + size]

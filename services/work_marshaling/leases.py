@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from libs.hardware.matching import free_ram_mb
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.slots import Slots
 
@@ -127,7 +126,7 @@ class Leases:
         self._touched.clear()
         for node_id in changed:
             node = nodes[node_id]
-            ram = None if node.hardware is None else free_ram_mb(node.hardware)
+            ram = None if node.hardware is None else node.hardware.now.ram_free_mb
             if ram is not None:
                 ram -= self._claimed(node_id, nodes.memory_heard.get(node_id, 0.0))
             suspects = tuple(self._suspects.get(node_id, {}).values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from libs.common.contracts.node_registry import NodeState
 from libs.common.contracts.work_marshaling import EXTERNAL, Requirements
-from libs.hardware.matching import Clause, Lack, at_least, clauses, free_ram_mb
+from libs.hardware.matching import Clause, Lack, at_least, clauses
 from services.work_marshaling.facts import NO_REQUIREMENTS
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Agent, Node
@@ -136,12 +136,11 @@ def _machine(asked: Wanted, node: Node) -> Iterator[Lack]:
         yield Lack("hardware", "nothing is known yet of what it has", passing=True)
         return
     for clause in asked.machine:
-        lack = clause(node.hardware)
+        lack = clause(node.hardware.now)
         if lack is not None:
             yield lack
     if ram:
-        total = node.hardware.announced.inventory.memory.total_mb
-        free = free_ram_mb(node.hardware)
+        total, free = node.hardware.now.ram_total_mb, node.hardware.now.ram_free_mb
         few = at_least("ram_mb", total if free is None else free, ram, passing=(total or 0) >= ram)
         if few is not None:
             yield few

@@ -15,6 +15,7 @@ from libs.common.contracts.node_registry import (
     NodeStatus,
     NodeWorkload,
 )
+from libs.hardware.facts import MachineFacts, announced, beating
 from services.work_marshaling.slots import SlotPool
 
 MEMORY_STEP_MB = 256
@@ -36,14 +37,10 @@ class Agent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What a node's detector says it has (a machine, to the clauses about machines)."""
+    """What a node's detector says it has: as it was announced, and by its last word."""
 
-    announced: NodeAnnounced
-    beat: NodeHeartbeat | None = None
-
-    @property
-    def node_id(self) -> str:
-        return self.announced.node_id
+    announced: MachineFacts
+    now: MachineFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +115,15 @@ class Nodes:
 
     def hear_announcement(self, told: NodeAnnounced, now: float) -> None:
         self.memory_heard[told.node_id] = now
-        beat = _beat_in(told)
-        self._put(replace(self[told.node_id], hardware=Hardware(announced=_lasting(told), beat=beat)))
+        known = announced(_lasting(told))
+        self._put(replace(self[told.node_id], hardware=Hardware(announced=known, now=beating(known, _beat_in(told)))))
 
     def hear_heartbeat(self, told: NodeHeartbeat, now: float) -> None:
         known = self[told.node_id]
         self.memory_heard[told.node_id] = now
         if known.hardware is not None:
-            self._put(replace(known, hardware=replace(known.hardware, beat=_steady(told))))
+            machine = beating(known.hardware.announced, _steady(told))
+            self._put(replace(known, hardware=replace(known.hardware, now=machine)))
 
     def hear_status(self, told: NodeStatus) -> None:
         self._put(replace(self[told.node_id], state=told.state, draining=told.draining))

@@ -89,7 +89,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
 PURE_PLACES = (
     *("libs/common/contracts/*", "libs/common/archive/tables.py", "libs/common/archive/checks.py"),
     *("libs/common/archive/cursors.py", "libs/inference/*", "libs/hardware/tiers.py", "libs/hardware/topology.py"),
-    "libs/hardware/matching.py",
+    *("libs/hardware/facts.py", "libs/hardware/matching.py"),
 )
 PURE_IMPORTS = (
     *(
@@ -110,7 +110,7 @@ PURE_IMPORTS = (
 # The catalogue looks which contract modules there are.
 PURE_EXCEPTIONS = {"libs/common/contracts/catalogue.py": ("importlib", "pkgutil", "libs.common.contracts")}
 ARCHIVE_FACTS = ("libs.common.archive.tables", "libs.common.archive.checks")
-PURE_HARDWARE = ("libs.hardware.tiers", "libs.hardware.matching")
+PURE_HARDWARE = ("libs.hardware.tiers", "libs.hardware.facts", "libs.hardware.matching")
 PURE_HOUSE = ("libs.common.contracts", "libs.common.errors", *ARCHIVE_FACTS, "libs.inference", *PURE_HARDWARE)
 IMPURE_CALLS = (
     *("open", "print", "input", "exec", "eval", "__import__"),

@@ -7,7 +7,7 @@ handlers at once, correlation ids.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -31,7 +31,7 @@ from libs.common.bus.transport import (
     Transport,
 )
 from libs.common.clock import Clock
-from libs.common.contracts.base import DEAD_LETTER, Call, Message, Topic
+from libs.common.contracts.base import DEAD_LETTER, Call, Message, Topic, Written
 from libs.common.contracts.streams import Bucket, ObjectBucket, Stream
 from libs.common.errors import Internal, Malformed, MeshError, WrongRevision
 
@@ -84,12 +84,24 @@ class Bus:
             with suppress(Exception), self._handling("subscribe", topic.subject, incoming.headers, incoming.payload):
                 await handler(self._read(topic.message, topic.subject, incoming.payload))
 
-        await self._transport.subscribe(topic.subject, self._handlers.gate(topic.subject, handle, at_once), group=group)
+        if at_once == 1:
+            deliver = self._handlers.in_turn(topic.subject, handle)
+        else:
+            deliver = self._handlers.gate(topic.subject, handle, at_once)
+        await self._transport.subscribe(topic.subject, deliver, group=group)
+
+    async def catch_up(self, *topics: Topic[Any], timeout: float = 2.0) -> None:
+        """Return once what the server had told of these topics before is handled, by handlers that run one at once.
+
+        Who asks how long nobody spoke asks this first: what was said may still wait in the process or on its way.
+        Raises `TimedOut`, `Disconnected`.
+        """
+        await self._transport.catch_up([topic.subject for topic in topics], timeout=timeout)
 
     async def serve(
         self,
         call: Call[Q, A],
-        handler: Callable[[Q], Awaitable[A]],
+        handler: Callable[[Q], Awaitable[A | Written[A]]],
         *,
         node_id: str | None = None,
         at_once: int = AT_ONCE,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from libs.common.contracts.base import ErrorBody, ErrorReply, Message
+from libs.common.contracts.base import ErrorBody, ErrorReply, Message, Written
 from libs.common.errors import Malformed, MeshError, error_named
 
 ERROR_HEADER = "Nats-Service-Error"
@@ -35,8 +35,10 @@ _KINDS: Mapping[type, str] = {
 T = TypeVar("T", bound=Message)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message | Written[Any]) -> bytes:
     """Raises `Malformed` when the message holds text that no UTF-8 reader could read."""
+    if isinstance(message, Written):
+        return message.json
     try:
         return message.__pydantic_serializer__.to_json(message)
     except (PydanticSerializationError, UnicodeEncodeError) as error:

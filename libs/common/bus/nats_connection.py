@@ -6,7 +6,7 @@ that we know of nats-py's inside is in this file; the reasons stand beside each 
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -164,15 +164,17 @@ class Connection:
         await self._client._send_unsubscribe(subscription._id)
         if handle_pending_within and subscription._id in self._client._subs:
             await self.flush(handle_pending_within)
-            await self._handled(subscription, handle_pending_within)
+            await self.handled([subscription], handle_pending_within)
         subscription._stop_processing()
         self._client._remove_sub(subscription._id)
 
-    async def _handled(self, subscription: Subscription, within: float) -> None:
-        handled = asyncio.ensure_future(subscription._pending_queue.join())
+    async def handled(self, subscriptions: Sequence[Subscription], within: float) -> bool:
+        """Whether all that has arrived for them was handled in time."""
+        handled = asyncio.gather(*(subscription._pending_queue.join() for subscription in subscriptions))
         either: set[asyncio.Future[Any]] = {handled, self.ended}
         try:
             await asyncio.wait(either, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+            return handled.done()
         finally:
             handled.cancel()
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ from libs.common.bus.nats_connection import Connection
 from libs.common.bus.nats_inbox import incoming
 from libs.common.bus.nats_link import Link
 from libs.common.bus.transport import Deliver, Endpoint, Headers
-from libs.common.errors import Disconnected
+from libs.common.errors import Disconnected, TimedOut
 
 UNANSWERED_KEPT = 8192
 STOP_SECONDS = 5.0
@@ -165,6 +166,14 @@ class Listening:
 
     async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
         await self._establish(_Served(endpoint, deliver, self.unanswered))
+
+    async def catch_up(self, subjects: Sequence[str], timeout: float) -> None:
+        """Raises `TimedOut`, `Disconnected`."""
+        connection = await self._link.connection(timeout)
+        await connection.flush(timeout)
+        heard = [wanted.subscription for wanted in self._wanted if wanted.subject in subjects and wanted.subscription]
+        if not await connection.handled(heard, timeout):
+            raise TimedOut(f"What was told is not handled within {timeout:g} s", subjects=list(subjects))
 
     async def stop(self) -> None:
         """End all; what has arrived already is still handed over."""

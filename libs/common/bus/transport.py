@@ -144,6 +144,11 @@ class Transport(Protocol):
         """When this returns, the server knows of it: a message published next will come."""
         ...
 
+    async def catch_up(self, subjects: Sequence[str], *, timeout: float) -> None:
+        """Return once every message of these subscriptions that the server had sent before has been taken by its
+        receiver. Raises `TimedOut`, `Disconnected`."""
+        ...
+
     async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
         """Like `subscribe`, and shown by `nats micro ls|info|stats`."""
         ...

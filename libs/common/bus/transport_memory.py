@@ -133,6 +133,15 @@ class MemoryTransport:
         self._core.listen(subscription)
         self._listening[subscription] = asyncio.create_task(_hand_over(subscription, deliver), name=f"hears {subject}")
 
+    async def catch_up(self, subjects: Sequence[str], *, timeout: float) -> None:
+        await self._core.reach(timeout)
+        queues = [heard.queue for heard in self._listening if heard.subject in subjects]
+        taken = asyncio.gather(*(queue.join() for queue in queues))
+        await either(asyncio.wait({taken}), self._core.clock.sleep(timeout))
+        if not taken.done():
+            taken.cancel()
+            raise TimedOut(f"what was told is not handled within {timeout:g} s")
+
     async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
         await self.subscribe(endpoint.subject, deliver, group=endpoint.group)
 

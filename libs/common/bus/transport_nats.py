@@ -89,6 +89,9 @@ class NatsTransport:
     async def subscribe(self, subject: str, deliver: Deliver, *, group: str | None = None) -> None:
         await self._listening.subscribe(subject, deliver, group)
 
+    async def catch_up(self, subjects: Sequence[str], *, timeout: float) -> None:
+        await self._listening.catch_up(subjects, timeout)
+
     async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
         await self._listening.serve(endpoint, deliver)
 

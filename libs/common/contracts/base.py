@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
@@ -60,10 +60,31 @@ JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_plain)]
 
 Json = Annotated[JsonValue, AfterValidator(_plain)]
 
+
+@dataclass(frozen=True, slots=True)
+class Written(Generic[M]):
+    """A message in the JSON it is told in. Who tells large ones again and again writes their parts once."""
+
+    message: type[M]
+    json: bytes
+
+    def read(self) -> M:
+        return self.message.model_validate_json(self.json)
+
+
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
 """An opaque id: 1 to 128 printable ASCII characters without spaces."""
 
-Moment = AwareDatetime
+
+def _has_a_place_in_utc(moment: datetime) -> datetime:
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies beyond the years 1 to 9999 in UTC") from None
+    return moment
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_has_a_place_in_utc)]
 """A point in time, RFC 3339 with its offset; written in UTC."""
 
 

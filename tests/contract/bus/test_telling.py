@@ -2,7 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from libs.common.bus.observer import correlated, correlation_id
+from libs.common.errors import TimedOut
 from tests.contract.bus.parts import Heard, Mesh, Note, soon, until
 from tests.recording import RecordingObserver
 
@@ -227,3 +230,37 @@ async def test_after_draining_nothing_is_heard(mesh: Mesh) -> None:
 
     await other_ear.next()
     assert heard.empty
+
+
+async def test_after_catching_up_all_that_was_told_before_is_handled(mesh: Mesh) -> None:
+    topic, handled = mesh.topic(), list[int]()
+
+    async def slow(note: Note) -> None:
+        await asyncio.sleep(0.001)
+        handled.append(note.number)
+
+    ear, mouth = await mesh.bus("ear"), await mesh.bus("mouth")
+    await ear.subscribe(topic, slow, at_once=1)
+    for number in range(50):
+        await mouth.publish(topic, Note(text="", number=number))
+    await mouth.catch_up()
+
+    await ear.catch_up(topic)
+
+    assert handled == list(range(50))
+
+
+async def test_catching_up_takes_no_longer_than_it_may(mesh: Mesh) -> None:
+    topic, taken = mesh.topic(), asyncio.Event()
+
+    async def stuck(_: Note) -> None:
+        taken.set()
+        await asyncio.Event().wait()
+
+    bus = await mesh.bus()
+    await bus.subscribe(topic, stuck, at_once=1)
+    await bus.publish(topic, Note(text=""))
+    await asyncio.wait_for(taken.wait(), 5)
+
+    with pytest.raises(TimedOut):
+        await bus.catch_up(topic, timeout=0.05)

@@ -1,8 +1,10 @@
 """What people and machines without a detector do over REST."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -49,13 +51,23 @@ def test_a_machine_registers_itself_is_found_and_forgotten(door: httpx.Client):
     assert door.delete("/nodes/unknown").status_code == 404
 
 
+def after_it_read_what_is_kept(door: httpx.Client) -> list[dict[str, Any]]:
+    until = time.monotonic() + 10
+    while True:
+        nodes = door.get("/nodes").raise_for_status().json()["nodes"]
+        if nodes and nodes[0]["draining"]:
+            return list(nodes)
+        assert time.monotonic() < until, nodes
+        time.sleep(0.01)
+
+
 def test_a_drain_survives_the_end_of_the_registry(registry: MeshProcess, door: httpx.Client):
     door.post("/nodes/register", json={"node_id": "a"}).raise_for_status()
     drained = door.post("/nodes/a/drain", json={"reason": "new fan"}).raise_for_status().json()
     registry.kill()
     registry.start(PROGRAM).wait_ready(["node_registry"])
 
-    nodes = door.get("/nodes").raise_for_status().json()["nodes"]
+    nodes = after_it_read_what_is_kept(door)
     assert drained == {"node_id": "a", "draining": True, "reason": "new fan", "known": True}
     assert [(node["draining"], node["draining_reason"]) for node in nodes] == [(True, "new fan")]
     assert door.get("/nodes", params={"draining": False}).json()["total"] == 0
@@ -97,3 +109,20 @@ def test_what_cannot_be_done_is_said_as_a_problem(
 
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"cpu": {"cores": 10**30}}, "cpu.cores"),
+        ({"cpu": {"threads": 2**31}}, "cpu.threads"),
+        ({"memory": {"total_mb": 2**41}}, "memory.total_mb"),
+        ({"gpus": [{"vram_total_mb": 10**30}]}, "gpus.0.vram_total_mb"),
+    ],
+)
+def test_what_no_machine_has_is_refused_by_its_name(door: httpx.Client, body: dict[str, Any], field: str):
+    answer = door.post("/nodes/register", json={"node_id": "boaster"} | body)
+
+    assert answer.status_code == 422
+    assert field in answer.text
+    assert door.get("/nodes/boaster").status_code == 404

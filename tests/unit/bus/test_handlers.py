@@ -1,8 +1,9 @@
 """Messages in hand: how many at once, and what becomes of them when there is no more time."""
 
 import asyncio
+import time
 
-from libs.common.bus.handlers import Handlers
+from libs.common.bus.handlers import SLICE_SECONDS, Handlers
 from libs.common.bus.transport import Incoming
 
 ANYTHING = Incoming(subject="a.v1", payload=b"")
@@ -79,3 +80,56 @@ async def test_a_receiver_that_is_cancelled_while_it_waits_holds_up_nothing() ->
     release.set()
 
     assert await handlers.finish(5) == ()
+
+
+async def test_in_turn_each_message_is_handled_before_the_next_is_taken() -> None:
+    handlers, handled = Handlers(), list[bytes]()
+
+    async def handle(incoming: Incoming) -> None:
+        await asyncio.sleep(0)
+        handled.append(incoming.payload)
+
+    deliver = handlers.in_turn("a.v1", handle)
+    for number in range(5):
+        await deliver(Incoming(subject="a.v1", payload=b"%d" % number))
+
+        assert handled[-1] == b"%d" % number
+
+
+async def test_in_turn_many_messages_leave_the_others_their_turn() -> None:
+    handlers, turns = Handlers(), list[int]()
+
+    async def handle(incoming: Incoming) -> None:
+        until = time.perf_counter() + 2 * SLICE_SECONDS
+        while time.perf_counter() < until:
+            pass
+
+    async def others() -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    deliver = handlers.in_turn("a.v1", handle)
+    for _ in range(5):
+        await deliver(ANYTHING)
+    other.cancel()
+
+    assert len(turns) >= 5
+
+
+async def test_in_turn_what_is_not_finished_in_time_is_cancelled_and_nothing_more_is_begun() -> None:
+    handlers, begun = Handlers(), list[Incoming]()
+
+    async def handle(incoming: Incoming) -> None:
+        begun.append(incoming)
+        await asyncio.Event().wait()
+
+    deliver = handlers.in_turn("a.v1", handle)
+    hanging = asyncio.ensure_future(deliver(ANYTHING))
+    await _nothing_more_to_run()
+
+    assert await handlers.finish(0.01) == ("a.v1",)
+    assert hanging.cancelled()
+    await deliver(ANYTHING)
+    assert len(begun) == 1

@@ -50,10 +50,10 @@ async def test_a_drain_is_kept_across_restarts_also_for_a_node_that_comes_later(
 
         await until(is_draining)
         assert (await registry.get("node-1")).draining_reason == "new fan"
-        assert (await registry.query(NodeQuery(draining=False))).total == 0
+        assert (await registry.query(NodeQuery(draining=False))).read().total == 0
 
         await administration.drain(DrainNode(node_id="node-1", draining=False))
-        assert (await registry.query(NodeQuery(draining=False))).total == 1
+        assert (await registry.query(NodeQuery(draining=False))).read().total == 1
 
 
 async def test_a_drain_is_asked_for_over_nats_and_reaches_every_registry(registries: Registries):
@@ -114,7 +114,7 @@ async def test_a_machine_is_registered_as_the_documentation_shows(registries: Re
     )
     async with registries.one() as (registry, administration, _):
         node = await administration.register(told)
-        found = await registry.query(NodeQuery(requires_gpu=True, min_tier="gpu_peer", online_only=True))
+        found = (await registry.query(NodeQuery(requires_gpu=True, min_tier="gpu_peer", online_only=True))).read()
 
     assert (node.state, node.tier, node.inventory.hostname) == (NodeState.ONLINE, "GPU_PEER", "my-host")
     assert node.inventory.gpus[0].uuid == "my-node-gpu-0"
@@ -194,7 +194,7 @@ async def test_a_node_that_is_gone_can_be_forgotten_everywhere(registries: Regis
         await until(is_forgotten)
         assert not first.knows("told")
     async with registries.one() as (third, _, _):
-        assert (await third.query(NodeQuery())).total == 0
+        assert (await third.query(NodeQuery())).read().total == 0
 
 
 async def test_the_mesh_is_counted(registries: Registries):

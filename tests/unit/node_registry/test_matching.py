@@ -1,8 +1,11 @@
 """Which nodes match a query, and why not."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from libs.common.contracts.node_registry import (
     Engine,
@@ -14,6 +17,7 @@ from libs.common.contracts.node_registry import (
     Tier,
 )
 from libs.common.errors import Malformed
+from services.node_registry import facts
 from services.node_registry.machine import born
 from services.node_registry.matching import read, refusals
 from services.node_registry.model import Node
@@ -21,7 +25,7 @@ from tests.nodes import AT, announced, beat, gpu
 
 
 def node(*gpus: Any, beats: tuple[GpuBeat, ...] = (), models: tuple[str, ...] = (), **changes: Any) -> Node:
-    told = announced("node-1", *gpus, **changes)
+    told = facts.announced(announced("node-1", *gpus, **changes))
     engines = tuple(
         Engine(engine_id=name, kind="llama.cpp", model_name=name, state=EngineState.READY, device="cpu")
         for name in models
@@ -29,8 +33,10 @@ def node(*gpus: Any, beats: tuple[GpuBeat, ...] = (), models: tuple[str, ...] = 
     return Node(
         announced=told,
         life=born(boot_id="boot-1", heartbeat_seconds=5.0, now=0.0),
-        beat=beat(gpus=beats) if beats else None,
-        workload=NodeWorkload(node_id="node-1", boot_id="b", at=AT, slots=1, free_slots=1, engines=engines),
+        pulse=facts.pulse(told, beat(gpus=beats)) if beats else facts.rest(told),
+        workload=facts.workload(
+            NodeWorkload(node_id="node-1", boot_id="b", at=AT, slots=1, free_slots=1, engines=engines)
+        ),
     )
 
 
@@ -161,8 +167,36 @@ def test_min_tier_means_this_tier_or_better(tier: Tier, least: Tier):
 
 
 def test_a_node_that_is_not_online_says_why():
-    from dataclasses import replace
-
     gone = replace(BARE, life=replace(BARE.life, state=NodeState.SUSPECT, reason="silent for 20 s"))
 
     assert why_not(gone, online_only=True) == ["online_only: it is SUSPECT (silent for 20 s)"]
+
+
+WORDS = ("free_vram_mb", "free_ram_mb", "load_ratio")
+KNOWN = st.none() | st.integers(0, 3)
+
+
+@given(known=st.lists(KNOWN, max_size=12), word=st.sampled_from(WORDS), down=st.booleans(), data=st.data())
+def test_the_first_so_many_are_those_of_all_in_order(
+    known: list[int | None], word: str, down: bool, data: st.DataObject
+):
+    nodes = {f"node-{number:02}": _numbered(f"node-{number:02}", word, value) for number, value in enumerate(known)}
+    shuffled = data.draw(st.permutations(list(nodes.values())))
+    count = data.draw(st.integers(0, len(known) + 1))
+
+    first = read(NodeQuery(sort=f"{'-' if down else ''}{word}")).order.first(shuffled, count)
+
+    def place(node_id: str) -> tuple[bool, int, str]:
+        value = known[int(node_id[-2:])]
+        return value is None, 0 if value is None else -value if down else value, node_id
+
+    assert [each.pulse.machine.node_id for each in first] == sorted(nodes, key=place)[:count]
+
+
+def _numbered(node_id: str, word: str, value: int | None) -> Node:
+    machine = replace(BARE.pulse.machine, node_id=node_id, most_free_vram_mb=None, ram_free_mb=None)
+    if word == "load_ratio":
+        return replace(BARE, pulse=replace(BARE.pulse, machine=machine, load_ratio=value))
+    field = {"free_vram_mb": "most_free_vram_mb", "free_ram_mb": "ram_free_mb"}[word]
+    machine = replace(machine, **{field: value})
+    return replace(BARE, announced=replace(BARE.announced, machine=machine), pulse=replace(BARE.pulse, machine=machine))

@@ -1,6 +1,7 @@
 """The registry as others see it, with a bus and a clock of the test's own."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -11,11 +12,13 @@ from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import (
     DISCOVER,
+    HEARTBEAT,
     STATUS,
     Discover,
     NodeQuery,
     NodeState,
     NodeStatus,
+    NodeView,
     NodeWorkload,
 )
 from libs.common.errors import Disconnected, Malformed, NotFound
@@ -200,7 +203,7 @@ async def test_pages_hold_every_node_once(world: World):
     seen: list[str] = []
     after: str | None = None
     while True:
-        page = await world.registry.query(NodeQuery(limit=10, after=after))
+        page = (await world.registry.query(NodeQuery(limit=10, after=after))).read()
         seen.extend(node.node_id for node in page.nodes)
         after = page.next_after
         assert page.total == 25
@@ -214,7 +217,7 @@ async def test_nodes_are_found_in_the_order_that_is_asked_for(world: World):
     for number, free in enumerate((300, None, 100, 200)):
         await world.registry.hear_announcement(announced(f"node-{number}", gpu(number, vram_free_mb=free)))
 
-    found = await world.registry.query(NodeQuery(sort="-free_vram_mb"))
+    found = (await world.registry.query(NodeQuery(sort="-free_vram_mb"))).read()
 
     assert [node.node_id for node in found.nodes] == ["node-0", "node-3", "node-2", "node-1"]
 
@@ -223,7 +226,7 @@ async def test_with_explain_every_other_node_says_why_not(world: World):
     await world.registry.hear_announcement(announced("bare"))
     await world.registry.hear_announcement(announced("rich", gpu(0)))
 
-    found = await world.registry.query(NodeQuery(requires_gpu=True, explain=True))
+    found = (await world.registry.query(NodeQuery(requires_gpu=True, explain=True))).read()
 
     assert [node.node_id for node in found.nodes] == ["rich"]
     assert found.excluded is not None
@@ -248,3 +251,37 @@ async def test_the_watch_says_when_it_cannot_ask(world: World):
     world.clock.advance(5.0)
     with pytest.raises(Disconnected):
         await world.registry.watch()
+
+
+async def test_a_heartbeat_that_still_waits_to_be_heard_counts(world: World):
+    await world.registry.hear_announcement(announced("node-1"))
+    await world.pass_time(14)
+    world.clock.advance(1)
+    await world.bus.publish(HEARTBEAT, beat())
+
+    await world.registry.watch()
+
+    assert await world.state() is NodeState.ONLINE
+
+
+async def test_what_is_told_of_a_node_is_whole(world: World):
+    full = announced("node-1", gpu(0), gpu(1), labels={"room": 'cellar "1"'})
+    await world.registry.hear_announcement(full)
+    await world.registry.hear_heartbeat(beat(load_ratio=0.5, gpus=(gpu_beat(0), gpu_beat(1, healthy=False))))
+
+    written = (await world.registry.query(NodeQuery())).json
+    (told,) = json.loads(written)["nodes"]
+
+    assert set(told) == set(NodeView.model_fields)
+    assert told["inventory"] == full.inventory.model_dump(mode="json")
+    assert [each["healthy"] for each in told["gpus"]] == [True, False]
+
+
+async def test_an_announcement_is_newer_than_the_heartbeat_before_it(world: World):
+    await world.registry.hear_announcement(announced("node-1", gpu(0)))
+    await world.registry.hear_heartbeat(beat(gpus=(gpu_beat(0),)))
+    await world.registry.hear_announcement(announced("node-1", gpu(0, healthy=False, problem="GPU is lost")))
+
+    found = (await world.registry.query(NodeQuery(requires_gpu=True))).read()
+
+    assert found.total == 0
