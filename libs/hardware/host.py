@@ -84,7 +84,7 @@ def read_network() -> tuple[NetworkAddress, ...]:
 
 def _speed(told: int) -> int | None:
     """Virtual interfaces tell 0 or nonsense."""
-    return told if 0 < told < 4_000_000_000 and told != 65535 else None
+    return told if 0 < told < 2**31 and told != 65535 else None
 
 
 def _reachable(address: str) -> bool:

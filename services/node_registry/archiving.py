@@ -8,11 +8,11 @@ from typing import Any
 import structlog
 
 from libs.common.archive.archive import Archive
-from libs.common.archive.tables import Equal, Order
+from libs.common.archive.tables import Equal, Order, Table
 from libs.common.archive.writer import ArchiveWriter
 from libs.common.clock import Clock
 from libs.common.contracts.node_administration import NodeHistory
-from libs.common.errors import MeshError
+from libs.common.errors import Malformed, MeshError
 from services.node_registry.model import Node, Publisher
 from services.node_registry.numbering import Numbers
 from services.node_registry.observer import Observer
@@ -62,7 +62,7 @@ class Archiving:
 
     def write(self, event: Event) -> None:
         """We are elected: this is ours to archive."""
-        if self._writer.offer(NODE_EVENTS, [event], cursor=int(self._clock.monotonic() * 1000)):
+        if self._offered(NODE_EVENTS, event, cursor=int(self._clock.monotonic() * 1000)):
             return
         self._observer.lost()
         self._lost += 1
@@ -105,7 +105,15 @@ class Archiving:
             return False
         some = [self._stale.pop(node_id) for node_id in list(islice(self._stale, NODES_AT_ONCE))]
         now = self._clock.now()
-        return self._writer.offer(NODES, [node_row(node, at=now, number=numbers.next()) for node in some])
+        return all(self._offered(NODES, node_row(node, at=now, number=numbers.next())) for node in some)
+
+    def _offered(self, table: Table, row: Event, *, cursor: int | None = None) -> bool:
+        """False when there is no room. Strangers say what is in a row: one that no archive would take is put aside."""
+        try:
+            return self._writer.offer(table, [row], cursor=cursor)
+        except Malformed as error:
+            self._writer.put_aside(table, row, error.message)
+            return True
 
     async def look(self) -> None:
         """Whether the archive is there; what is wrong shows in `problem`."""

@@ -23,6 +23,10 @@ class Observer(Protocol):
         """An event found no room on its way into the archive."""
         ...
 
+    def put_aside(self, table: str) -> None:
+        """The archive will never take a row for this table."""
+        ...
+
     def elected(self, elected: bool) -> None:
         """Whether this registry tells changes and writes the archive."""
         ...

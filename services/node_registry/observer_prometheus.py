@@ -22,6 +22,12 @@ class PrometheusObserver:
         self._lost = Counter(
             "mesh_registry_archive_lost", "Events that found no room on their way into the archive.", registry=registry
         )
+        self._refused = Counter(
+            "mesh_registry_archive_refused",
+            "Rows that the archive will never take, put aside, by table.",
+            ("table",),
+            registry=registry,
+        )
         self._elected = Gauge(
             "mesh_registry_elected",
             "1 while this registry, of several, tells changes and writes the archive.",
@@ -41,6 +47,9 @@ class PrometheusObserver:
 
     def lost(self) -> None:
         self._lost.inc()
+
+    def put_aside(self, table: str) -> None:
+        self._refused.labels(table).inc()
 
     def elected(self, elected: bool) -> None:
         self._elected.set(elected)

@@ -41,7 +41,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     bus, clock, observer = platform.bus, platform.clock, PrometheusObserver(platform.metrics)
     archive, grace_seconds = platform.archive(), settings.lease_seconds + NOTICE_SECONDS
     schema = read_schema(OWNER, TABLES, Path(__file__).parent / "migrations")
-    writer = ArchiveWriter(archive, schema, clock, most_rows=settings.archive_rows)
+    writer = ArchiveWriter(archive, schema, clock, most_rows=settings.archive_rows, refused=observer.put_aside)
     archiving = Archiving(
         archive=archive,
         writer=writer,

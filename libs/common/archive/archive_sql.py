@@ -28,6 +28,8 @@ CONNECT_SECONDS = 5.0
 LOCK_SECONDS = 5.0
 CONNECTIONS = 3
 PREPARE_SECONDS = 120.0
+REFUSED = ("21", "22", "23", "54")
+"""Classes of PostgreSQL's errors: what was to be written is wrong, or larger than it can be."""
 
 
 class SqlArchive:
@@ -122,6 +124,8 @@ class SqlArchive:
         except (exc.IntegrityError, exc.DataError) as error:
             raise Malformed(f"the archive refuses this: {_first_line(error)}") from error
         except self._errors as error:
+            if _state(error).startswith(REFUSED):
+                raise Malformed(f"the archive refuses this: {_first_line(error)}") from error
             self._problem = f"the archive does not answer: {_first_line(error)}"
             raise Unavailable(self._problem) from error
         self._problem = None
@@ -160,6 +164,11 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("pragma synchronous = full")
     cursor.close()
+
+
+def _state(error: BaseException) -> str:
+    """PostgreSQL's five characters; of what SQLAlchemy does not sort, the class of the error is in the first two."""
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
 
 
 def _first_line(error: BaseException) -> str:

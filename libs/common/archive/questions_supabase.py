@@ -26,7 +26,7 @@ MISSING = {
 }
 """What to do about a refusal that only the owner of the project can mend; codes of PostgREST 12 and 14."""
 
-REFUSED = ("21", "22", "23", "PGRST100", "PGRST102", "PGRST103", "PGRST108", "PGRST118")
+REFUSED = ("21", "22", "23", "54", "PGRST100", "PGRST102", "PGRST103", "PGRST108", "PGRST118")
 """Of these it is the request that is wrong."""
 
 

@@ -18,9 +18,12 @@ from libs.common.errors import Malformed, MeshError
 log = structlog.get_logger()
 
 Committed = Callable[[int], None]
+Refused = Callable[[str], None]
 
 AGAIN_SECONDS = 0.5
 AGAIN_MOST_SECONDS = 15.0
+ROW_SHOWN = 2000
+"""Characters, in the log."""
 
 
 Entry = tuple[Table, dict[str, Any]]
@@ -43,13 +46,16 @@ class ArchiveWriter:
         *,
         most_rows: int = 20_000,
         committed: Committed | None = None,
+        refused: Refused | None = None,
     ) -> None:
-        """`most_rows` wait at most. `committed` is called with each cursor that was reached."""
+        """`most_rows` wait at most. `committed` is called with each cursor that was reached, `refused` with the name of
+        the table whenever a row was put aside."""
         self._archive = archive
         self._schema = schema
         self._clock = clock
         self._most = most_rows
         self._tell = committed
+        self._tell_refused = refused
         self._waiting: deque[Entry] = deque()
         self._marks: deque[tuple[int, int]] = deque()
         self._taken = 0
@@ -57,7 +63,9 @@ class ArchiveWriter:
         self._one_at_a_time = asyncio.Lock()
         self._prepared = False
         self._problem: str | None = None
+        self._last_refusal: str | None = None
         self.committed: int | None = None
+        self.refused = 0
 
     @property
     def waiting(self) -> int:
@@ -65,8 +73,19 @@ class ArchiveWriter:
         return len(self._waiting)
 
     def problem(self) -> str | None:
-        """Why rows wait; None when they are written. Fit for a check: the service works on, degraded."""
-        return None if self._problem is None else f"{self._problem} ({self.waiting} rows wait)"
+        """Why rows wait, and that some were put aside; None when all are written. Fit for a check: the service works
+        on, degraded."""
+        waits = None if self._problem is None else f"{self._problem} ({self.waiting} rows wait)"
+        aside = f"{self.refused} rows were put aside, the last because {self._last_refusal}" if self.refused else None
+        return "; ".join(reason for reason in (waits, aside) if reason is not None) or None
+
+    def put_aside(self, table: Table, row: Row, reason: str) -> None:
+        """A row that no archive or this one will never take: it is counted, and what it said is in the log."""
+        self.refused += 1
+        self._last_refusal = reason
+        log.error("archive_row_refused", table=table.name, reason=reason, row=repr(row)[:ROW_SHOWN])
+        if self._tell_refused is not None:
+            self._tell_refused(table.name)
 
     def offer(self, table: Table, rows: Sequence[Row], *, cursor: int | None = None) -> bool:
         """Take all of these rows, or none when there is no room: then the caller must come back with them.
@@ -152,12 +171,26 @@ class ArchiveWriter:
             await self._archive.prepare(self._schema)
             self._prepared = True
         batch = list(islice(self._waiting, MOST_ROWS))
+        refused: list[tuple[Table, Row, str]] = []
         for table in _in_order(self._schema.tables, batch):
-            await self._archive.upsert(table, _newest(table, [row for owner, row in batch if owner == table]))
+            refused += await self._write(table, _newest(table, [row for owner, row in batch if owner == table]))
+        for table, row, reason in refused:
+            self.put_aside(table, row, reason)
         for _ in batch:
             self._waiting.popleft()
         self._advance()
         self._change()
+
+    async def _write(self, table: Table, rows: Sequence[Row]) -> list[tuple[Table, Row, str]]:
+        """Returns those that the database refuses for what they are: they must not keep back the others."""
+        try:
+            await self._archive.upsert(table, rows)
+        except Malformed as error:
+            if len(rows) == 1:
+                return [(table, rows[0], error.message)]
+            half = len(rows) // 2
+            return [*await self._write(table, rows[:half]), *await self._write(table, rows[half:])]
+        return []
 
     def _advance(self) -> None:
         written = self._taken - len(self._waiting)

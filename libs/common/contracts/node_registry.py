@@ -5,11 +5,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from libs.common.contracts.base import Call, Identifier, Message, Moment, Topic
+from libs.common.contracts.base import MAX_INTEGER, Call, Identifier, Message, Moment, Topic
 
 MIB_MOST = 2**40
 """An exbibyte: what claims more is a mistake, and sums of it would not fit an archive's integers."""
 Mib = Annotated[int, Field(ge=0, le=MIB_MOST)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""What a machine has or does: more of anything is a mistake, and not every reader of JSON knows longer integers."""
 Ratio = Annotated[float, Field(ge=0)]
 
 
@@ -38,8 +40,8 @@ class NodeState(StrEnum):
 class Cpu(Message):
     model: str | None = None
     architecture: str | None = None
-    cores: int | None = Field(None, ge=0, description="physical cores")
-    threads: int | None = Field(None, ge=0, description="logical processors this machine, or its container, may use")
+    cores: Count | None = Field(None, description="physical cores")
+    threads: Count | None = Field(None, description="logical processors this machine, or its container, may use")
     frequency_mhz: float | None = Field(None, ge=0)
     flags: tuple[str, ...] = ()
 
@@ -65,7 +67,7 @@ class Gpu(Message):
     """One GPU. Known by `uuid`; `index` is only a display name. What cannot be known is null, never a guess."""
 
     uuid: Identifier
-    index: int = Field(ge=0)
+    index: Count
     name: str
     vendor: str
     vram_total_mb: Mib | None = None
@@ -81,8 +83,10 @@ class Gpu(Message):
     clock_mhz: float | None = None
     clock_max_mhz: float | None = None
     ecc_enabled: bool | None = None
-    ecc_uncorrected_errors: int | None = Field(None, ge=0, description="since it was made")
-    retired_pages: int | None = Field(None, ge=0, description="pages of memory taken out of use, for errors")
+    ecc_uncorrected_errors: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = Field(
+        None, description="since it was made"
+    )
+    retired_pages: Count | None = Field(None, description="pages of memory taken out of use, for errors")
     mig_devices: tuple[MigDevice, ...] = Field((), description="when it is divided: only its parts can be used")
     unified_memory: bool = False
     healthy: bool = True
@@ -97,7 +101,7 @@ class GpuLink(Message):
     path: str | None = Field(
         None, description="INTERNAL, PIX, PXB, PHB, NODE or SYS: what lies between them on the PCI bus, near to far"
     )
-    nvlinks: int = Field(0, ge=0, description="direct, or to the switch that they share")
+    nvlinks: Count = Field(0, description="direct, or to the switch that they share")
     peer_access: bool | None = Field(None, description="whether one may read the other's memory over NVLink")
 
 
@@ -110,7 +114,7 @@ class Disk(Message):
 class NetworkAddress(Message):
     interface: str
     address: str
-    speed_mbps: int | None = None
+    speed_mbps: Count | None = None
 
 
 class Problem(Message):
@@ -181,7 +185,7 @@ class NodeHeartbeat(Message):
 
     node_id: Identifier
     boot_id: Identifier
-    sequence: int = Field(ge=1)
+    sequence: Annotated[int, Field(ge=1, le=MAX_INTEGER)]
     at: Moment
     load_ratio: Ratio | None = Field(None, description="one-minute load average over logical processors")
     memory_available_mb: Mib | None = None
@@ -212,8 +216,8 @@ class Engine(Message):
     device: str = Field(examples=["cpu", "cuda"])
     device_reason: str = Field("", description="why this device, and on a machine with a GPU why not the GPU")
     url: str | None = None
-    slots: int = Field(0, ge=0, description="requests it serves at once")
-    context_tokens: int | None = Field(None, ge=0)
+    slots: Count = Field(0, description="requests it serves at once")
+    context_tokens: Count | None = None
     problem: str | None = None
 
 
@@ -221,8 +225,8 @@ class SlotPool(Message):
     """Slots that some kinds of work share: those of an engine, or those for functions."""
 
     work_types: tuple[str, ...]
-    slots: int = Field(ge=0)
-    free_slots: int = Field(ge=0)
+    slots: Count
+    free_slots: Count
 
 
 class NodeWorkload(Message):
@@ -231,8 +235,8 @@ class NodeWorkload(Message):
     node_id: Identifier
     boot_id: Identifier
     at: Moment
-    slots: int = Field(ge=0)
-    free_slots: int = Field(ge=0)
+    slots: Count
+    free_slots: Count
     work_types: tuple[str, ...] = ()
     engines: tuple[Engine, ...] = ()
     running: tuple[str, ...] = Field((), description="attempt tokens")
@@ -289,7 +293,7 @@ class Demands(Message):
     min_free_vram_mb: Mib | None = Field(None, description="free now on each of these GPUs")
     min_total_vram_mb: Mib | None = Field(None, description="usable on all GPUs together")
     min_ram_mb: Mib | None = None
-    min_cpu_threads: Annotated[int, Field(ge=0)] | None = None
+    min_cpu_threads: Count | None = None
 
 
 class NodeQuery(Demands):

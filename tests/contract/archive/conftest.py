@@ -89,7 +89,7 @@ async def bare(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         archive = postgresql_archive(postgres.url())
     else:
         supabase: Supabase = request.getfixturevalue("contract_supabase")
-        supabase.sql("truncate things, steps")
+        supabase.sql("truncate things, steps, nodes, node_events")
         archive = SupabaseArchive(supabase.url, supabase.service_key)
     yield archive
     await archive.close()

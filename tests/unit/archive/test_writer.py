@@ -194,3 +194,42 @@ async def test_draining_does_not_wait_for_an_archive_that_is_away():
 
     assert await writer.drain(5) == 1
     assert writer.committed is None
+
+
+class RefusingArchive(RecordingArchive):
+    """Will never take a thing of this name."""
+
+    async def upsert(self, table: Table, rows: Sequence[Row]) -> None:
+        if any(row.get("name") == "bad" for row in rows):
+            raise Malformed("a rule of the database says no")
+        await super().upsert(table, rows)
+
+
+async def test_a_row_that_is_refused_for_good_is_put_aside_and_keeps_nobody_back():
+    archive, told = RefusingArchive(), list[str]()
+    writer = ArchiveWriter(archive, SCHEMA, SystemClock(), refused=told.append)
+    things = [thing(name) for name in ("a", "b", "bad", "c", "d", "e")]
+
+    async with running(writer):
+        assert writer.offer(THINGS, things, cursor=6)
+        await soon(writer)
+
+    assert await names(archive) == ["a", "b", "c", "d", "e"]
+    assert (writer.waiting, writer.committed, writer.refused) == (0, 6, 1)
+    assert told == ["things"]
+    assert writer.problem() == "1 rows were put aside, the last because a rule of the database says no"
+
+
+async def test_an_outage_while_a_refused_row_is_looked_for_loses_nothing():
+    archive, clock = RefusingArchive(), ManualClock()
+    writer = ArchiveWriter(archive, SCHEMA, clock)
+    writer.offer(THINGS, [thing("a"), thing("bad"), thing("c")])
+    archive.go_away("the disk is gone")
+
+    async with running(writer):
+        await settled()
+        archive.come_back()
+        clock.advance(60)
+        await soon(writer)
+
+    assert await names(archive) == ["a", "c"]

@@ -36,6 +36,7 @@ class Counts:
     now: dict[NodeState, int] = field(default_factory=dict)
     mass: bool = False
     events_lost: int = 0
+    refused_rows: Counter[str] = field(default_factory=Counter)
     is_elected: bool = False
 
     def heard(self, kind: str) -> None:
@@ -49,6 +50,9 @@ class Counts:
 
     def lost(self) -> None:
         self.events_lost += 1
+
+    def put_aside(self, table: str) -> None:
+        self.refused_rows[table] += 1
 
     def elected(self, elected: bool) -> None:
         self.is_elected = elected
@@ -87,7 +91,7 @@ async def one_registry(
     kept, counts = archive or MemoryArchive(), Counts()
     async with server.connect("registry") as transport:
         bus = Bus(transport, name="node_registry", observer=RecordingObserver(), clock=clock)
-        writer = ArchiveWriter(kept, SCHEMA, clock, most_rows=most_rows)
+        writer = ArchiveWriter(kept, SCHEMA, clock, most_rows=most_rows, refused=counts.put_aside)
         archiving = Archiving(
             archive=kept,
             writer=writer,
