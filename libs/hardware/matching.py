@@ -84,12 +84,12 @@ def _too_little(field: str, has: int | None, wanted: int, whose: str = "it", *, 
 def _about_node(asked: Demands) -> Iterator[Clause]:
     if asked.node_ids is not None:
         names = frozenset(asked.node_ids)
-        yield Clause(lambda node: node.node_id in names, lambda _: Lack("node_ids", "it is not among them"))
+        yield Judgement(lambda node: node.node_id in names, lambda _: Lack("node_ids", "it is not among them"))
     if (tier := named(Tier, "tier", asked.tier)) is not None:
-        yield Clause(lambda node: node.tier is tier, lambda node: Lack("tier", f"it is {node.tier}, not {tier}"))
+        yield Judgement(lambda node: node.tier is tier, lambda node: Lack("tier", f"it is {node.tier}, not {tier}"))
     if (least := named(Tier, "min_tier", asked.min_tier)) is not None:
         good = ORDER[: ORDER.index(least) + 1]  # a tuple: a word of an enumeration is slow to hash
-        yield Clause(
+        yield Judgement(
             lambda node: node.tier in good, lambda node: Lack("min_tier", f"it is {node.tier}, less than {least}")
         )
     for label, value in asked.labels.items():
@@ -101,21 +101,21 @@ def _label(label: str, value: str) -> Clause:
         has = node.labels.get(label)
         return Lack("labels", f"{label} is {'not set' if has is None else has}, not {value}")
 
-    return Clause(lambda node: node.labels.get(label) == value, lack)
+    return Judgement(lambda node: node.labels.get(label) == value, lack)
 
 
 def _about_machine(asked: Demands) -> Iterator[Clause]:
     if (platform := named(Platform, "platform", asked.platform)) is not None:
-        yield Clause(
+        yield Judgement(
             lambda node: node.platform is platform,
             lambda node: Lack("platform", f"it is {node.platform}, not {platform}"),
         )
     if (ram := asked.min_ram_mb) is not None:
-        yield Clause(
+        yield Judgement(
             lambda node: (node.ram_total_mb or 0) >= ram, lambda node: _too_little("min_ram_mb", node.ram_total_mb, ram)
         )
     if (threads := asked.min_cpu_threads) is not None:
-        yield Clause(
+        yield Judgement(
             lambda node: (node.threads or 0) >= threads,
             lambda node: _too_little("min_cpu_threads", node.threads, threads),
         )
@@ -123,7 +123,7 @@ def _about_machine(asked: Demands) -> Iterator[Clause]:
 
 def _about_gpus(asked: Demands) -> Iterator[Clause]:
     if (total := asked.min_total_vram_mb) is not None:
-        yield Clause(
+        yield Judgement(
             lambda node: _usable_vram(node) >= total,
             lambda node: _too_little("min_total_vram_mb", _usable_vram(node), total, "its GPUs together"),
         )
@@ -135,19 +135,19 @@ def _about_gpus(asked: Demands) -> Iterator[Clause]:
 def _about_one_gpu(asked: Demands) -> Iterator[_GpuDemand]:
     if (part := asked.gpu_model) is not None:
         name = part.lower()
-        yield _GpuDemand(lambda gpu: name in gpu.name.lower(), lambda gpu: Lack("gpu_model", f"it is {gpu.name}"))
+        yield Judgement(lambda gpu: name in gpu.name.lower(), lambda gpu: Lack("gpu_model", f"it is {gpu.name}"))
     if (wanted := asked.compute_capability) is not None:
-        yield _GpuDemand(
+        yield Judgement(
             lambda gpu: _capable(gpu.compute_capability, wanted),
             lambda gpu: Lack("compute_capability", f"{gpu.name} has {gpu.compute_capability or 'an unknown one'}"),
         )
     if (size := asked.min_vram_mb_per_gpu) is not None:
-        yield _GpuDemand(
+        yield Judgement(
             lambda gpu: (gpu.usable_mb or 0) >= size,
             lambda gpu: _too_little("min_vram_mb_per_gpu", gpu.usable_mb, size, gpu.name),
         )
     if (free := asked.min_free_vram_mb) is not None:
-        yield _GpuDemand(
+        yield Judgement(
             lambda gpu: (gpu.free_mb or 0) >= free,
             lambda gpu: _too_little(
                 "min_free_vram_mb", gpu.free_mb, free, gpu.name, passing=(gpu.usable_mb or 0) >= free
@@ -168,7 +168,7 @@ def _enough_gpus(demands: Sequence[_GpuDemand], needed: int) -> Clause:
                     return True
         return False
 
-    return Clause(holds, lambda node: _too_few_gpus(demands, needed, node))
+    return Judgement(holds, lambda node: _too_few_gpus(demands, needed, node))
 
 
 def _every(judgements: Sequence[Callable[[GpuFacts], bool]]) -> Callable[[GpuFacts], bool]:

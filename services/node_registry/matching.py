@@ -82,21 +82,19 @@ def refusals(node: Node, wanted: Wanted) -> list[str]:
 
 def _about_node(query: NodeQuery) -> Iterator[_NodeClause]:
     if query.online_only:
-        yield _NodeClause(
+        yield Judgement(
             lambda node: node.life.state is NodeState.ONLINE,
             lambda node: Lack("online_only", f"it is {node.life.state} ({node.life.reason})"),
         )
     if (states := _states(query.states)) is not None:
-        yield _NodeClause(
-            lambda node: node.life.state in states, lambda node: Lack("states", f"it is {node.life.state}")
-        )
+        yield Judgement(lambda node: node.life.state in states, lambda node: Lack("states", f"it is {node.life.state}"))
     if (draining := query.draining) is not None:
-        yield _NodeClause(
+        yield Judgement(
             lambda node: node.draining is draining,
             lambda node: Lack("draining", f"it is {'' if node.draining else 'not '}draining"),
         )
     if (model := query.model_name) is not None:
-        yield _NodeClause(
+        yield Judgement(
             lambda node: node.workload is not None and model in node.workload.ready_models,
             lambda _: Lack("model_name", f"{model} is not loaded and ready there"),
         )

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from libs.common.contracts.node_registry import Disk, Memory, NodeState
 from services.node_registry.capabilities import difference
+from services.node_registry.facts import announced as kept
 from services.node_registry.machine import outlived
 from services.node_registry.model import Life, Rules
 from tests.nodes import announced, gpu, inventory
@@ -17,14 +18,14 @@ def test_what_moves_all_the_time_is_no_change(free_vram, free_ram, free_disk):
     def told(vram: int, ram: int, disk: int):
         memory, disks = Memory(total_mb=10, available_mb=ram), (Disk(path="/", total_mb=10, free_mb=disk),)
         machine = inventory(gpu(0, vram_free_mb=vram, temperature_celsius=vram), memory=memory, disks=disks)
-        return announced("a", inventory=machine)
+        return kept(announced("a", inventory=machine))
 
     assert difference(told(1, 1, 1), told(free_vram, free_ram, free_disk)) == {}
 
 
 @given(st.lists(st.integers(0, 5), unique=True), st.lists(st.integers(0, 5), unique=True))
 def test_a_gpu_that_came_or_went_is_a_change_that_says_what_was_and_is(before, after):
-    found = difference(announced("a", *map(gpu, before)), announced("a", *map(gpu, after)))
+    found = difference(kept(announced("a", *map(gpu, before))), kept(announced("a", *map(gpu, after))))
 
     assert ("gpus" in found) == (before != after)
     if before != after:
