@@ -33,6 +33,10 @@ class SimulatedNode:
         self._number = number
         self._sequence = 0
 
+    @property
+    def _free_mb(self) -> int:
+        return 60_000 + self._sequence % 1000
+
     def announcement(self, interval: float) -> bytes:
         links = [
             {"first": first, "second": second, "path": "NODE", "nvlinks": 18, "peer_access": True}
@@ -58,9 +62,14 @@ class SimulatedNode:
 
     def heartbeat(self) -> bytes:
         self._sequence += 1
-        free = 60_000 + self._sequence % 1000
         gpus = [
-            {"uuid": uuid, "vram_free_mb": free, "utilization_ratio": 0.4, "temperature_celsius": 51.0, "healthy": True}
+            {
+                "uuid": uuid,
+                "vram_free_mb": self._free_mb,
+                "utilization_ratio": 0.4,
+                "temperature_celsius": 51.0,
+                "healthy": True,
+            }
             for uuid in self._uuids
         ]
         return self._told(sequence=self._sequence, load_ratio=0.2, memory_available_mb=1_900_000, gpus=gpus)
@@ -86,7 +95,7 @@ class SimulatedNode:
             "vendor": "nvidia",
             "vram_total_mb": 81559,
             "vram_used_mb": 0,
-            "vram_free_mb": 81008,
+            "vram_free_mb": self._free_mb,
             "vram_reserved_mb": 551,
             "compute_capability": "9.0",
             "pci_address": f"00000000:{index:02X}:00.0",
