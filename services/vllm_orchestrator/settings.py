@@ -1,6 +1,8 @@
 """Every knob of the vLLM orchestrator."""
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -11,4 +13,35 @@ class Settings(BaseSettings):
 
     port: int = Field(
         8117, ge=0, le=65535, validation_alias="VLLM_ORCHESTRATOR_PORT", description="Where the HTTP door listens."
+    )
+    models_folder: Path | None = Field(
+        None,
+        validation_alias="VLLM_MODELS_FOLDER",
+        description="A folder with one folder for each model, which may then be named by path.",
+    )
+    catalogue: Path | None = Field(
+        None,
+        validation_alias="VLLM_CATALOGUE",
+        description="A JSON file with more models to offer, in the form that the page on models shows.",
+    )
+    hub: str = Field(
+        "https://huggingface.co",
+        pattern=r"^https?://\S+$",
+        validation_alias="HF_ENDPOINT",
+        json_schema_extra={"allowed": "an address such as https://huggingface.co"},
+        description="The hub that is asked for models' configurations.",
+    )
+    hub_token: SecretStr | None = Field(
+        None, validation_alias="HF_TOKEN", description="The hub's token, for models that are gated or private."
+    )
+    hub_cache: Path | None = Field(
+        None,
+        validation_alias="HF_HUB_CACHE",
+        description="The cache of Hugging Face's clients. Not set: `~/.cache/huggingface/hub`.",
+    )
+    hub_offline: bool = Field(
+        False, validation_alias="HF_HUB_OFFLINE", description="Never ask the hub: only what is here already is known."
+    )
+    hub_seconds: float = Field(
+        20.0, ge=0.1, le=600, validation_alias="VLLM_HUB_SECONDS", description="How long the hub may take to answer."
     )

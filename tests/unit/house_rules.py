@@ -66,6 +66,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/node_registry/archiving.py",
         "services/node_registry/election.py",
         "services/node_registry/publishing.py",
+        "services/vllm_orchestrator/planning.py",
         "services/work_marshaling/again.py",
         "services/work_marshaling/archiving.py",
         "services/work_marshaling/asking.py",

@@ -1,9 +1,17 @@
-"""What is told of engines over the whole mesh."""
+"""What is told of engines over the whole mesh, and how it is planned which are started where."""
 
-from pydantic import Field
+from enum import StrEnum
+from typing import Annotated
 
-from libs.common.contracts.base import Message
-from libs.common.contracts.node_registry import Engine
+from pydantic import ConfigDict, Field, model_validator
+
+from libs.common.contracts.base import Call, Identifier, JsonObject, Message
+from libs.common.contracts.node_registry import Engine, GpuLink
+
+MOST_BYTES = 2**53
+MOST_NODES, MOST_GPUS = 1000, 64
+Bytes = Annotated[int, Field(ge=0, le=MOST_BYTES)]
+ModelName = Annotated[str, Field(min_length=1, max_length=256, examples=["Qwen/Qwen3-8B"])]
 
 
 class PlacedEngine(Message):
@@ -32,3 +40,214 @@ class ServedModel(Message):
 
 class ServedModels(Message):
     models: tuple[ServedModel, ...]
+
+
+class Preference(StrEnum):
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    FEWEST_GPUS = "fewest_gpus"
+
+
+class Device(StrEnum):
+    GPU = "gpu"
+    CPU = "cpu"
+
+
+class PlanGpu(Message):
+    """A GPU to plan with. `index` is its place in the order of the PCI bus; left out: its place in the list."""
+
+    uuid: Identifier
+    name: str = Field("", max_length=128)
+    total_bytes: Annotated[int, Field(ge=1, le=MOST_BYTES)]
+    free_bytes: Bytes | None = Field(None, description="left out: all of it")
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")] | None = Field(None, examples=["9.0"])
+    index: Annotated[int, Field(ge=0, le=1024)] | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "PlanGpu":
+        if self.free_bytes is not None and self.free_bytes > self.total_bytes:
+            raise ValueError(f"free_bytes of {self.uuid} is more than its total_bytes")
+        return self
+
+
+class PlanNode(Message):
+    """A machine to plan with. GPUs are connected by NVLink where a link between them says so."""
+
+    node_id: Identifier
+    gpus: tuple[PlanGpu, ...] = Field((), max_length=MOST_GPUS)
+    links: tuple[GpuLink, ...] = Field((), max_length=MOST_GPUS * MOST_GPUS)
+    ram_free_bytes: Bytes = Field(0, description="for an engine on the processor")
+    cpu_threads: Annotated[int, Field(ge=0, le=65536)] = 0
+    address: Annotated[str, Field(max_length=256)] = Field("", description="where other nodes reach it")
+    interface: Annotated[str, Field(max_length=64)] = Field("", description="the network interface of that address")
+
+
+class PlanOptions(Message):
+    """What is wanted of an engine. What is left out is chosen, and the answer says what was."""
+
+    max_model_len: Annotated[int, Field(ge=1, le=2**31)] | None = Field(
+        None, description="left out: the longest that the model knows"
+    )
+    concurrency: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
+        1.0, description="requests of the longest length at once, over all replicas"
+    )
+    tokens_per_second: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        None, description="of all requests together; estimated from memory bandwidth"
+    )
+    prefer: Preference | None = None
+    replicas: Annotated[int, Field(ge=1, le=1000)] | None = Field(None, description="left out: as many as it takes")
+    device: Device | None = Field(None, description="left out: a processor only where there is no GPU")
+    dtype: Annotated[str, Field(max_length=32)] | None = None
+    quantization: Annotated[str, Field(max_length=32)] | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    pipeline_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_num_seqs: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    kv_cache_dtype: Annotated[str, Field(max_length=32)] = "auto"
+    enforce_eager: bool = False
+    vllm_version: Annotated[str, Field(max_length=32)] | None = Field(None, examples=["0.33.0"])
+
+
+class PlanRequest(PlanOptions):
+    """A model by its name or its configuration, the machines, and what is wanted. Nothing is reserved or started."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    model_name: ModelName | None = Field(None, description="of a hub, or a folder of models here")
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,128}$")] | None = None
+    configuration: JsonObject | None = Field(
+        None, alias="model_config", description="the model's config.json, instead of its name"
+    )
+    weights_bytes: Annotated[int, Field(ge=1, le=MOST_BYTES)] | None = Field(None, description="of all its files")
+    parameter_count: Annotated[int, Field(ge=1, le=MOST_BYTES)] | None = None
+    nodes: tuple[PlanNode, ...] | None = Field(
+        None, max_length=MOST_NODES, description="left out: the machines that the registry knows to be online"
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "PlanRequest":
+        if self.model_name is None and self.configuration is None:
+            raise ValueError("model_name or model_config is wanted")
+        if self.weights_bytes is not None and self.parameter_count is not None:
+            raise ValueError("weights_bytes and parameter_count exclude each other")
+        ids = [node.node_id for node in self.nodes or ()]
+        if len(set(ids)) != len(ids):
+            raise ValueError("nodes names a node_id twice")
+        uuids = [gpu.uuid for node in self.nodes or () for gpu in node.gpus]
+        if len(set(uuids)) != len(uuids):
+            raise ValueError("nodes names a GPU's uuid twice")
+        return self
+
+
+class PlannedMemory(Message):
+    """What becomes of one GPU's memory. `budget_bytes` is what the engine may take, and the sum of the terms below."""
+
+    gpu_uuid: str
+    node_id: str
+    replica: int = Field(0, ge=0)
+    stage: int = Field(0, ge=0)
+    rank: int = Field(0, ge=0)
+    total_bytes: int
+    free_bytes: int
+    budget_bytes: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    activation_bytes: int
+    cuda_graph_bytes: int
+    non_torch_bytes: int
+
+
+class PlannedCommand(Message):
+    """What to start on one node: `vllm serve` with these arguments, and with this added to the environment."""
+
+    node_id: str
+    replica: int = Field(0, ge=0)
+    vllm_args: tuple[str, ...]
+    environment: dict[str, str]
+
+
+class RefusedDivision(Message):
+    """A division that was looked at and not taken. `message` is vLLM's own where vLLM would say one."""
+
+    strategy: str
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    code: str
+    message: str
+
+
+class NearestChange(Message):
+    """With this changed it would fit. `value` is empty where the option is to be left out."""
+
+    option: str
+    value: str
+    message: str
+
+
+class PlanAnswer(Message):
+    """What to start, and why. Where nothing fits, `missing` says what is lacking and `changes` what would help."""
+
+    fits: bool
+    model_name: str | None = None
+    strategy: str | None = Field(
+        None, description="SINGLE_GPU, TENSOR_PARALLEL, PIPELINE_PARALLEL, HYBRID_TP_PP or CPU"
+    )
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    layers_per_stage: tuple[int, ...] = ()
+    replicas: int = 0
+    gpu_memory_utilization: float | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    memory_per_gpu: tuple[PlannedMemory, ...] = ()
+    ram_bytes: int = Field(0, description="of an engine on the processor")
+    kv_cache_tokens: int = Field(0, description="of one replica")
+    max_concurrency: float = Field(0.0, description="requests of the longest length at once, of one replica")
+    estimated_tokens_per_second: float | None = Field(None, description="of one replica, by memory bandwidth alone")
+    vllm_args: tuple[str, ...] = Field((), description="after `vllm serve`, on the first node of the first replica")
+    environment: dict[str, str] = {}
+    commands: tuple[PlannedCommand, ...] = Field((), description="of every node of every replica")
+    reasons: tuple[str, ...] = ()
+    refused: tuple[RefusedDivision, ...] = ()
+    missing: str = ""
+    changes: tuple[NearestChange, ...] = ()
+    confidence: str = Field("high", description="high, medium or low")
+    vllm_version: str = ""
+
+
+class Strategy(Message):
+    name: str
+    summary: str
+
+
+class Strategies(Message):
+    strategies: tuple[Strategy, ...]
+    preferences: tuple[Strategy, ...]
+
+
+class FittingModel(Message):
+    """A model of the catalogue, and whether it fits the machines that are online now."""
+
+    model_name: str
+    parameters: int | None = None
+    fits: bool
+    strategy: str | None = None
+    gpus: int = 0
+    max_model_len: int | None = None
+    max_concurrency: float = 0.0
+    reason: str = Field("", description="why it does not fit, or cannot be told")
+
+
+class FittingModels(Message):
+    models: tuple[FittingModel, ...]
+
+
+PLAN = Call(
+    subject="compute.vllm.request.v1",
+    request=PlanRequest,
+    reply=PlanAnswer,
+    owner="vllm_orchestrator",
+    summary="How a model would be served on these machines; nothing is reserved or started.",
+)

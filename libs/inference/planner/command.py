@@ -13,9 +13,11 @@ READY_SECONDS, READY_BYTES_PER_SECOND = 600, 200 * 10**6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
-    """What the command line says of the model itself."""
+    """What the command line says of the model itself. `served_name` is what clients call it, where that differs."""
 
     model_name: str
+    served_name: str | None = None
+    revision: str | None = None
     dtype: str | None = None
     quantization: str | None = None
 
@@ -49,7 +51,7 @@ def node_commands(instance: Instance, naming: Naming, nodes: Mapping[str, Node])
 
 def _arguments(instance: Instance, naming: Naming) -> list[str]:
     options, parallel = instance.options, instance.parallel
-    found = [naming.model_name]
+    found = model_arguments(naming)
     for name, value in (
         ("tensor-parallel-size", parallel.tensor),
         ("pipeline-parallel-size", parallel.pipeline),
@@ -60,12 +62,22 @@ def _arguments(instance: Instance, naming: Naming) -> list[str]:
     ):
         found += [f"--{name}", str(value)]
     dtype = naming.dtype or ("half" if _wants_half(instance) else None)
-    for name, text in (("dtype", dtype), ("quantization", naming.quantization)):
-        found += [f"--{name}", text] if text is not None else []
+    found += ["--dtype", dtype] if dtype is not None else []
     if options.kv_cache_dtype != "auto":
         found += ["--kv-cache-dtype", options.kv_cache_dtype]
     found += ["--enforce-eager"] if options.enforce_eager else []
     return found + (["--enable-expert-parallel"] if parallel.expert_parallel else [])
+
+
+def model_arguments(naming: Naming) -> list[str]:
+    found = [naming.model_name]
+    for name, text in (
+        ("served-model-name", naming.served_name),
+        ("revision", naming.revision),
+        ("quantization", naming.quantization),
+    ):
+        found += [f"--{name}", text] if text is not None else []
+    return found
 
 
 def _wants_half(instance: Instance) -> bool:

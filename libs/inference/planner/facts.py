@@ -140,7 +140,11 @@ class Quantisation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """A model, as its configuration tells it. `type_bytes` is the size of an unquantised weight."""
+    """A model, as its configuration tells it. `type_bytes` is the size of an unquantised weight.
+
+    `scales` say by what part of a model how much larger its files are than computed, `beside` how many bytes they hold
+    that are not counted otherwise.
+    """
 
     architecture: str
     hidden: int
@@ -156,6 +160,8 @@ class ModelFacts:
     pipeline: bool = True
     certainty: Certainty = Certainty.EXACT
     doubts: tuple[str, ...] = field(default=())
+    scales: tuple[tuple[str, float], ...] = ()
+    beside: int = 0
 
     @property
     def heads(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from libs.inference.planner.activations import activation_bytes
 from libs.inference.planner.changes import Question
-from libs.inference.planner.command import Naming
+from libs.inference.planner.command import Naming, model_arguments
 from libs.inference.planner.devices import Node
 from libs.inference.planner.kv_cache import kv_layout
 from libs.inference.planner.memory import GIB
@@ -17,6 +17,9 @@ from libs.inference.planner.weights import weight_bytes
 
 PROGRAM_BYTES = 2 * GIB
 """Python, PyTorch and vLLM themselves, before a model is loaded."""
+
+METHODS = frozenset({"awq", "gptq", "int8", "compressed-tensors"})
+"""Quantisations that the CPU backend runs. Source: vLLM's installation page for CPUs."""
 
 BLOCK_TOKENS = 128
 BATCHED_TOKENS, SEQUENCES = 2048, 128
@@ -33,6 +36,9 @@ class CpuPlan:
     kv_cache: int
     activation: int
     program: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
     kv_cache_tokens: int
     max_concurrency: float
     arguments: tuple[str, ...]
@@ -47,6 +53,9 @@ def plan_on_cpu(question: Question, naming: Naming) -> tuple[CpuPlan | None, str
         return None, "On a CPU this planner starts one rank: leave tensor and pipeline parallelism at 1."
     if node is None or node.ram == 0:
         return None, "There is no GPU that could be used, and no node says how much RAM is free."
+    method = question.facts.quantisation.method if question.facts.quantisation else None
+    if method is not None and method not in METHODS:
+        return None, f"vLLM does not run the quantisation {method} on a CPU."
     options = _options(node, question)
     for refusal in option_refusals(question.facts, options):
         return None, refusal.message
@@ -77,11 +86,10 @@ def _on(node: Node, question: Question, naming: Naming, options: Options) -> Cpu
     gib = max(1, math.ceil(wanted / GIB))
     blocks = layout.blocks_in(gib * GIB)
     weights, peak = weight_bytes(question.facts, Parallel()), activation_bytes(question.facts, Parallel(), options)
-    arguments = [naming.model_name, "--max-model-len", str(options.max_model_len)]
+    arguments = [*model_arguments(naming), "--max-model-len", str(options.max_model_len)]
     arguments += ["--max-num-seqs", str(options.max_num_seqs)]
     arguments += ["--max-num-batched-tokens", str(options.max_num_batched_tokens)]
-    for name, text in (("--dtype", naming.dtype), ("--quantization", naming.quantization)):
-        arguments += [name, text] if text else []
+    arguments += ["--dtype", naming.dtype] if naming.dtype else []
     environment = {"VLLM_CPU_KVCACHE_SPACE": str(gib)}
     if node.threads:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{node.threads - 1}"
@@ -92,6 +100,9 @@ def _on(node: Node, question: Question, naming: Naming, options: Options) -> Cpu
         kv_cache=gib * GIB,
         activation=peak,
         program=PROGRAM_BYTES,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
         kv_cache_tokens=layout.tokens(blocks, demand),
         max_concurrency=layout.concurrency(blocks, demand),
         arguments=tuple(arguments),

@@ -65,7 +65,8 @@ def weight_bytes_by_part(facts: ModelFacts, parallel: Parallel, stage: int = 0) 
 
 def weight_bytes(facts: ModelFacts, parallel: Parallel, stage: int = 0) -> int:
     """Bytes that loading the model takes on each GPU of a stage."""
-    return sum(weight_bytes_by_part(facts, parallel, stage).values()) + rotation_bytes(facts)
+    beside = facts.beside if stage == 0 else 0
+    return sum(weight_bytes_by_part(facts, parallel, stage).values()) + rotation_bytes(facts) + beside
 
 
 def layer_bytes(facts: ModelFacts, parallel: Parallel) -> tuple[int, ...]:
@@ -81,9 +82,9 @@ def layer_bytes(facts: ModelFacts, parallel: Parallel) -> tuple[int, ...]:
 
 def end_bytes(facts: ModelFacts, parallel: Parallel, stage: int) -> int:
     """Bytes of what a stage holds beside its layers, with the table of rotations."""
-    return rotation_bytes(facts) + sum(
-        matrix_bytes(facts, matrix, parallel) for matrix in end_matrices(facts, parallel, stage)
-    )
+    beside = facts.beside if stage == 0 else 0
+    matrices = end_matrices(facts, parallel, stage)
+    return rotation_bytes(facts) + beside + sum(matrix_bytes(facts, matrix, parallel) for matrix in matrices)
 
 
 def rotation_bytes(facts: ModelFacts) -> int:
@@ -95,12 +96,27 @@ def matrix_bytes(facts: ModelFacts, matrix: Matrix, parallel: Parallel) -> int:
     """Bytes of one matrix, or of all experts of a layer, on one GPU."""
     stored = _storage(facts, matrix)
     copies, outputs, inputs = rank_shape(matrix, parallel)
+    unfolded = _unfolded(facts, matrix, outputs, inputs) if stored is not None else 0
     if stored is not None and stored.method == "mxfp4" and matrix.part is Part.EXPERTS:
         outputs, inputs = _padded_for_mxfp4(matrix, outputs, inputs)
     vectors = matrix.vectors * outputs // matrix.outputs * facts.type_bytes
     if stored is None:
-        return copies * (outputs * inputs * facts.type_bytes + vectors)
-    return copies * (stored_bytes(stored, outputs, inputs) + vectors) + _unfolded(facts, matrix, outputs, inputs)
+        size = copies * (outputs * inputs * facts.type_bytes + vectors)
+    else:
+        size = copies * (stored_bytes(stored, outputs, inputs) + vectors)
+    return int(size * scale_of(facts, matrix.part)) + unfolded
+
+
+def file_bytes(facts: ModelFacts, matrix: Matrix) -> int:
+    """Bytes of one matrix as a file holds it, without what vLLM pads or keeps twice."""
+    stored, vectors = _storage(facts, matrix), matrix.vectors * facts.type_bytes
+    if stored is None:
+        return matrix.copies * (matrix.outputs * matrix.inputs * facts.type_bytes + vectors)
+    return matrix.copies * (stored_bytes(stored, matrix.outputs, matrix.inputs) + vectors)
+
+
+def scale_of(facts: ModelFacts, part: Part) -> float:
+    return next((scale for name, scale in facts.scales if name == part), 1.0) if facts.scales else 1.0
 
 
 def _storage(facts: ModelFacts, matrix: Matrix) -> Quantisation | None:

@@ -107,6 +107,13 @@ def test_a_machine_without_a_gpu_serves_on_its_processor():
     assert found.on_cpu.environment == {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0-7"}
 
 
+def test_a_processor_does_not_run_every_quantisation():
+    found = _plan("openai/gpt-oss-20b", Node(node_id="c", ram=64 * GIB))
+
+    assert not found.fits
+    assert "mxfp4" in found.missing
+
+
 @pytest.mark.parametrize("machine", [Node(node_id="c", ram=8 * GIB), Node(node_id="c")])
 def test_a_machine_with_too_little_of_anything_says_so(machine: Node):
     found = _plan(LLAMA, machine)

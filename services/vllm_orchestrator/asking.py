@@ -1,0 +1,79 @@
+"""From a request and a model's documents to the planner's question."""
+
+from collections.abc import Sequence
+
+from libs.common.contracts.vllm_orchestrator import PlanRequest
+from libs.common.errors import Malformed
+from libs.inference.planner.architectures import model_facts
+from libs.inference.planner.changes import Question
+from libs.inference.planner.command import Naming
+from libs.inference.planner.devices import Node
+from libs.inference.planner.facts import ModelFacts
+from libs.inference.planner.fields import Unsupported
+from libs.inference.planner.goal import Goal, Prefer
+from libs.inference.planner.kv_cache import ELEMENT_BYTES
+from libs.inference.planner.options import Asked
+from libs.inference.planner.overrides import with_dtype, with_quantisation
+from libs.inference.planner.stored import with_parameter_count, with_stored_tensors, with_weights_bytes
+from libs.inference.planner.versions import Engine, engine_of
+from services.vllm_orchestrator.model import ModelDocuments
+
+NAMELESS = "model"
+
+
+def question_of(request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node]) -> Question:
+    """Raises `Malformed` for a field that is wrong or contradicts another, `Unsupported` for a model beyond us."""
+    if request.kv_cache_dtype not in ELEMENT_BYTES:
+        known = ", ".join(ELEMENT_BYTES)
+        raise Malformed(
+            f"kv_cache_dtype must be one of {known}, not {request.kv_cache_dtype!r}", field="kv_cache_dtype"
+        )
+    if request.device == "cpu" and (request.tensor_parallel_size or 1) * (request.pipeline_parallel_size or 1) > 1:
+        raise Malformed("device cpu contradicts a division over GPUs: leave the sizes at 1", field="device")
+    return Question(
+        facts=facts_of(request, documents),
+        asked=Asked(
+            gpu_memory_utilization=request.gpu_memory_utilization,
+            max_model_len=request.max_model_len,
+            max_num_batched_tokens=request.max_num_batched_tokens,
+            max_num_seqs=request.max_num_seqs,
+            kv_cache_dtype=request.kv_cache_dtype,
+            enforce_eager=request.enforce_eager,
+        ),
+        engine=engine_of(request.vllm_version) if request.vllm_version else Engine(),
+        nodes=nodes,
+        goal=Goal(
+            concurrency=request.concurrency,
+            prefer=Prefer(request.prefer) if request.prefer else None,
+            tensor=request.tensor_parallel_size,
+            pipeline=request.pipeline_parallel_size,
+            replicas=request.replicas,
+            tokens_per_second=request.tokens_per_second,
+        ),
+    )
+
+
+def facts_of(request: PlanRequest, documents: ModelDocuments) -> ModelFacts:
+    try:
+        facts = model_facts(documents.config, documents.quantisation)
+    except (Malformed, Unsupported) as error:
+        named = f"config.json of {documents.model_name}" if request.configuration is None else "model_config"
+        raise type(error)(f"{named}: {error.message}", **error.details) from error
+    facts = with_quantisation(with_dtype(facts, request.dtype), request.quantization)
+    if request.weights_bytes is not None:
+        return with_weights_bytes(facts, request.weights_bytes)
+    if request.parameter_count is not None:
+        return with_parameter_count(facts, request.parameter_count)
+    loaded_otherwise = request.quantization is not None and "quantization_config" not in documents.config
+    return facts if loaded_otherwise or not documents.tensors else with_stored_tensors(facts, documents.tensors)
+
+
+def naming_of(request: PlanRequest, documents: ModelDocuments) -> Naming:
+    name = request.model_name or NAMELESS
+    return Naming(
+        model_name=documents.place or name,
+        served_name=name if documents.place not in ("", name) else None,
+        revision=request.revision,
+        dtype=request.dtype,
+        quantization=request.quantization,
+    )

@@ -1,0 +1,28 @@
+"""What the orchestrator knows of models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from libs.inference.planner.headers import StoredTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDocuments:
+    """What says how a model is built: its configuration, and what its files hold where that could be read.
+
+    `place` is the folder that an engine is to read it from, where that is not found by the name.
+    """
+
+    model_name: str
+    place: str = ""
+    config: Mapping[str, object]
+    quantisation: Mapping[str, object] | None = None
+    tensors: tuple[StoredTensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueEntry:
+    """A model to offer. Without a configuration it is looked up by its name."""
+
+    model_name: str
+    config: Mapping[str, object] | None = None

@@ -1,0 +1,142 @@
+"""Plans: how a model would be served. Nothing is reserved or started."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from libs.common.bus.bus import Bus
+from libs.common.clock import Clock
+from libs.common.contracts.gpu_orchestrator import GpuStates
+from libs.common.contracts.node_registry import QUERY, NodeQuery
+from libs.common.contracts.vllm_orchestrator import (
+    FittingModel,
+    FittingModels,
+    PlanAnswer,
+    PlanRequest,
+    Strategies,
+    Strategy,
+)
+from libs.common.errors import Conflict, MeshError
+from libs.inference.planner.devices import Node
+from libs.inference.planner.parameters import parameter_count
+from libs.inference.planner.plan import Plan, plan
+from services.vllm_orchestrator.answering import answer_of
+from services.vllm_orchestrator.asking import NAMELESS, naming_of, question_of
+from services.vllm_orchestrator.machines import from_registry, from_request
+from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
+from services.vllm_orchestrator.models import ModelSource
+
+QUERY_SECONDS = 5.0
+MOST_NODES = 1000
+LEDGER_SECONDS = 60.0
+"""How long what a ledger told is believed."""
+
+AT_ONCE = 2
+"""Plans that are computed side by side: each keeps a processor busy."""
+
+STRATEGIES = (
+    ("SINGLE_GPU", "The whole model on one GPU."),
+    ("TENSOR_PARALLEL", "Every layer divided over the GPUs of one node."),
+    ("PIPELINE_PARALLEL", "Consecutive layers on one GPU each, in one node or over several."),
+    ("HYBRID_TP_PP", "Consecutive layers on sets of GPUs that divide every layer among them."),
+    ("CPU", "The whole model in a machine's RAM, on its processor."),
+)
+PREFERENCES = (
+    ("latency", "More GPUs side by side where that makes a single answer at least a fifth faster."),
+    ("throughput", "The fastest GPUs first, and a pipeline before ranks that the PCI bus connects."),
+    ("fewest_gpus", "The number of GPUs before everything else."),
+)
+
+
+class NoUsableDevice(Conflict):
+    """There is no GPU and no RAM to plan with."""
+
+    code: ClassVar[str] = "no_usable_device"
+
+
+class Planning:
+    def __init__(self, bus: Bus, clock: Clock, models: ModelSource, catalogue: Sequence[CatalogueEntry]) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._models = models
+        self._catalogue = catalogue
+        self._ledgers: dict[str, tuple[float, GpuStates]] = {}
+        self._computing = asyncio.Semaphore(AT_ONCE)
+
+    async def hear(self, states: GpuStates) -> None:
+        now = self._clock.monotonic()
+        self._ledgers = {name: told for name, told in self._ledgers.items() if now - told[0] <= LEDGER_SECONDS}
+        self._ledgers[states.node_id] = (now, states)
+
+    async def plan(self, request: PlanRequest) -> PlanAnswer:
+        """Raises `UnknownModel`, `GatedModel`, `Malformed`, `Unsupported`, `NoUsableDevice` or `Unavailable`."""
+        documents = await self._documents(request)
+        nodes = await self._registered() if request.nodes is None else from_request(request.nodes)
+        if not any(node.ram or any(gpu.free for gpu in node.gpus) for node in nodes):
+            raise NoUsableDevice(
+                f"none of the {len(nodes)} machines has a GPU with free memory, or says how much RAM is free"
+            )
+        return await self._computed(request, documents, nodes)
+
+    async def strategies(self) -> Strategies:
+        return Strategies(strategies=_told(STRATEGIES), preferences=_told(PREFERENCES))
+
+    async def fitting(self, max_model_len: int, concurrency: float) -> FittingModels:
+        """Every model of the catalogue on the machines that are online now. Raises `Unavailable`."""
+        nodes = await self._registered()
+        found = [await self._fitting(entry, nodes, max_model_len, concurrency) for entry in self._catalogue]
+        return FittingModels(models=tuple(found))
+
+    async def _fitting(
+        self, entry: CatalogueEntry, nodes: Sequence[Node], max_model_len: int, concurrency: float
+    ) -> FittingModel:
+        request = PlanRequest(model_name=entry.model_name, max_model_len=max_model_len, concurrency=concurrency)
+        try:
+            documents = await self._known(entry)
+            question = question_of(request, documents, nodes)
+            length = min(max_model_len, question.facts.max_position or max_model_len)
+            answer = await self._computed(request.model_copy(update={"max_model_len": length}), documents, nodes)
+        except MeshError as error:
+            return FittingModel(model_name=entry.model_name, fits=False, reason=error.message)
+        return FittingModel(
+            model_name=entry.model_name,
+            parameters=parameter_count(question.facts),
+            fits=answer.fits,
+            strategy=answer.strategy,
+            gpus=len(answer.memory_per_gpu),
+            max_model_len=answer.max_model_len,
+            max_concurrency=answer.max_concurrency,
+            reason=answer.missing,
+        )
+
+    async def _known(self, entry: CatalogueEntry) -> ModelDocuments:
+        if entry.config is not None:
+            return ModelDocuments(model_name=entry.model_name, config=entry.config)
+        return await self._models.read(entry.model_name, None)
+
+    async def _documents(self, request: PlanRequest) -> ModelDocuments:
+        if request.configuration is not None:
+            return ModelDocuments(model_name=request.model_name or NAMELESS, config=request.configuration)
+        assert request.model_name is not None
+        return await self._models.read(request.model_name, request.revision)
+
+    async def _registered(self) -> tuple[Node, ...]:
+        wanted = NodeQuery(online_only=True, draining=False, limit=MOST_NODES)
+        found = await self._bus.request(QUERY, wanted, timeout=QUERY_SECONDS)
+        now = self._clock.monotonic()
+        ledgers = {name: states for name, (at, states) in self._ledgers.items() if now - at <= LEDGER_SECONDS}
+        return from_registry(found.nodes, ledgers)
+
+    async def _computed(self, request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node]) -> PlanAnswer:
+        async with self._computing:
+            return await asyncio.to_thread(_planned, request, documents, nodes)
+
+
+def _planned(request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node]) -> PlanAnswer:
+    question = question_of(request, documents, nodes)
+    found: Plan = plan(question, naming_of(request, documents), device=request.device)
+    return answer_of(found, model_name=request.model_name, layers=len(question.facts.layers), engine=question.engine)
+
+
+def _told(pairs: Iterable[tuple[str, str]]) -> tuple[Strategy, ...]:
+    return tuple(Strategy(name=name, summary=summary) for name, summary in pairs)
