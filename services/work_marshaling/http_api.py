@@ -7,6 +7,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime
 
 from libs.common.contracts.work_events import RunAgain
+from libs.common.contracts.work_explained import WorkExplained
 from libs.common.contracts.work_marshaling import (
     CancelWork,
     SubmitAnswers,
@@ -22,6 +23,7 @@ from libs.common.contracts.work_marshaling import (
 )
 from services.work_marshaling.again import Again
 from services.work_marshaling.asking import Asking
+from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Event, Following
 from services.work_marshaling.model import Filter
 from services.work_marshaling.use_cases import WorkMarshaling
@@ -40,13 +42,16 @@ WorkId = Annotated[str, Path(min_length=1, max_length=128)]
 Sequence = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
-def router(marshaling: WorkMarshaling, asking: Asking, again: Again, following: Following) -> APIRouter:
+def router(
+    marshaling: WorkMarshaling, asking: Asking, again: Again, following: Following, explanations: Explanations
+) -> APIRouter:
     routes = APIRouter(prefix="/api/v1", tags=["work"])
     routes.include_router(_submitted(marshaling))
     routes.include_router(_listed(asking))
     routes.include_router(_told(marshaling, asking))
     routes.include_router(_repeated(again))
     routes.include_router(_followed(following))
+    routes.include_router(_explained(explanations))
     return routes
 
 
@@ -177,5 +182,16 @@ def _told(marshaling: WorkMarshaling, asking: Asking) -> APIRouter:
     async def stats() -> WorkStats:
         """The queue in numbers."""
         return await marshaling.stats()
+
+    return routes
+
+
+def _explained(explanations: Explanations) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/work/{work_id}/explain")
+    async def explain(work_id: WorkId) -> WorkExplained:
+        """Why an item waits: each node and the clauses that exclude it, its place in the queue, what would help."""
+        return await explanations.explain(WorkLookup(work_id=work_id))
 
     return routes

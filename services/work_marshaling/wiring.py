@@ -16,6 +16,7 @@ from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
 from services.work_marshaling.drains import Drains
+from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Following, Watchers
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
@@ -66,13 +67,19 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     submissions = Submissions(bus, new_id)
     marshaling = WorkMarshaling(clock=clock, leading=leading, submissions=submissions, asking=asking)
     again = Again(clock=clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
+    explanations = Explanations(leading=leading, asking=asking)
     following = Following(asking=asking, watchers=watchers)
     meter.watch(marshaling.measures)
     return Service(
         port=settings.port,
         streams=(WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS),
         subscriptions=partial(
-            nats_api.open_door, marshaling, asking, Hearing(clock=clock, leading=leading, watchers=watchers), bus
+            nats_api.open_door,
+            marshaling,
+            asking,
+            explanations,
+            Hearing(clock=clock, leading=leading, watchers=watchers),
+            bus,
         ),
         loops=[
             Drains(bus, clock, leading.nodes).run,
@@ -82,7 +89,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             every(PING_SECONDS, archiving.look, clock, name="archive_look"),
             every(RETENTION_SECONDS, archiving.retain, clock, name="archive_retention"),
         ],
-        router=http_api.router(marshaling, asking, again, following),
+        router=http_api.router(marshaling, asking, again, following, explanations),
         checks={"leader": marshaling.problem, "archive": degraded_while(archiving.problem)},
     )
 

@@ -42,6 +42,7 @@ from services.work_marshaling import nats_api
 from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
+from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Following, Watchers
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
@@ -79,7 +80,9 @@ class Instance:
         leading: Leading,
         again: Again,
         following: Following,
+        explanations: Explanations,
     ) -> None:
+        self.explanations = explanations
         self.again = again
         self.following = following
         self.bus = bus
@@ -136,10 +139,11 @@ class House:
             asking = Asking(leading=leading, records=records, pending=archiving.pending)
             marshaling = WorkMarshaling(clock=self.clock, leading=leading, submissions=submissions, asking=asking)
             again = Again(clock=self.clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
+            explanations = Explanations(leading=leading, asking=asking)
             following = Following(asking=asking, watchers=watchers)
-            instance = Instance(bus, marshaling, asking, archiving, leading, again, following)
+            instance = Instance(bus, marshaling, asking, archiving, leading, again, following, explanations)
             await nats_api.open_door(
-                marshaling, asking, Hearing(clock=self.clock, leading=leading, watchers=watchers), bus
+                marshaling, asking, explanations, Hearing(clock=self.clock, leading=leading, watchers=watchers), bus
             )
             running = (leading.run(), submissions.run(), archiving.writer.run())
             loops = [asyncio.create_task(each) for each in running]
