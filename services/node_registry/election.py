@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 import structlog
-from pydantic import ValidationError
 
-from libs.common.bus.bus import Bus, Entry
+from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
 from libs.common.contracts.streams import NODE_REGISTRY
 from libs.common.errors import Unavailable, WrongRevision
+from libs.common.lease.lease import Lease
 from services.node_registry.model import Publisher, Term
 from services.node_registry.numbering import Numbers, next_term
 from services.node_registry.observer import Observer
@@ -40,45 +40,42 @@ class Office(Protocol):
 
 
 class Election:
-    """`holder` is unique to this process. The lease ends on its own when it is not renewed for `lease_seconds`.
-
-    Whoever holds it counts its time from before the write, the server from after it: so it never believes longer than
-    the server, and two registries never hold it at once.
-    """
+    """`holder` is unique to this process. The lease ends on its own when it is not renewed for `lease_seconds`."""
 
     def __init__(self, *, bus: Bus, clock: Clock, observer: Observer, holder: str, lease_seconds: int) -> None:
         self._bus = bus
         self._clock = clock
         self._observer = observer
         self.holder = holder
-        self._lease_seconds = lease_seconds
-        self._until = float("-inf")
-        self._revision = 0
-        self._written = 0
+        self._lease = Lease(
+            bus=bus,
+            clock=clock,
+            bucket=NODE_REGISTRY,
+            key=LEASE_KEY,
+            holder=holder,
+            seconds=lease_seconds,
+            kind=Publisher,
+            tell=self._told,
+        )
         self._in_office = False
         self.office: Office | None = None
 
     def holds(self) -> bool:
         """Whether this registry is the elected one, at this moment."""
-        return self._in_office and self._clock.monotonic() < self._until
+        return self._in_office and self._lease.holds()
 
     async def round(self) -> None:
         """Renew the lease, or take it when nobody holds it. Raises `Unavailable`."""
-        began = self._clock.monotonic()
-        if self.holds():
-            if not await self._write(began):
-                self._leave("another registry holds the lease")
-            return
-        if self._in_office:
+        if self._in_office and not self._lease.holds():
             self._leave("the lease was not renewed in time")
-        lease = await self._bus.get(NODE_REGISTRY, LEASE_KEY)
-        known = None if lease is None else _read(lease)
-        if known is not None and known.holder != self.holder:
+        other = await self._lease.seek()
+        if other is not None:
             if self.office is not None:
-                self.office.seen(known)
-            return
-        self._revision = 0 if lease is None else lease.revision
-        if await self._write(began):
+                self.office.seen(other)
+        elif not self._lease.holds():
+            if self._in_office:
+                self._leave("another registry holds the lease")
+        elif not self._in_office:
             await self._begin()
 
     @asynccontextmanager
@@ -90,7 +87,7 @@ class Election:
             if self.holds():
                 try:
                     async with asyncio.timeout(RELEASE_SECONDS):
-                        await self._bus.delete(NODE_REGISTRY, LEASE_KEY, revision=self._revision)
+                        await self._lease.release()
                 except (Unavailable, WrongRevision, TimeoutError) as error:
                     log.info("lease_not_released", reason=str(error))
                 self._leave("stopping")
@@ -105,43 +102,17 @@ class Election:
             await self._bus.put(NODE_REGISTRY, TERM_KEY, Term(holder=self.holder, term=term), revision=revision)
         except WrongRevision:
             return  # another one is at it, or our own write came through: the next round looks again
-        if self._clock.monotonic() < self._until and self.office is not None:
+        if self._lease.holds() and self.office is not None:
             self._in_office = True
             self._observer.elected(True)
             log.info("elected", holder=self.holder, term=term)
             self.office.begin(Numbers(term))
 
-    async def _write(self, began: float) -> bool:
-        """Whether the lease is ours. A write whose receipt was lost is known again by what it says."""
-        self._written += 1
+    def _told(self, written: int) -> Publisher:
         untold, behind = self.office.burden() if self.office is not None else (0, 0.0)
-        lease = Publisher(holder=self.holder, written=self._written, untold=untold, behind_seconds=behind)
-        try:
-            self._revision = await self._bus.put(
-                NODE_REGISTRY, LEASE_KEY, lease, revision=self._revision, ttl_seconds=self._lease_seconds
-            )
-        except WrongRevision:
-            entry = await self._bus.get(NODE_REGISTRY, LEASE_KEY)
-            found = None if entry is None else _read(entry)
-            if entry is None or found is None or found.holder != self.holder:
-                return False
-            self._revision = entry.revision
-            if found.written != lease.written:  # an earlier write that came late: it lives from then
-                return self.holds()
-        self._until = began + self._lease_seconds
-        return True
+        return Publisher(holder=self.holder, written=written, untold=untold, behind_seconds=behind)
 
     def _leave(self, reason: str) -> None:
         self._in_office = False
-        self._until = float("-inf")
         self._observer.elected(False)
         log.warning("no_longer_elected", holder=self.holder, reason=reason)
-
-
-def _read(entry: Entry) -> Publisher | None:
-    """None for something that is no lease: it is written over."""
-    try:
-        return Publisher.model_validate_json(entry.payload or b"")
-    except ValidationError:
-        log.error("lease_unreadable", key=entry.key, revision=entry.revision)
-        return None

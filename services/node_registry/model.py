@@ -6,6 +6,7 @@ from datetime import datetime
 from pydantic import Field
 
 from libs.common.contracts.base import Identifier, Message
+from libs.common.contracts.lease import Holding
 from libs.common.contracts.node_administration import DrainNode
 from libs.common.contracts.node_registry import Engine, Inventory, NodeState
 from libs.hardware.facts import MachineFacts
@@ -127,15 +128,12 @@ class Change:
     boot_id: str | None = None
 
 
-class Publisher(Message):
+class Publisher(Holding):
     """The lease of the elected registry, renewed all the time.
 
-    `written` grows with each renewal: by it the holder knows its own write. `untold` changes are still to be told, and
-    for `behind_seconds` the archive has not taken what it was given.
+    `untold` changes are still to be told, and for `behind_seconds` the archive has not taken what it was given.
     """
 
-    holder: Identifier
-    written: int = 0
     untold: int = Field(0, ge=0)
     behind_seconds: float = Field(0.0, ge=0)
 
