@@ -1,13 +1,16 @@
 """The HTTP door: which route leads to which method."""
 
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import AwareDatetime
+from starlette.responses import Response
 
 from libs.common.contracts.work_events import RunAgain
-from libs.common.contracts.work_explained import WorkExplained
+from libs.common.contracts.work_leading import HandedRequest
 from libs.common.contracts.work_marshaling import (
     CancelWork,
     SubmitAnswers,
@@ -21,10 +24,11 @@ from libs.common.contracts.work_marshaling import (
     WorkStatus,
     WorkView,
 )
+from libs.common.kit.http_within import answered_elsewhere
 from services.work_marshaling.again import Again
 from services.work_marshaling.asking import Asking
-from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Event, Following
+from services.work_marshaling.handing import Handing
 from services.work_marshaling.model import Filter
 from services.work_marshaling.use_cases import WorkMarshaling
 
@@ -43,19 +47,20 @@ Sequence = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 def router(
-    marshaling: WorkMarshaling, asking: Asking, again: Again, following: Following, explanations: Explanations
+    marshaling: WorkMarshaling, asking: Asking, again: Again, following: Following, handing: Handing
 ) -> APIRouter:
+    by_leader = answered_elsewhere(partial(_by_leader, handing))
     routes = APIRouter(prefix="/api/v1", tags=["work"])
     routes.include_router(_submitted(marshaling))
-    routes.include_router(_listed(asking))
-    routes.include_router(_told(marshaling, asking))
-    routes.include_router(_repeated(again))
-    routes.include_router(_followed(following))
-    routes.include_router(_explained(explanations))
+    routes.include_router(_listed(asking, by_leader))
+    routes.include_router(_told(marshaling, asking, by_leader))
+    routes.include_router(_repeated(again, by_leader))
+    routes.include_router(_followed(following, by_leader))
     return routes
 
 
 def _submitted(marshaling: WorkMarshaling) -> APIRouter:
+    """What any instance answers itself."""
     routes = APIRouter()
 
     @routes.post("/work/submit", status_code=202)
@@ -71,9 +76,9 @@ def _submitted(marshaling: WorkMarshaling) -> APIRouter:
     return routes
 
 
-def _listed(asking: Asking) -> APIRouter:
+def _listed(asking: Asking, by_leader: type[APIRoute]) -> APIRouter:
     """Before the routes of one item: `dead` is none."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=by_leader)
 
     @routes.get("/work")
     async def find(
@@ -117,8 +122,8 @@ def _listed(asking: Asking) -> APIRouter:
     return routes
 
 
-def _repeated(again: Again) -> APIRouter:
-    routes = APIRouter()
+def _repeated(again: Again, by_leader: type[APIRoute]) -> APIRouter:
+    routes = APIRouter(route_class=by_leader)
 
     @routes.post("/work/{work_id}/retry", status_code=202)
     async def retry(work_id: WorkId, asked: RunAgain | None = None) -> WorkAccepted:
@@ -133,8 +138,8 @@ def _repeated(again: Again) -> APIRouter:
     return routes
 
 
-def _followed(following: Following) -> APIRouter:
-    routes = APIRouter()
+def _followed(following: Following, by_leader: type[APIRoute]) -> APIRouter:
+    routes = APIRouter(route_class=by_leader)
 
     @routes.get(
         "/work/{work_id}/events",
@@ -155,8 +160,8 @@ def _lines(event: Event) -> str:
     return f"id: {event.id}\nevent: {event.kind}\ndata: {event.message.model_dump_json()}\n\n"
 
 
-def _told(marshaling: WorkMarshaling, asking: Asking) -> APIRouter:
-    routes = APIRouter()
+def _told(marshaling: WorkMarshaling, asking: Asking, by_leader: type[APIRoute]) -> APIRouter:
+    routes = APIRouter(route_class=by_leader)
 
     @routes.get("/work/by-sequence/{sequence}")
     async def by_sequence(sequence: Sequence) -> WorkView:
@@ -186,12 +191,15 @@ def _told(marshaling: WorkMarshaling, asking: Asking) -> APIRouter:
     return routes
 
 
-def _explained(explanations: Explanations) -> APIRouter:
-    routes = APIRouter()
-
-    @routes.get("/work/{work_id}/explain")
-    async def explain(work_id: WorkId) -> WorkExplained:
-        """Why an item waits: each node and the clauses that exclude it, its place in the queue, what would help."""
-        return await explanations.explain(WorkLookup(work_id=work_id))
-
-    return routes
+async def _by_leader(handing: Handing, request: Request) -> Response | None:
+    """What only the leader can answer it is asked, unless we are it."""
+    asked = HandedRequest.model_validate(
+        {
+            "method": request.method,
+            "path": request.scope["path"],
+            "query": request.scope["query_string"].decode("latin-1"),
+            "body": (await request.body()).decode("utf-8", errors="replace"),
+        }
+    )
+    told = await handing.request(asked)
+    return None if told is None else Response(told.body, told.status, told.headers)

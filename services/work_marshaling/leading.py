@@ -1,9 +1,10 @@
-"""Who leads: takes the log over, rebuilds the memory from it, and serves a term. Use cases ask here for the leader."""
+"""Who leads: follows the log, takes it over, and serves a term. Use cases ask here for the leader."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import structlog
 
@@ -11,12 +12,16 @@ from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
 from libs.common.contracts.node_registry import DISCOVER, Discover
 from libs.common.contracts.streams import WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.contracts.work_leading import Leader
 from libs.common.contracts.work_log import EPOCH, RECORD, WorkRecord
-from libs.common.errors import NotFound, Unavailable, WrongRevision
+from libs.common.errors import MeshError, NotFound, StreamFull, Unavailable, WrongRevision
 from libs.common.log.fenced_log import FencedLog, SteppedDown
+from libs.common.log.position import Position
+from libs.common.log.reading import LogReader
 from services.work_marshaling.dispatch import Dispatcher
+from services.work_marshaling.election import Election
 from services.work_marshaling.intake import Intake
-from services.work_marshaling.meter import Meter
+from services.work_marshaling.meter import Meter, Role
 from services.work_marshaling.model import Rules
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.payloads import Payloads
@@ -28,7 +33,12 @@ from services.work_marshaling.term import Chances, Term, Watch
 from services.work_marshaling.upkeep import Upkeep
 
 AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 1
+FULL_SECONDS = 5
 BETWEEN_SECONDS = 0.1
+
+Origins = Mapping[str, datetime]
+"""When each input stream was made."""
 
 _log = structlog.get_logger()
 
@@ -49,6 +59,46 @@ Companion = Callable[[Leadership], Coroutine[None, None, None]]
 """Runs until cancelled, during each leadership. May raise `SteppedDown`."""
 
 
+class Known(Protocol):
+    """What any instance knows of items: the leader first, one that stands by a moment later."""
+
+    @property
+    def memory(self) -> Memory: ...
+    @property
+    def made(self) -> datetime:
+        """When WORK_IN was made."""
+        ...
+
+    async def admitted(self, sequence: int) -> None:
+        """Wait until WORK_IN has been read so far."""
+        ...
+
+
+class _Present:
+    def __init__(self, leadership: Leadership) -> None:
+        self._leadership = leadership
+        self.memory = leadership.term.memory
+        self.made = leadership.term.origins[WORK_IN.name]
+
+    async def admitted(self, sequence: int) -> None:
+        await self._leadership.intake.admitted.reached(sequence)
+
+
+class _Standing:
+    def __init__(self, memory: Memory, position: Position, origins: Origins) -> None:
+        self.memory = memory
+        self._position = position
+        self._origins = origins
+
+    @property
+    def made(self) -> datetime:
+        return self.memory.origins.get(WORK_IN.name, self._origins[WORK_IN.name])
+
+    async def admitted(self, sequence: int) -> None:
+        while self.memory.in_seq < sequence:
+            await self._position.reached(self._position.value + 1)
+
+
 class Leading:
     """`nodes` are known whether we lead or not; everything else belongs to one leadership."""
 
@@ -64,6 +114,7 @@ class Leading:
         earlier: EarlierIds,
         watch: Watch,
         companions: Sequence[Companion] = (),
+        election: Election,
     ) -> None:
         self.nodes = Nodes(silence_seconds=rules.node_silence_seconds)
         self._bus = bus
@@ -75,19 +126,62 @@ class Leading:
         self._earlier = earlier
         self._watch = watch
         self._companions = companions
+        self._election = election
+        election.state = self._state
         self._present: Leadership | None = None
-        self._waits_for = "it has not taken over the log yet"
+        self._standing: _Standing | None = None
+        self._waits_for = "it has not read the log yet"
         self._begun = asyncio.Event()
 
     @property
     def present(self) -> Leadership:
-        """Raises `Unavailable` while this instance does not lead."""
+        """Raises `Unavailable` while this instance does not lead, which names the one that does."""
         if self._present is None:
-            raise Unavailable(f"this instance does not lead: {self._waits_for}")
+            raise Unavailable(f"this instance does not lead: {self._reason()}", retry_after_seconds=RETRY_SECONDS)
         return self._present
+
+    @property
+    def known(self) -> Known:
+        """What is known of items here, also while another leads. Raises `Unavailable` before the log was read."""
+        if self._present is None and self._standing is None:
+            raise Unavailable(f"this instance does not know the log: {self._waits_for}")
+        return self._standing or _Present(self.present)
+
+    @property
+    def leader(self) -> Leader | None:
+        """Who is to be asked instead of us; None while we lead. Raises `Unavailable` while nobody does."""
+        if self._present is not None:
+            return None
+        if self._election.other is None:
+            raise Unavailable(f"nobody leads: {self._waits_for}", retry_after_seconds=RETRY_SECONDS)
+        return self._election.other
+
+    async def changed(self) -> None:
+        """Wait until another leads than now, or we do."""
+        await self._election.changed()
 
     def leads(self) -> bool:
         return self._present is not None
+
+    def stands_by(self) -> str | None:
+        """For whom this instance stands by; None while it does not."""
+        return None if self._standing is None or self._election.other is None else self._reason()
+
+    def refuse_while_full(self) -> None:
+        """Raises `StreamFull` while nothing can be decided: then nothing more is taken in."""
+        leader = self._election.other
+        problem = leader.problem if self._present is None and leader else self.problem() if self._present else None
+        if problem is not None:
+            raise StreamFull(problem, retry_after_seconds=FULL_SECONDS)
+
+    def _reason(self) -> str:
+        leader = self._election.other
+        if leader is None:
+            return self._waits_for
+        return f"it stands by for {leader.holder} on {leader.node_id}, whose HTTP door is port {leader.port}"
+
+    def _state(self) -> tuple[int, str | None]:
+        return (0, None) if self._present is None else (self._present.term.epoch, self.problem())
 
     async def begun(self) -> None:
         """Wait until this instance leads."""
@@ -98,38 +192,83 @@ class Leading:
         return self._waits_for if self._present is None else self._present.term.journal.problem
 
     async def run(self) -> None:
-        """One leadership after another, until cancelled. Raises `SteppedDown` when another instance took over."""
+        """Stand by, lead when it is our turn, stand by again, until cancelled."""
         while True:
+            leadership: Leadership | None = None
             try:
-                leadership = await self._take_over()
+                leadership = await self._stand_by()
+            except* (Unavailable, NotFound, WrongRevision) as group:
+                self._waits(_first(group).message)
+            finally:
+                self._standing = None
+                self._meter.became(Role.STARTING)
+            if leadership is not None:
+                await self._serve(leadership)
+            await self._clock.sleep(AGAIN_SECONDS if leadership is None else BETWEEN_SECONDS)
+
+    async def _stand_by(self) -> Leadership:
+        """Follow the log until it is our turn; then it is known already, and little is left to read."""
+        memory = self._empty_memory()
+        following = LogReader(self._bus, WORK_LOG, epochs=EPOCH, records=RECORD, rebuild=memory)
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(following.run()), tasks.create_task(self._let_go(memory))]
+            await self._caught_up(following, memory)
+            log, origins = await self._take_over(following)
+            await following.up_to(log.fence)
+            for task in beside:
+                task.cancel()
+        memory.enter_streams(origins)
+        memory.forget(self._clock.now())
+        term = self._term(log, memory, origins)
+        term.journal.checkpoint_wanted = following.since_checkpoint >= self._rules.checkpoint_records
+        return self._leadership(term)
+
+    async def _caught_up(self, following: LogReader[WorkRecord], memory: Memory) -> None:
+        """Wait until as much is known as was in the log when we came: whoever knows nothing must not lead."""
+        self._waits("it reads the log")
+        started = self._clock.monotonic()
+        origins = await self._origins()
+        state = await self._bus.stream_state(WORK_LOG)
+        if state.messages:
+            await following.position.reached(state.last_sequence)
+        seconds = self._clock.monotonic() - started
+        _log.info("log_replayed", records=following.records, open_items=memory.open_items, seconds=round(seconds, 3))
+        self._standing = _Standing(memory, following.position, origins)
+        self._meter.became(Role.STANDBY)
+
+    async def _let_go(self, memory: Memory) -> None:
+        while True:
+            await self._clock.sleep(self._rules.upkeep_seconds)
+            memory.forget(self._clock.now())
+
+    async def _take_over(
+        self, following: LogReader[WorkRecord]
+    ) -> tuple[FencedLog[WorkRecord], Mapping[str, datetime]]:
+        """Wait for our turn, and fence whoever led. Raises `Unavailable` when the log was made anew meanwhile."""
+        while True:
+            await self._election.won()
+            read = following.position.value
+            log = FencedLog(self._bus, WORK_LOG, epochs=EPOCH, records=RECORD, holder=self._new_id(), clock=self._clock)
+            try:
+                origins = await self._origins()
+                await log.take_over(origins)
             except (Unavailable, NotFound, WrongRevision) as error:
                 self._waits(f"taking over the log: {error.message}")
                 await self._clock.sleep(AGAIN_SECONDS)
                 continue
-            await self._serve(leadership)
-            await self._clock.sleep(BETWEEN_SECONDS)
+            if log.fence <= read:
+                raise Unavailable(f"the stream {WORK_LOG.name} was made anew")
+            return log, origins
 
-    async def _take_over(self) -> Leadership:
-        origins = {stream.name: (await self._bus.stream_state(stream)).created for stream in (WORK_IN, WORK_OUT)}
-        log = FencedLog(self._bus, WORK_LOG, epochs=EPOCH, records=RECORD, holder=self._new_id(), clock=self._clock)
-        await log.take_over(origins)
-        memory = self._empty_memory()
-        started = self._clock.monotonic()
-        replayed = await log.replay(memory)
-        memory.enter_streams(origins)
-        memory.forget(self._clock.now())
-        seconds = self._clock.monotonic() - started
-        _log.info("log_replayed", records=replayed.records, open_items=memory.open_items, seconds=round(seconds, 3))
-        term = self._term(log, memory, origins)
-        term.journal.checkpoint_wanted = replayed.since_checkpoint >= self._rules.checkpoint_records
-        return self._leadership(term)
+    async def _origins(self) -> Origins:
+        return {stream.name: (await self._bus.stream_state(stream)).created for stream in (WORK_IN, WORK_OUT)}
 
     def _empty_memory(self) -> Memory:
         rules = self._rules
         remembered = RememberedIds(most=rules.remembered_most, keep=timedelta(seconds=rules.remembered_keep_seconds))
         return Memory(remembered, ended_most=rules.ended_most, ended_keep=timedelta(seconds=rules.ended_keep_seconds))
 
-    def _term(self, log: FencedLog[WorkRecord], memory: Memory, origins: Mapping[str, datetime]) -> Term:
+    def _term(self, log: FencedLog[WorkRecord], memory: Memory, origins: Origins) -> Term:
         return Term(
             bus=self._bus,
             clock=self._clock,
@@ -157,14 +296,15 @@ class Leading:
         )
 
     async def _serve(self, leadership: Leadership) -> None:
-        """Lead until the log says otherwise. Without receipts a new leadership is tried; being replaced is the end."""
+        """Lead until the log says otherwise: another took over, or there are no receipts."""
         leadership.term.resume()
         self._present = leadership
         self._begun.set()
-        self._meter.led(True)
+        self._meter.became(Role.LEADER)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(leadership.term.run(), name="term")
+                tasks.create_task(self._election.keep(leadership.term.journal.lead), name="lease")
                 tasks.create_task(leadership.dispatcher.run(), name="dispatch")
                 tasks.create_task(leadership.intake.read_work(), name="read work")
                 tasks.create_task(leadership.intake.read_outcomes(), name="read outcomes")
@@ -173,24 +313,15 @@ class Leading:
                 for companion in self._companions:
                     tasks.create_task(companion(leadership), name="companion")
         except* SteppedDown as group:
-            self._stepped_down(group)
+            self._waits(_first(group).message)
         finally:
             self._present = None
             self._begun.clear()
-            self._meter.led(False)
-
-    def _stepped_down(self, group: BaseExceptionGroup[SteppedDown]) -> None:
-        found: BaseException = group
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
-        assert isinstance(found, SteppedDown)
-        if found.fenced:
-            raise found
-        self._waits(found.message)
+            self._meter.became(Role.STARTING)
 
     def _waits(self, reason: str) -> None:
         if reason != self._waits_for:
-            _log.warning("not_leading", reason=reason)
+            _log.info("not_leading", reason=reason)
         self._waits_for = reason
 
     async def _discover(self) -> None:
@@ -199,3 +330,11 @@ class Leading:
             await self._bus.publish(DISCOVER, Discover(asked_by="work_marshaling"))
         except Unavailable as error:
             _log.info("discover_not_told", reason=error.message)
+
+
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, MeshError)
+    return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 
@@ -19,6 +20,14 @@ class Measures:
     remembered_ids: int
 
 
+class Role(StrEnum):
+    """`starting`: it has not read the log yet, and could not lead."""
+
+    LEADER = "leader"
+    STANDBY = "standby"
+    STARTING = "starting"
+
+
 class Meter(Protocol):
     def appended(self, seconds: float, facts: int) -> None:
         """A record is on disk."""
@@ -31,4 +40,4 @@ class Meter(Protocol):
         ...
 
     def stream_fill(self, stream: str, ratio: float) -> None: ...
-    def led(self, leading: bool) -> None: ...
+    def became(self, role: Role) -> None: ...

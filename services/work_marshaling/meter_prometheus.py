@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from libs.common.contracts.work_marshaling import WorkStatus
-from services.work_marshaling.meter import Measures
+from services.work_marshaling.meter import Measures, Role
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -51,7 +51,9 @@ class PrometheusMeter:
             "mesh_work_stream_nearly_full", "1 while a stream is 80 % full or more.", ("stream",), registry=registry
         )
         self._leads = Gauge("mesh_work_leader", "1 while this instance leads.", registry=registry)
+        self._role = Gauge("mesh_work_role", "1 for the role that this instance has.", ("role",), registry=registry)
         self._registry = registry
+        self.became(Role.STARTING)
 
     def watch(self, measures: Callable[[], Measures | None]) -> None:
         self._registry.register(_State(measures))
@@ -73,8 +75,10 @@ class PrometheusMeter:
         self._fill.labels(stream).set(ratio)
         self._alarm.labels(stream).set(ratio >= 0.8)
 
-    def led(self, leading: bool) -> None:
-        self._leads.set(leading)
+    def became(self, role: Role) -> None:
+        self._leads.set(role is Role.LEADER)
+        for each in Role:
+            self._role.labels(each.value).set(each is role)
 
 
 class _State(Collector):

@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     work_lease_seconds: float = Field(
         30.0, ge=1, le=3600, description="Seconds without a sign of life after which a node has lost an attempt."
     )
+    work_leader_lease_seconds: int = Field(
+        3, ge=1, le=60, description="Seconds after which an instance that stands still has lost the lead to another."
+    )
     work_node_silence_seconds: float = Field(
         30.0, ge=1, le=3600, description="Seconds without a workload message after which a node is given nothing."
     )

@@ -4,7 +4,7 @@ Items are never changed, only replaced, so that a shallow copy of them is a cons
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -64,7 +64,7 @@ class Memory:
         self._remembered = remembered
         self._ended_most = ended_most
         self._ended_keep = ended_keep
-        self._origins: Mapping[str, datetime] = {}
+        self.origins: Mapping[str, datetime] = {}
         self._requirements: dict[str, Requirements] = {}
         self.orphans: set[str] = set()
         self.log_seq = 0
@@ -157,6 +157,8 @@ class Memory:
             self._far[after.work_id] = None
         else:
             self._far.pop(after.work_id, None)
+        if before is not None and not before.open:
+            self._ended.remove(before.work_id)  # an id that its submitter may use again
         if not after.open:
             self.unarchived[after.work_id] = None
             self._ended.append(after.work_id)
@@ -205,7 +207,7 @@ class Memory:
 
     def enter_streams(self, origins: Mapping[str, datetime]) -> None:
         """A stream that was made anew is read from its start; what still lay in the old one is lost."""
-        before, self._origins = self._origins, dict(origins)
+        before, self.origins = self.origins, dict(origins)
         if WORK_IN.name in before and before[WORK_IN.name] != origins.get(WORK_IN.name):
             self.in_seq = 0
             self._aliases.clear()
@@ -223,13 +225,14 @@ class Memory:
             self.take(fact)
         self.in_seq, self.out_seq = record.in_seq, record.out_seq
 
-    def restore(self, checkpoint: Sequence[WorkRecord]) -> None:
+    def begin_checkpoint(self) -> None:
         self._clear()
-        for record in checkpoint:
-            self._apply(record)
-            if record.kind is RecordKind.DONE:
-                self.totals = Counter(record.totals)
-        self._ended = deque(sorted(self._ended, key=self._ended_at))
+
+    def restore(self, piece: WorkRecord) -> None:
+        self._apply(piece)
+        if piece.kind is RecordKind.DONE:
+            self.totals = Counter(piece.totals)
+            self._ended = deque(sorted(self._ended, key=self._ended_at))
 
     def _ended_at(self, work_id: str) -> float:
         ended_at = self.items[work_id].ended_at
@@ -255,7 +258,7 @@ class Memory:
 
     def _half_read(self, item: WorkItem) -> bool:
         """Its batch was not read to the end: after a restart it is read again, and must find the item."""
-        made = self._origins.get(WORK_IN.name)
+        made = self.origins.get(WORK_IN.name)
         return item.sequence > self.in_seq and (made is None or item.submitted_at >= made)
 
     def _told_archived(self) -> Iterator[Archived]:

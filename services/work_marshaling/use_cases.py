@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from libs.common.bus.codec import encode, malformed
 from libs.common.clock import Clock
 from libs.common.contracts.base import ErrorBody
-from libs.common.contracts.streams import WORK_IN
 from libs.common.contracts.work_marshaling import (
     CancelWork,
     SubmitAnswer,
@@ -25,11 +24,12 @@ from libs.common.contracts.work_marshaling import (
 )
 from libs.common.contracts.work_records import Finished
 from libs.common.errors import Conflict, Malformed, MeshError, Unavailable
+from libs.common.kit.service import Remark
 from services.work_marshaling.asking import Asking, told_refusal
 from services.work_marshaling.facts import INLINE_BYTES
 from services.work_marshaling.identity import digest, payload_text, server_id
-from services.work_marshaling.intake import refuse_too_large, refuse_unsatisfiable
-from services.work_marshaling.leading import Leadership, Leading
+from services.work_marshaling.intake import refuse_too_large
+from services.work_marshaling.leading import Known, Leadership, Leading
 from services.work_marshaling.meter import Measures
 from services.work_marshaling.model import Cancel, Submission
 from services.work_marshaling.store import Memory
@@ -51,7 +51,7 @@ Prepared = WorkAccepted | MeshError | _Ended | asyncio.Future[Ticket]
 
 
 class WorkMarshaling:
-    """Everything here needs the leader; `Unavailable` says that this instance is not it now."""
+    """Work may be submitted to any instance. All else needs the leader; `Unavailable` says that this is not it now."""
 
     def __init__(self, *, clock: Clock, leading: Leading, submissions: Submissions, asking: Asking) -> None:
         self._clock = clock
@@ -63,15 +63,17 @@ class WorkMarshaling:
 
     async def submit(self, item: Submission) -> WorkAccepted:
         """The receipt: the item is on disk, and visible. Raises `Conflict`, `TooLarge`, `StreamFull`, `Unavailable`."""
-        leadership = self._leading.present
-        (accepted,) = await self._receipts(leadership, [item], [self._prepare(leadership, item)])
+        self._leading.refuse_while_full()
+        known = self._leading.known
+        (accepted,) = await self._receipts(known, [item], [self._prepare(known, item)])
         if isinstance(accepted, MeshError):
             raise accepted
         return accepted
 
     async def submit_many(self, asked: SubmitMany) -> SubmitAnswers:
         """Each item on its own; those that are accepted share their way to the disk."""
-        leadership = self._leading.present
+        self._leading.refuse_while_full()
+        known = self._leading.known
         items: list[Submission | None] = []
         prepared: list[Prepared] = []
         for number, raw in enumerate(asked.items, start=1):
@@ -82,26 +84,24 @@ class WorkMarshaling:
                 prepared.append(error)
             else:
                 items.append(item)
-                prepared.append(self._prepare(leadership, item))
+                prepared.append(self._prepare(known, item))
             if number % SLICE == 0:
                 await asyncio.sleep(0)
-        answers = [_answer(each) for each in await self._receipts(leadership, items, prepared)]
+        answers = [_answer(each) for each in await self._receipts(known, items, prepared)]
         accepted = sum(answer.accepted is not None for answer in answers)
         return SubmitAnswers(answers=tuple(answers), accepted=accepted, refused=len(answers) - accepted)
 
-    def _prepare(self, leadership: Leadership, item: Submission) -> Prepared:
+    def _prepare(self, known: Known, item: Submission) -> Prepared:
         try:
             size = len(encode(item))
             refuse_too_large(item, size if size <= INLINE_BYTES else len(payload_text(item.payload).encode()))
-            known = _known(leadership.term.memory, item)
-            if known is None:
-                refuse_unsatisfiable(leadership.term.possible, item)
+            before = _known(known.memory, item)
         except MeshError as error:
             return error
-        return known or self._submissions.add(item, size + 1)
+        return before or self._submissions.add(item, size + 1)
 
     async def _receipts(
-        self, leadership: Leadership, items: Sequence[Submission | None], prepared: Sequence[Prepared]
+        self, known: Known, items: Sequence[Submission | None], prepared: Sequence[Prepared]
     ) -> list[WorkAccepted | MeshError]:
         """Waits for the disk, then until our own reader has seen the items, so that they can be asked for."""
         tickets: list[Ticket | WorkAccepted | MeshError] = []
@@ -113,9 +113,9 @@ class WorkMarshaling:
         last = max((ticket.sequence for ticket in tickets if isinstance(ticket, Ticket)), default=0)
         with suppress(TimeoutError, Unavailable):  # they are on disk: whoever leads next admits them
             async with asyncio.timeout(ADMISSION_SECONDS):
-                await leadership.intake.admitted.reached(last)
+                await known.admitted(last)
         return [
-            await self._receipt(leadership, item, ticket) if isinstance(ticket, Ticket) else ticket
+            await self._receipt(known, item, ticket) if isinstance(ticket, Ticket) else ticket
             for item, ticket in zip(items, tickets, strict=True)
         ]
 
@@ -125,38 +125,31 @@ class WorkMarshaling:
         return await self._ended_before(prepared.work_id) if isinstance(prepared, _Ended) else prepared
 
     async def _ended_before(self, work_id: str) -> WorkAccepted:
-        """What is known of an item that ended long ago. Raises `Conflict` when that is its id alone."""
+        """What is known of an item that ended long ago. Raises `Conflict` when that is its id alone, and `Unavailable`
+        while this instance does not lead."""
+        self._leading.present  # noqa: B018  # raises
         try:
             known = await self._asking.find_one(work_id)
         except MeshError as error:
             raise Conflict(f"work_id: {work_id} ended and is kept no longer", work_id=work_id) from error
         return WorkAccepted(work_id=known.work_id, sequence=known.sequence, status=known.status, duplicate=True)
 
-    async def _receipt(
-        self, leadership: Leadership, item: Submission | None, ticket: Ticket
-    ) -> WorkAccepted | MeshError:
+    async def _receipt(self, told: Known, item: Submission | None, ticket: Ticket) -> WorkAccepted | MeshError:
         assert item is not None
-        memory = leadership.term.memory
+        memory = told.memory
         refused = memory.refusal(ticket.sequence, ticket.index)
         if refused is not None:
             return told_refusal(refused)
-        made = leadership.term.origins[WORK_IN.name]
-        work_id = item.work_id or server_id(made, ticket.sequence, ticket.index)
+        work_id = item.work_id or server_id(told.made, ticket.sequence, ticket.index)
         known = memory.items.get(work_id)
         if known is not None:
             duplicate = known.order != (ticket.sequence, ticket.index)
-            return WorkAccepted(
-                work_id=work_id,
-                sequence=known.sequence,
-                status=known.status,
-                duplicate=duplicate,
-                unsatisfiable_now=leadership.term.unsatisfiable(known),
-            )
+            return WorkAccepted(work_id=work_id, sequence=known.sequence, status=known.status, duplicate=duplicate)
         if memory.find(ticket.sequence) != work_id:
             return WorkAccepted(work_id=work_id, sequence=ticket.sequence)
         try:
             return await self._ended_before(work_id)
-        except Conflict as error:
+        except MeshError as error:
             return error
 
     # Asking
@@ -205,8 +198,9 @@ class WorkMarshaling:
         )
 
     async def problem(self) -> str | None:
-        """Why work cannot be taken in and given out now."""
-        return self._leading.problem()
+        """Why work cannot be taken in and given out now. That another instance leads is well, and is said."""
+        standing = self._leading.stands_by()
+        return self._leading.problem() if standing is None else Remark(standing)
 
     def _oldest_pending(self, leadership: Leadership) -> float | None:
         longest = leadership.term.queue.longest_waiting()

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from libs.common.archive.migrations import read_schema
-from libs.common.contracts.streams import DEAD_LETTERS, WORK_DONE, WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.contracts.streams import DEAD_LETTERS, WORK_DONE, WORK_IN, WORK_LOG, WORK_MARSHALING, WORK_OUT
+from libs.common.contracts.work_leading import HandedAnswer, HandedRequest
+from libs.common.kit.http_within import Within
 from libs.common.kit.loops import every
 from libs.common.kit.service import Platform, Service, degraded_while
 from libs.common.kit.settings import load
@@ -16,8 +18,9 @@ from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
 from services.work_marshaling.drains import Drains
-from services.work_marshaling.explanations import Explanations
+from services.work_marshaling.election import Election, Instance
 from services.work_marshaling.following import Following, Watchers
+from services.work_marshaling.handing import Handing
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.meter_prometheus import PrometheusMeter
@@ -52,6 +55,8 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         keep_days=settings.work_archive_days,
     )
     watchers = Watchers(clock, new_id)
+    instance = Instance(instance_id=secrets.token_hex(8), node_id=platform.node_id, port=settings.port)
+    election = Election(bus=bus, clock=clock, instance=instance, lease_seconds=settings.work_leader_lease_seconds)
     leading = Leading(
         bus=bus,
         clock=clock,
@@ -62,25 +67,24 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         earlier=earlier,
         watch=watchers,
         companions=[archiving.serve, watchers.serve],
+        election=election,
     )
     asking = Asking(leading=leading, records=records, pending=archiving.pending)
     submissions = Submissions(bus, new_id)
     marshaling = WorkMarshaling(clock=clock, leading=leading, submissions=submissions, asking=asking)
     again = Again(clock=clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
-    explanations = Explanations(leading=leading, asking=asking)
     following = Following(asking=asking, watchers=watchers)
     meter.watch(marshaling.measures)
+    hearing = Hearing(clock=clock, leading=leading, watchers=watchers)
+    handing = Handing(bus=bus, leading=leading, instance_id=instance.instance_id)
+    router = http_api.router(marshaling, asking, again, following, handing)
+    handing.inside = partial(_inside, Within(router))
     return Service(
         port=settings.port,
         streams=(WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS),
-        subscriptions=partial(
-            nats_api.open_door,
-            marshaling,
-            asking,
-            explanations,
-            Hearing(clock=clock, leading=leading, watchers=watchers),
-            bus,
-        ),
+        buckets=(WORK_MARSHALING,),
+        lifespan=election.released,
+        subscriptions=partial(nats_api.open_door, marshaling, asking, hearing, handing, bus),
         loops=[
             Drains(bus, clock, leading.nodes).run,
             leading.run,
@@ -89,9 +93,14 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             every(PING_SECONDS, archiving.look, clock, name="archive_look"),
             every(RETENTION_SECONDS, archiving.retain, clock, name="archive_retention"),
         ],
-        router=http_api.router(marshaling, asking, again, following, explanations),
+        router=router,
         checks={"leader": marshaling.problem, "archive": degraded_while(archiving.problem)},
     )
+
+
+async def _inside(within: Within, asked: HandedRequest) -> HandedAnswer:
+    told = await within.ask(asked.method, asked.path, asked.query, asked.body)
+    return HandedAnswer(status=told.status, headers=told.headers, body=told.body.decode())
 
 
 def rules(settings: Settings) -> Rules:

@@ -289,7 +289,7 @@ class Crowd:
                 continue  # only listed: shown without its result
             if view["status"] in ENDED:
                 self._seen.setdefault(work_id, view)
-        for marshaling in (self.stage.marshaling, *self.stage.others):
+        for marshaling in self.stage.marshalings:
             if marshaling.alive():
                 marshaling.kill()
                 marshaling.start()

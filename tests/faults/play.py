@@ -29,6 +29,8 @@ async def play(row: Row, seed: int, *, scale: float = 1.0, keep: Path | None = N
         made = held.enter_context(stage(folder, row.settings, store=store))
         if row.act is step_clock:
             prepare_clock(made)
+        if row.standby:
+            made.others.append(made.another_marshaling("marshaling-2"))
         await asyncio.to_thread(made.start)
         return await _on(made, row, seed, scale)
 

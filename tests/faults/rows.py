@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from tests.faults.crowd import Crowd
-from tests.faults.stage import CannotPlay, Stage
+from tests.faults.stage import CannotPlay, Service, Stage
 
+TAKE_OVER_SECONDS = 5.0
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 
 
@@ -38,13 +40,27 @@ class Scene:
     async def ready(self) -> None:
         await asyncio.to_thread(self.stage.wait_ready)
 
+    async def leader(self, but: Service | None = None) -> Service:
+        """The marshaler that leads, once one does."""
+        async with asyncio.timeout(4 * TAKE_OVER_SECONDS):
+            while True:
+                for each in self.stage.marshalings:
+                    if each is not but and each.alive() and await asyncio.to_thread(each.leads):
+                        return each
+                await asyncio.sleep(0.05)
+
+    async def standby(self) -> Service:
+        leader = await self.leader()
+        return next(each for each in self.stage.marshalings if each is not leader)
+
 
 Act = Callable[[Scene], Awaitable[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`act` does it, and says in a few words how often. `most` items are submitted at most."""
+    """`act` does it, and says in a few words how often. `most` items are submitted at most; with `standby` a second
+    marshaler runs from the start on."""
 
     name: str
     act: Act
@@ -53,6 +69,7 @@ class Row:
     store_mib: int | None = None
     padding: int = 0
     results_go: bool = False
+    standby: bool = False
 
 
 async def kill_marshaling(scene: Scene) -> str:
@@ -228,21 +245,58 @@ async def _tokens(stream: JetStreamContext) -> dict[tuple[str, int], str]:
     return found
 
 
-async def two_marshalers(scene: Scene) -> str:
-    """Each start fences the one that leads, which ends and says so; then that one is started again."""
-    stage = scene.stage
-    second = stage.another_marshaling("marshaling-2")
-    stage.others.append(second)
-    old, new = stage.marshaling, second
-    for _ in range(times := scene.times(4)):
+async def kill_leader(scene: Scene) -> str:
+    """The one that leads, each time; the other goes on."""
+    longest = 0.0
+    for _ in range(times := scene.times(10)):
         await scene.crowd.busy()
-        new.start()
-        if await asyncio.to_thread(old.wait) != 1 or "another writer took over" not in old.output:
-            raise AssertionError(f"the older marshaler did not say that it was replaced: {old.output[-2000:]}")
+        leader = await scene.leader()
+        leader.kill()
+        killed = time.monotonic()
+        await scene.leader()
+        longest = max(longest, time.monotonic() - killed)
+        leader.start()
         await scene.ready()
-        await scene.pause(0, 1)
-        old, new = new, old
-    return f"a second marshaler takes over, {times} times to and fro"
+    if longest > TAKE_OVER_SECONDS:
+        raise AssertionError(f"a take-over took {longest:.1f} s")
+    return f"kill -9 of the marshaler that leads, {times} times; the other led within {longest:.1f} s"
+
+
+async def kill_standby(scene: Scene) -> str:
+    for _ in range(times := scene.times(10)):
+        await scene.crowd.busy()
+        standby = await scene.standby()
+        standby.kill()
+        await scene.pause(0, 0.5)
+        standby.start()
+        await scene.ready()
+    return f"kill -9 of the marshaler that stands by, {times} times"
+
+
+async def kill_both(scene: Scene) -> str:
+    for _ in range(times := scene.times(5)):
+        await scene.crowd.busy()
+        for each in scene.stage.marshalings:
+            each.kill()
+        await scene.pause(0, 0.5)
+        scene.stage.whole()
+        await scene.ready()
+    return f"kill -9 of both marshalers, {times} times"
+
+
+async def halt_leader(scene: Scene) -> str:
+    """Past its lease, so that the other leads; then it goes on where it stood, and must do no harm."""
+    for _ in range(times := scene.times(3)):
+        await scene.crowd.busy()
+        leader = await scene.leader()
+        leader.send(signal.SIGSTOP)
+        await scene.leader(but=leader)
+        await scene.pause(0, 3)
+        leader.send(signal.SIGCONT)
+        await scene.ready()
+        if not leader.alive():
+            raise AssertionError(f"it ended when it was replaced: {leader.output[-2000:]}")
+    return f"the marshaler that leads stands still (SIGSTOP) until the other leads and up to 3 s more, {times} times"
 
 
 async def poison(scene: Scene) -> str:
@@ -341,15 +395,18 @@ SHORT_LEASE = {"WORK_LEASE_SECONDS": "2"}
 ROWS = (
     Row(name="marshaling killed", act=kill_marshaling),
     Row(name="agents killed", act=kill_agents),
-    Row(name="nats-server killed", act=kill_nats),
+    Row(name="nats-server killed", act=kill_nats, standby=True),
     Row(name="all killed at once", act=kill_all),
-    Row(name="all killed ten times in a row", act=kill_all_again_and_again, most=6000),
+    Row(name="all killed ten times in a row", act=kill_all_again_and_again, standby=True, most=6000),
     Row(name="agent stopped past its leases", act=halt_agent, settings=SHORT_LEASE),
     Row(name="marshaling stopped past all leases", act=halt_marshaling, settings=SHORT_LEASE),
     Row(name="NATS unreachable", act=halt_nats),
     Row(name="clock steps of an hour", act=step_clock),
     Row(name="duplicate deliveries", act=repeat_everything),
-    Row(name="two marshalers", act=two_marshalers, most=6000),
+    Row(name="leader killed", act=kill_leader, standby=True, most=6000),
+    Row(name="standby killed", act=kill_standby, standby=True),
+    Row(name="leader and standby killed", act=kill_both, standby=True),
+    Row(name="leader stopped past its lease", act=halt_leader, standby=True, settings=SHORT_LEASE),
     Row(name="poison items among good ones", act=poison, most=1200),
     Row(
         name="submissions run full",

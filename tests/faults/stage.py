@@ -90,6 +90,13 @@ class Service:
             return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).status_code == httpx.codes.OK
         return False
 
+    def leads(self) -> bool:
+        """Of a marshaler."""
+        with contextlib.suppress(httpx.TransportError):
+            told = httpx.get(f"{self.url}/readyz", timeout=1, trust_env=False).json()
+            return bool(told["checks"]["leader"] == "ok")
+        return False
+
 
 def on_small_disk(store: Path) -> NatsProcess:
     """A server that believes in more room than there is: otherwise it would not even make the streams."""
@@ -134,12 +141,16 @@ class Stage:
         )
 
     @property
+    def marshalings(self) -> list[Service]:
+        return [self.marshaling, *self.others]
+
+    @property
     def services(self) -> list[Service]:
-        return [self.marshaling, *self.others, self.registry, *self.agents]
+        return [*self.marshalings, self.registry, *self.agents]
 
     def doors(self) -> list[str]:
         """Where work may be submitted."""
-        return [self.marshaling.url, *(each.url for each in self.others)]
+        return [each.url for each in self.marshalings]
 
     def agent_pids(self) -> set[int]:
         return {agent.pid for agent in self.agents if agent.alive()}

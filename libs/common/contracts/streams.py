@@ -101,3 +101,8 @@ NODE_REGISTRY = Bucket(
     name="NODE_REGISTRY",
     summary="What the registries were told and must not forget: drains, registrations over REST, deletions.",
 )
+
+WORK_MARSHALING = Bucket(
+    name="WORK_MARSHALING",
+    summary="Which instance of work marshaling leads: a lease, renewed all the time. The log alone decides.",
+)

@@ -20,7 +20,7 @@ from libs.common.errors import MeshError
 from libs.common.kit.http_guards import MIB, BodyLimit, LastNet, Observed, OpenStreams, StreamsEnd, TokenRequired
 from libs.common.kit.metrics import CONTENT_TYPE, Metrics
 from libs.common.kit.problems import MEDIA_TYPE, Problem, install
-from libs.common.kit.service import Check, Degraded
+from libs.common.kit.service import Check, Degraded, Remark
 from libs.common.kit.tracing import NoTracing, Tracing
 
 log = structlog.get_logger()
@@ -127,10 +127,12 @@ async def readiness(checks: Mapping[str, Check], *, timeout: float = CHECK_SECON
     """Run all checks at once. One that takes longer than `timeout` seconds counts as failed."""
     reasons = await asyncio.gather(*(_reason(name, check, timeout) for name, check in checks.items()))
     told = {name: _words(reason) for name, reason in zip(checks, reasons, strict=True)}
-    return Readiness(ready=all(not reason or isinstance(reason, Degraded) for reason in reasons), checks=told)
+    return Readiness(ready=all(not reason or isinstance(reason, Degraded | Remark) for reason in reasons), checks=told)
 
 
 def _words(reason: str | None) -> str:
+    if isinstance(reason, Remark):
+        return f"ok: {reason}"
     return f"degraded: {reason}" if isinstance(reason, Degraded) else reason or "ok"
 
 

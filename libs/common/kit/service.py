@@ -18,11 +18,18 @@ Loop = Callable[[], Coroutine[None, None, None]]
 """Runs until cancelled. If it returns or raises, the process ends: there are no half-dead services."""
 
 Check = Callable[[], Awaitable[str | None]]
-"""None when all is well, else the reason why the service is not ready, or a `Degraded` one why it is not whole."""
+"""None when all is well, or a `Remark` about it; else the reason why the service is not ready, or a `Degraded` one why
+it is not whole."""
 
 
 class Degraded(str):
     """Something is wrong, but the service does its work: it stays ready, and readiness tells this reason."""
+
+    __slots__ = ()
+
+
+class Remark(str):
+    """Nothing is wrong: the service is ready, and readiness tells this beside its `ok`."""
 
     __slots__ = ()
 

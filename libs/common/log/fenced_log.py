@@ -1,24 +1,23 @@
-"""The writer's side of the log: take over, read what was, append, checkpoint."""
+"""The writer's side of the log: take over, append, checkpoint, purge."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, NoReturn, Protocol, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import structlog
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.transport import MESSAGE_ID_HEADER, Expect, Receipt, Stored
+from libs.common.bus.transport import Expect, Receipt, Stored
 from libs.common.clock import Clock
 from libs.common.contracts.base import Topic
-from libs.common.contracts.log import LogEpoch, LogRecord, RecordKind
+from libs.common.contracts.log import LogEpoch, LogRecord
 from libs.common.contracts.streams import Stream
-from libs.common.errors import Disconnected, Malformed, MeshError, TimedOut, Unavailable, WrongRevision
+from libs.common.errors import Disconnected, MeshError, TimedOut, Unavailable, WrongRevision
+from libs.common.log.epochs import epoch_id, told_epoch
 
 R = TypeVar("R", bound=LogRecord)
-R_in = TypeVar("R_in", bound=LogRecord, contravariant=True)
 
 PATIENCE_SECONDS = 60.0
 
@@ -44,25 +43,6 @@ class Stamp:
     epoch: int
     n: int
     at: datetime
-
-
-class Rebuild(Protocol[R_in]):
-    """What a replay fills. A checkpoint replaces all that was told before it."""
-
-    def begin_epoch(self, epoch: LogEpoch) -> None: ...
-    def apply(self, record: R_in, sequence: int) -> None:
-        """`sequence` is the record's place in the stream."""
-        ...
-
-    def restore(self, checkpoint: Sequence[R_in]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """How much was read, and how much of it came after the checkpoint that held."""
-
-    records: int
-    since_checkpoint: int
 
 
 class FencedLog(Generic[R]):
@@ -99,6 +79,11 @@ class FencedLog(Generic[R]):
     def epoch(self) -> int:
         return self._epoch
 
+    @property
+    def fence(self) -> int:
+        """The place of the own epoch record in the stream."""
+        return self._fence
+
     async def take_over(self, origins: Mapping[str, datetime]) -> int:
         """Become the writer; whoever was it is fenced from here on. Returns the epoch.
 
@@ -109,22 +94,6 @@ class FencedLog(Generic[R]):
         await self._write_epoch(self._next_epoch(last), last.sequence if last else 0, origins, checkpoint=False)
         _log.info("log_taken_over", stream=self._stream.name, epoch=self._epoch, sequence=self._fence)
         return self._epoch
-
-    async def replay(self, rebuild: Rebuild[R]) -> Replayed:
-        """Read everything up to the own epoch record. Nobody can have written since: it was in the log first.
-
-        What others than a writer put there is passed over. Raises `Malformed` when a writer's record cannot be read.
-        """
-        reading = _Reading(self._bus, self._epochs, self._records, rebuild)
-        state = await self._bus.stream_state(self._stream)
-        messages = self._bus.read(self._stream, after=max(0, state.first_sequence - 1))
-        async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
-            async for batch in messages:
-                for stored in batch:
-                    if stored.sequence >= self._fence:
-                        return reading.done()
-                    reading.take(stored)
-        raise self._step_down("the log ended before the own epoch record", fenced=False)
 
     async def append(self, make: Callable[[Stamp], R]) -> Receipt:
         """Write one record. Returns when it is on disk.
@@ -181,7 +150,7 @@ class FencedLog(Generic[R]):
         receipt = await self._bus.append(
             self._epochs,
             told,
-            message_id=_epoch_id(told),
+            message_id=epoch_id(told),
             expect=Expect(sequence=expected, subject=self._epochs.subject),
             timeout=self._patience,
         )
@@ -195,7 +164,7 @@ class FencedLog(Generic[R]):
         """Greater than any before: an epoch never exceeds the sequence of its own record."""
         if last is None:
             return 1
-        told = _told_epoch(self._bus, self._epochs, last)
+        told = told_epoch(self._bus, self._epochs, last)
         return last.sequence + 1 if told is None else told.epoch + 1
 
     async def _give_up(self, error: MeshError) -> NoReturn:
@@ -209,71 +178,10 @@ class FencedLog(Generic[R]):
             last = await self._bus.last(self._stream, self._epochs)
         except Unavailable as error:
             return self._step_down(f"refused, and it cannot be told by whom: {error.message}", fenced=False)
-        if last is not None and _told_epoch(self._bus, self._epochs, last) is None:
+        if last is not None and told_epoch(self._bus, self._epochs, last) is None:
             return self._step_down("a stranger wrote where only epochs belong", fenced=False)
         return self._step_down("another writer took over the log", fenced=True)
 
     def _step_down(self, reason: str, *, fenced: bool) -> SteppedDown:
         self._ended = SteppedDown(f"{self._stream.name}: {reason} (epoch {self._epoch})", fenced=fenced)
         return self._ended
-
-
-def _epoch_id(epoch: LogEpoch) -> str:
-    return f"epoch-{epoch.epoch}-{epoch.holder}"
-
-
-def _told_epoch(bus: Bus, epochs: Topic[LogEpoch], stored: Stored) -> LogEpoch | None:
-    """None when no writer wrote this."""
-    try:
-        told = bus.decode(epochs, stored)
-    except Malformed:
-        return None
-    return told if stored.headers.get(MESSAGE_ID_HEADER) == _epoch_id(told) else None
-
-
-class _Reading(Generic[R]):
-    """Sorts what is read: records that follow one another, checkpoints that were finished, and what strangers wrote.
-
-    A writer's record is known by its message id, so that one of ours that cannot be read is never taken for a
-    stranger's.
-    """
-
-    def __init__(self, bus: Bus, epochs: Topic[LogEpoch], records: Topic[R], rebuild: Rebuild[R]) -> None:
-        self._bus = bus
-        self._epochs = epochs
-        self._topic = records
-        self._rebuild = rebuild
-        self._epoch = 0
-        self._checkpoint: list[R] | None = None
-        self._records = 0
-        self._since_checkpoint = 0
-
-    def take(self, stored: Stored) -> None:
-        if stored.subject == self._epochs.subject:
-            epoch = _told_epoch(self._bus, self._epochs, stored)
-            if epoch is not None:
-                self._begin(epoch)
-                return
-        elif stored.headers.get(MESSAGE_ID_HEADER, "").startswith(f"{self._epoch}."):
-            self._record(self._bus.decode(self._topic, stored), stored.sequence)
-            return
-        _log.warning("stranger_in_the_log", stream=stored.stream, sequence=stored.sequence, subject=stored.subject)
-
-    def _begin(self, epoch: LogEpoch) -> None:
-        self._epoch = epoch.epoch
-        self._checkpoint = [] if epoch.checkpoint else None
-        self._rebuild.begin_epoch(epoch)
-
-    def _record(self, record: R, sequence: int) -> None:
-        self._records += 1
-        if record.kind is RecordKind.FACTS:
-            self._since_checkpoint += 1
-            self._rebuild.apply(record, sequence)
-        elif self._checkpoint is not None:
-            self._checkpoint.append(record)
-            if record.kind is RecordKind.DONE:
-                self._rebuild.restore(self._checkpoint)
-                self._checkpoint, self._since_checkpoint = None, 0
-
-    def done(self) -> Replayed:
-        return Replayed(self._records, self._since_checkpoint)

@@ -3,11 +3,12 @@
 import asyncio
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,20 @@ class Marshaling:
 
     async def __aexit__(self, *error: object) -> None:
         await self.client.aclose()
+        self.send(signal.SIGCONT)
+        self.kill()
 
-    async def move(self, url: str) -> None:
-        """From now on ask there."""
-        await self.client.aclose()
-        self.client = httpx.AsyncClient(base_url=url, timeout=30)
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    async def role(self) -> str:
+        """`leader`, or what readiness says instead."""
+        told: str = (await self.client.get("/readyz")).json()["checks"]["leader"]
+        return "leader" if told == "ok" else told
+
+    async def leads(self) -> bool:
+        return await self.role() == "leader"
 
     async def ask(self, method: str, path: str, **fields: Any) -> httpx.Response:
         """Again until somebody is there: a client that does not give up."""
@@ -109,6 +119,26 @@ async def eventually(look: Any, seconds: float) -> None:
             if await look():
                 return
             await asyncio.sleep(0.05)
+
+
+async def submit_all(marshaling: Marshaling, items: int) -> dict[str, int]:
+    """By the REST door, again and again with the same ids, as a careful client does. Returns the receipts."""
+    receipts: dict[str, int] = {}
+    for first in range(0, items, 50):
+        wanted = range(first, min(items, first + 50))
+        batch = [{"work_id": f"item-{number}", "work_type": "echo", "payload": {"number": number}} for number in wanted]
+        while True:
+            answer = await marshaling.ask("POST", "/api/v1/work/submit-batch", json={"items": batch})
+            accepted = [each["accepted"] for each in answer.json()["answers"]]
+            if all(accepted):
+                break
+        receipts |= {each["work_id"]: number for each, number in zip(accepted, wanted, strict=True)}
+        await asyncio.sleep(0.02)
+    return receipts
+
+
+async def done(marshaling: Marshaling, count: int) -> bool:
+    return (await marshaling.totals()).get("completed", 0) >= count
 
 
 @dataclass
@@ -181,27 +211,31 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.fixture
-def process(nats: NatsProcess, tmp_path: Path) -> Iterator[Marshaling]:
+def instance(nats: NatsProcess, folder: Path, name: str) -> Marshaling:
     port = free_port()
     environment = {
         **os.environ,
         "NATS_URL": nats.url,
-        "MESH_DATA_DIR": str(tmp_path / "data"),
+        "MESH_DATA_DIR": str(folder / "data"),
         "WORK_MARSHALING_PORT": str(port),
         "WORK_RETRY_DELAY": "0.5",
         "WORK_UPKEEP_SECONDS": "1",
         "WORK_CHECKPOINT_RECORDS": "200",
     }
-    started = Marshaling(environment, tmp_path / "marshaling.log", f"http://127.0.0.1:{port}")
-    yield started
-    started.kill()
+    return Marshaling(environment, folder / f"{name}.log", f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture
-async def marshaling(process: Marshaling) -> AsyncIterator[Marshaling]:
-    async with process:
-        yield process
+async def marshaling(nats: NatsProcess, tmp_path: Path) -> AsyncIterator[Marshaling]:
+    async with instance(nats, tmp_path, "marshaling") as made:
+        yield made
+
+
+@pytest.fixture
+async def second(nats: NatsProcess, tmp_path: Path) -> AsyncIterator[Marshaling]:
+    """Another instance, not started yet."""
+    async with instance(nats, tmp_path, "second") as made:
+        yield made
 
 
 @pytest.fixture

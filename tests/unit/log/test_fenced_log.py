@@ -1,13 +1,13 @@
 """The log has one writer at a time, and a new one finds everything that was acknowledged."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 import pytest
 
-from libs.common.bus.bus import Bus
+from libs.common.bus.bus import Bus, Stored
 from libs.common.bus.observer import SilentObserver
 from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
@@ -16,6 +16,7 @@ from libs.common.contracts.log import LogEpoch, LogRecord, RecordKind
 from libs.common.contracts.streams import Stream
 from libs.common.errors import Malformed, StreamFull
 from libs.common.log.fenced_log import FencedLog, Stamp, SteppedDown
+from libs.common.log.reading import LogReader
 
 STREAM = Stream(name="TEST_LOG", subjects=("test.epoch", "test.log"), max_bytes=100_000, summary="")
 
@@ -43,8 +44,12 @@ class Told:
         self.texts.append(record.text)
         self.sequences.append(sequence)
 
-    def restore(self, checkpoint: Sequence[Note]) -> None:
-        self.texts = [record.text for record in checkpoint if record.kind is RecordKind.CHECKPOINT]
+    def begin_checkpoint(self) -> None:
+        self.texts = []
+
+    def restore(self, piece: Note) -> None:
+        if piece.kind is RecordKind.CHECKPOINT:
+            self.texts.append(piece.text)
 
 
 class House:
@@ -82,9 +87,15 @@ def note(text: str, kind: RecordKind = RecordKind.FACTS):
     return make
 
 
-async def replayed(log: FencedLog[Note]) -> Told:
+async def replayed(log: FencedLog[Note], house: House) -> Told:
+    """What a reader knows once it has read up to the writer's epoch record."""
     told = Told()
-    await log.replay(told)
+    following = LogReader(house.bus, STREAM, epochs=EPOCHS, records=NOTES, rebuild=told)
+    reached = asyncio.create_task(following.up_to(log.fence))
+    reading = asyncio.create_task(following.run())
+    await asyncio.wait({reading, reached}, return_when=asyncio.FIRST_COMPLETED)
+    reached.cancel()
+    await reading
     return told
 
 
@@ -100,7 +111,7 @@ async def test_a_new_writer_finds_everything_in_order(house: House):
 
     await second.take_over({})
 
-    assert (await replayed(second)).texts == ["one", "two", "three"]
+    assert (await replayed(second, house)).texts == ["one", "two", "three"]
 
 
 async def test_a_writer_that_was_replaced_cannot_write(house: House):
@@ -115,7 +126,7 @@ async def test_a_writer_that_was_replaced_cannot_write(house: House):
     await second.append(note("mine"))
     third = await house.writer("c")
     await third.take_over({})
-    assert (await replayed(third)).texts == ["mine"]
+    assert (await replayed(third, house)).texts == ["mine"]
 
 
 async def test_a_writer_that_was_replaced_stays_replaced(house: House):
@@ -136,20 +147,17 @@ async def test_a_replay_stops_at_the_own_epoch(house: House):
     await second.take_over({})
     await second.append(note("after"))
 
-    with_first = Told()
-    await first.replay(with_first)
-
-    assert with_first.texts == []
+    assert (await replayed(first, house)).texts == []
 
 
 async def test_the_log_of_an_empty_stream_is_empty(house: House):
     log = await house.writer("a")
     await log.take_over({})
 
-    assert (await replayed(log)).texts == []
+    assert (await replayed(log, house)).texts == []
 
 
-async def test_a_finished_checkpoint_stands_for_all_before_it(house: House):
+async def test_who_has_read_everything_passes_over_a_checkpoint(house: House):
     first, second = await house.writer("a"), await house.writer("b")
     await first.take_over({})
     await first.append(note("old"))
@@ -160,7 +168,41 @@ async def test_a_finished_checkpoint_stands_for_all_before_it(house: House):
 
     await second.take_over({})
 
-    assert (await replayed(second)).texts == ["all", "new"]
+    assert (await replayed(second, house)).texts == ["old", "new"]
+
+
+async def test_a_reader_past_whom_the_log_was_purged_begins_anew_with_the_checkpoint(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    for text in ("old", "missed"):
+        await first.append(note(text))
+    await first.begin_checkpoint({})
+    await first.append(note("all", RecordKind.CHECKPOINT))
+    await first.append(note("", RecordKind.DONE))
+    await first.append(note("new"))
+    await second.take_over({})
+    read = house.bus.read
+
+    async def read_late(stream: Stream, *, after: int) -> AsyncIterator[list[Stored]]:
+        async for batch in read(stream, after=after):
+            yield [stored for stored in batch if stored.sequence != 3]
+
+    house.bus.read = read_late  # type: ignore[method-assign]
+
+    assert (await replayed(second, house)).texts == ["all", "new"]
+
+
+async def test_a_log_that_begins_with_a_checkpoint_that_is_not_whole_is_an_error(house: House):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await first.begin_checkpoint({})
+    await first.purge()
+    await first.append(note("half", RecordKind.CHECKPOINT))
+    await first.append(note("more"))
+    await second.take_over({})
+
+    with pytest.raises(Malformed, match="not whole"):
+        await replayed(second, house)
 
 
 async def test_after_a_checkpoint_older_records_can_go(house: House):
@@ -174,7 +216,7 @@ async def test_after_a_checkpoint_older_records_can_go(house: House):
     await first.append(note("new"))
 
     await second.take_over({})
-    told = await replayed(second)
+    told = await replayed(second, house)
 
     assert told.texts == ["all", "new"]
     assert (await house.bus.stream_state(STREAM)).first_sequence == 3
@@ -186,7 +228,7 @@ async def test_a_replay_tells_where_in_the_stream_each_record_is(house: House):
     receipts = [await first.append(note(text)) for text in ("one", "two")]
     await second.take_over({})
 
-    assert (await replayed(second)).sequences == [receipt.sequence for receipt in receipts]
+    assert (await replayed(second, house)).sequences == [receipt.sequence for receipt in receipts]
 
 
 async def test_an_unfinished_checkpoint_changes_nothing(house: House):
@@ -201,7 +243,7 @@ async def test_an_unfinished_checkpoint_changes_nothing(house: House):
     third = await house.writer("c")
     await third.take_over({})
 
-    assert (await replayed(third)).texts == ["old", "new"]
+    assert (await replayed(third, house)).texts == ["old", "new"]
 
 
 async def test_a_writer_without_receipts_steps_down(house: House):
@@ -237,7 +279,7 @@ async def test_an_outage_shorter_than_its_patience_costs_nothing(house: House):
 
     second = await house.writer("b")
     await second.take_over({})
-    assert (await replayed(second)).texts == ["kept"]
+    assert (await replayed(second, house)).texts == ["kept"]
 
 
 async def test_the_same_record_sent_twice_is_kept_once(house: House):
@@ -282,7 +324,7 @@ async def test_a_stranger_where_epochs_belong_is_no_new_writer(house: House):
 
     again = await house.writer("b")
     assert await again.take_over({}) > 1
-    told = await replayed(again)
+    told = await replayed(again, house)
     await again.append(note("more"))
     assert told.texts == ["kept"]
 
@@ -297,7 +339,7 @@ async def test_what_a_stranger_writes_into_the_log_is_passed_over(house: House):
     await first.append(note("two"))
     await second.take_over({})
 
-    assert (await replayed(second)).texts == ["one", "two"]
+    assert (await replayed(second, house)).texts == ["one", "two"]
 
 
 async def test_a_record_of_a_writer_that_cannot_be_read_is_an_error(house: House):
@@ -308,4 +350,4 @@ async def test_a_record_of_a_writer_that_cannot_be_read_is_an_error(house: House
     await second.take_over({})
 
     with pytest.raises(Malformed):
-        await replayed(second)
+        await replayed(second, house)

@@ -14,7 +14,7 @@ from libs.common.bus.observer import SilentObserver
 from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import WORKLOAD
-from libs.common.contracts.streams import DEAD_LETTERS, WORK_DONE, WORK_IN, WORK_LOG, WORK_OUT
+from libs.common.contracts.streams import DEAD_LETTERS, WORK_DONE, WORK_IN, WORK_LOG, WORK_MARSHALING, WORK_OUT
 from libs.common.contracts.work_marshaling import (
     ASSIGN,
     COMPLETED,
@@ -42,10 +42,13 @@ from services.work_marshaling import nats_api
 from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
-from services.work_marshaling.explanations import Explanations
+from services.work_marshaling.election import Election
+from services.work_marshaling.election import Instance as Identity
 from services.work_marshaling.following import Following, Watchers
+from services.work_marshaling.handing import Handing
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
+from services.work_marshaling.meter import Role
 from services.work_marshaling.model import Policy, Rules
 from services.work_marshaling.records import EarlierIds, Records
 from services.work_marshaling.submission import Submissions
@@ -56,7 +59,7 @@ from tests.unit.work_marshaling.builders import workload
 
 T = TypeVar("T")
 RULES = Rules(policy=Policy(retry_max=2, retry_delay_seconds=5.0))
-PATIENCE_TURNS = 20_000
+LEASE_SECONDS = 3
 
 
 class QuietMeter:
@@ -65,7 +68,7 @@ class QuietMeter:
     def lease_expired(self) -> None: ...
     def refused(self, node_id: str) -> None: ...
     def stream_fill(self, stream: str, ratio: float) -> None: ...
-    def led(self, leading: bool) -> None: ...
+    def became(self, role: Role) -> None: ...
 
 
 class Instance:
@@ -80,12 +83,14 @@ class Instance:
         leading: Leading,
         again: Again,
         following: Following,
-        explanations: Explanations,
+        election: Election,
+        handing: Handing,
     ) -> None:
-        self.explanations = explanations
         self.again = again
         self.following = following
         self.bus = bus
+        self.handing = handing
+        self.election = election
         self.marshaling = marshaling
         self.asking = asking
         self.archiving = archiving
@@ -112,11 +117,28 @@ class House:
         async with self.server.connect(name) as transport:
             for stream in self._streams:
                 await transport.ensure_stream(stream)
+            await transport.ensure_bucket(WORK_MARSHALING)
             yield Bus(transport, name=name, observer=SilentObserver(), clock=self.clock)
 
     @asynccontextmanager
     async def marshaling(self, rules: Rules = RULES) -> AsyncIterator[Instance]:
-        """Leaving the block is a `kill -9`: nothing is told, nothing is flushed."""
+        """One that leads. Leaving the block is a `kill -9`: nothing is told, nothing is flushed."""
+        async with self.instance(rules) as instance:
+            await self.led_by(instance)
+            yield instance
+
+    async def led_by(self, instance: Instance) -> None:
+        """Wait until it leads; time passes meanwhile."""
+
+        async def leads() -> bool | None:
+            await self.settle()
+            return instance.leading.leads() or None
+
+        await self.eventually(leads)
+
+    @asynccontextmanager
+    async def instance(self, rules: Rules = RULES) -> AsyncIterator[Instance]:
+        """One that leads if nobody else does."""
         async with self.bus("work_marshaling") as bus:
             records = Records(self.archive)
             earlier = EarlierIds(records, self.clock, keep=timedelta(seconds=rules.remembered_keep_seconds))
@@ -124,6 +146,8 @@ class House:
                 bus=bus, clock=self.clock, archive=self.archive, schema=SCHEMA, earlier=earlier, keep_days=30
             )
             watchers = Watchers(self.clock, self._token)
+            me = Identity(instance_id=self._token(), node_id="here", port=0)
+            election = Election(bus=bus, clock=self.clock, instance=me, lease_seconds=LEASE_SECONDS)
             leading = Leading(
                 bus=bus,
                 clock=self.clock,
@@ -134,22 +158,22 @@ class House:
                 earlier=earlier,
                 watch=watchers,
                 companions=[archiving.serve, watchers.serve],
+                election=election,
             )
             submissions = Submissions(bus, self._token)
             asking = Asking(leading=leading, records=records, pending=archiving.pending)
             marshaling = WorkMarshaling(clock=self.clock, leading=leading, submissions=submissions, asking=asking)
             again = Again(clock=self.clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
-            explanations = Explanations(leading=leading, asking=asking)
             following = Following(asking=asking, watchers=watchers)
-            instance = Instance(bus, marshaling, asking, archiving, leading, again, following, explanations)
-            await nats_api.open_door(
-                marshaling, asking, explanations, Hearing(clock=self.clock, leading=leading, watchers=watchers), bus
-            )
+            handing = Handing(bus=bus, leading=leading, instance_id=me.instance_id)
+            instance = Instance(bus, marshaling, asking, archiving, leading, again, following, election, handing)
+            hearing = Hearing(clock=self.clock, leading=leading, watchers=watchers)
+            await nats_api.open_door(marshaling, asking, hearing, handing, bus)
             running = (leading.run(), submissions.run(), archiving.writer.run())
             loops = [asyncio.create_task(each) for each in running]
             loops[0].add_done_callback(lambda task: _note_end(instance, task))
             try:
-                await asyncio.wait_for(leading.begun(), 5)
+                await self.settle()
                 yield instance
             finally:
                 for loop in loops:

@@ -10,7 +10,6 @@ from libs.common.contracts.streams import WORK_IN
 from libs.common.contracts.work_log import RECORD
 from libs.common.contracts.work_marshaling import SUBMITTED, WorkBatch, WorkItem, WorkStatus
 from libs.common.errors import StreamFull
-from libs.common.log.fenced_log import SteppedDown
 from tests.unit.work_marshaling.house import RULES, House, Node, publish_plainly, submit, view_of
 
 
@@ -116,15 +115,6 @@ async def test_a_payload_is_not_trimmed_before_the_end_of_its_item_is_on_disk():
         tidying.cancel()
 
         assert (await bus.stream_state(WORK_IN)).first_sequence == 1
-
-
-async def test_a_leader_with_nothing_to_do_notices_that_it_was_replaced(house: House):
-    rules = replace(RULES, upkeep_seconds=1.0)
-    async with house.marshaling(rules) as older, house.marshaling(rules):
-        await house.pass_time(2)
-
-        assert isinstance(older.ended, SteppedDown)
-        assert older.ended.fenced
 
 
 async def fill(house: House, subject: str) -> None:

@@ -138,7 +138,9 @@ class Life(RuleBasedStateMachine):
     def rebuilt(self) -> Memory:
         other = memory()
         if self.checkpoint:
-            other.restore(self.checkpoint)
+            other.begin_checkpoint()
+            for piece in self.checkpoint:
+                other.restore(piece)
         for sequence, each in enumerate(self.log, start=1):
             other.apply(each, sequence)
         return other

@@ -22,7 +22,6 @@ from libs.common.contracts.work_marshaling import (
     WorkStatus,
 )
 from libs.common.errors import Conflict, Malformed, NotFound, TooLarge
-from libs.common.log.fenced_log import SteppedDown
 from services.work_marshaling.model import Filter
 from tests.unit.work_marshaling.house import (
     RULES,
@@ -505,11 +504,3 @@ async def test_strangers_in_the_log_cost_a_moment_and_no_work(house: House, queu
     assert queue.ended is None
     assert await status_of(queue, kept) is WorkStatus.COMPLETED
     assert await status_of(queue, await submit(queue)) is WorkStatus.ASSIGNED
-
-
-async def test_a_second_leader_ends_the_first(house: House):
-    async with house.marshaling() as first, house.marshaling() as second:
-        await submit(second, work_id="w")
-        await house.settle()
-        assert isinstance(first.ended, SteppedDown)
-        assert await status_of(second, "w") is WorkStatus.PENDING
