@@ -26,8 +26,7 @@ _MOVING: Any = {
 
 def standing(inventory: Inventory) -> dict[str, Any]:
     """What of a machine is the same until something happens to it."""
-    parts = [[(part.uuid, part.vram_total_mb) for part in gpu.mig_devices] for gpu in inventory.gpus]
-    return inventory.model_dump(exclude=_MOVING) | {"mig_devices": parts}
+    return inventory.model_dump(exclude=_MOVING) | {"mig_devices": [_parts(gpu) for gpu in inventory.gpus]}
 
 
 def changed(before: Inventory | None, now: Inventory) -> bool:
@@ -35,10 +34,16 @@ def changed(before: Inventory | None, now: Inventory) -> bool:
 
 
 def gpus_changed(before: Sequence[Gpu], now: Sequence[Gpu]) -> bool:
-    """A GPU came, went, broke or was mended."""
-    return [(gpu.uuid, gpu.healthy, gpu.problem) for gpu in before] != [
-        (gpu.uuid, gpu.healthy, gpu.problem) for gpu in now
-    ]
+    """A GPU came, went, broke, was mended or was divided anew."""
+    return [_lasting(gpu) for gpu in before] != [_lasting(gpu) for gpu in now]
+
+
+def _lasting(gpu: Gpu) -> tuple[object, ...]:
+    return gpu.uuid, gpu.healthy, gpu.problem, _parts(gpu)
+
+
+def _parts(gpu: Gpu) -> list[tuple[str, int | None]]:
+    return [(part.uuid, part.vram_total_mb) for part in gpu.mig_devices]
 
 
 def with_missing(before: Sequence[Gpu], now: Sequence[Gpu]) -> tuple[Gpu, ...]:

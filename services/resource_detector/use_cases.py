@@ -70,7 +70,7 @@ class ResourceDetector:
         await self._announce(await self.inventory())
 
     async def beat(self) -> None:
-        """Say that we are alive; announce at once when a GPU came, went, broke or was mended. Raises `Disconnected`."""
+        """Say that we are alive; announce at once when something happened to a GPU. Raises `Disconnected`."""
         threads = self._inventory.cpu.threads if self._inventory is not None else None
         pulse = await self._probes.pulse(threads=threads or 1)
         self._observer.pulse(pulse)

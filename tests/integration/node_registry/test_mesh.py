@@ -83,12 +83,18 @@ def test_a_machine_is_listed_to_the_mib_and_found_by_its_gpus(
     simulator.show(machines.H100_X8)
     with service(tmp_path / "big", nats, DETECTOR, NODE_ID="big", **simulator.settings):
         found = wait_for(registry, "big", "ONLINE")
+        listed = httpx.get(f"{registry.url('node_registry')}/api/v1/nodes").raise_for_status().json()["nodes"]
         query = {"requires_gpu": True, "min_tier": "ai_factory", "online_only": True, "min_gpu_count": 8}
         answer = httpx.post(f"{registry.url('node_registry')}/api/v1/nodes/query", json=query).raise_for_status().json()
 
+    assert [each["inventory"]["gpus"] for each in listed] == [found["inventory"]["gpus"]]
     assert [
         (gpu["vram_total_mb"], gpu["vram_used_mb"], gpu["vram_reserved_mb"]) for gpu in found["inventory"]["gpus"]
     ] == [gpu.memory for gpu in machines.H100_X8.gpus]
+    assert all(
+        gpu["vram_free_mb"] == gpu["vram_total_mb"] - gpu["vram_used_mb"] - gpu["vram_reserved_mb"]
+        for gpu in found["inventory"]["gpus"]
+    )
     assert (found["tier"], found["inventory"]["platform"]) == ("AI_FACTORY", "CUDA")
     assert [each["node_id"] for each in answer["nodes"]] == ["big"]
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,20 @@ async def test_a_broken_gpu_is_announced_with_the_next_heartbeat(
     assert ANNOUNCE.subject not in quiet
     assert [problem for problem in health(told) if problem] == [reason]
     assert beats <= 2  # one may have been on its way when it broke
+
+
+async def test_a_gpu_that_is_divided_is_announced_with_the_next_heartbeat(
+    tmp_path: Path, shared_nats: NatsProcess, heard: Heard, simulator: Simulator
+):
+    whole = Machine(gpus=tuple(replace(gpu, migs=()) for gpu in machines.A100_MIG.gpus))
+    simulator.show(whole)
+    settings = {**simulator.settings, "NATS_URL": shared_nats.url, "RESOURCE_DETECTOR_HEARTBEAT_SECONDS": "1"}
+    with mesh_process(tmp_path / "data", **settings) as mesh:
+        mesh.start(("-m", "services.resource_detector"))
+        before, _ = await heard.announcement()
+        simulator.show(machines.A100_MIG)
+        after, beats = await heard.announcement()
+
+    assert before["inventory"]["gpus"][0]["mig_devices"] == []
+    assert len(after["inventory"]["gpus"][0]["mig_devices"]) == 2
+    assert beats <= 2
