@@ -50,9 +50,11 @@ faults: .venv/ready-dev ## kill everything at random instants and count what bec
 	$(BIN)/python -m tests.faults
 	$(BIN)/python -m tests.faults table
 
-benchmarks: .venv/ready-dev ## measure: bus, start, idle (each also runs alone: python -m benchmarks.NAME)
+benchmarks: .venv/ready-dev ## measure: bus, start, idle, detector, registry (each also runs alone: python -m benchmarks.NAME)
 	$(BIN)/python -m benchmarks.bus
 	$(BIN)/python -m benchmarks.idle
+	$(BIN)/python -m benchmarks.detector
+	$(BIN)/python -m benchmarks.registry --minutes 0.3
 
 .venv/ready: pyproject.toml constraints.txt tools/environment.sh
 	@PYTHON="$(PYTHON)" sh tools/environment.sh engine,containers
