@@ -25,6 +25,7 @@ class Book:
         self.states: Sequence[GpuState] = ()
         self.links: Sequence[GpuLink] = ()
         self.last_token = 0
+        self.version = 0
 
     def all(self) -> list[Held]:
         """In the order in which they were made."""
@@ -91,6 +92,7 @@ class Book:
         self._reclaim(held.claims())
 
     def _take(self, held: Held) -> None:
+        self.version += 1
         self._open.pop(held.reservation_id, None)
         self._ended.pop(held.reservation_id, None)
         for claim in held.claims():

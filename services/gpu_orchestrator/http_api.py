@@ -27,6 +27,7 @@ from services.gpu_orchestrator.use_cases import GpuOrchestrator
 
 Node = Annotated[Identifier | None, Query(description="another node, which is asked in your name")]
 
+Copied = Annotated[Identifier | None, Query(description="another node: its open ones, from the copy in NATS")]
 Seconds = Annotated[float, Query(ge=1, le=86400, description="how far back")]
 
 
@@ -82,9 +83,9 @@ def _reserved(orchestrator: GpuOrchestrator) -> APIRouter:
         return await orchestrator.reserve(asked)
 
     @routes.get("/reservations")
-    async def reservations(only_open: bool = True) -> Reservations:
+    async def reservations(only_open: bool = True, node_id: Copied = None) -> Reservations:
         """This node's reservations, the oldest first; also the last ones that ended, when asked for."""
-        return orchestrator.reservations(only_open=only_open)
+        return await orchestrator.reservations_of(node_id, only_open=only_open)
 
     @routes.get("/reservations/{reservation_id:path}")
     async def reservation(reservation_id: Identifier) -> Reservation:

@@ -105,7 +105,7 @@ def line_of(course: Course, seconds: float) -> Line | None:
 def _goes_with(points: Sequence[Point], line: Line) -> bool:
     """A step is steep as a whole and flat in one of its halves."""
     own = fit(points)
-    return own is not None and own.slope >= STEADY_RATIO * line.slope
+    return own is not None and own.slope * line.slope >= STEADY_RATIO * line.slope**2
 
 
 def forecast(course: Course, total_mb: float, window: Window) -> Forecast:

@@ -33,6 +33,7 @@ from libs.common.contracts.gpu_orchestrator import (
 )
 from libs.common.errors import Conflict, Malformed, MeshError, NotFound
 from services.gpu_orchestrator.bookkeeping import Bookkeeping
+from services.gpu_orchestrator.copying import read_copy
 from services.gpu_orchestrator.devices import indices, named
 from services.gpu_orchestrator.machine import Held, Holder, committed, released, renewed
 from services.gpu_orchestrator.measuring import Measuring
@@ -193,7 +194,18 @@ class GpuOrchestrator:
     def reservations(self, *, only_open: bool) -> Reservations:
         """The oldest first."""
         found = self._book.open_ones() if only_open else self._book.all()
-        return Reservations(node_id=self._node_id, reservations=tuple(self._view(held) for held in found))
+        told = tuple(self._view(held) for held in found)
+        return Reservations(node_id=self._node_id, at=self._clock.now(), reservations=told)
+
+    async def reservations_of(self, node_id: str | None, *, only_open: bool) -> Reservations:
+        """Another node's open ones, as it last told. Raises `NotFound`, `Unavailable`."""
+        if node_id is not None and self._is_elsewhere(node_id):
+            return await read_copy(self._bus, node_id)
+        return self.reservations(only_open=only_open)
+
+    def version(self) -> int:
+        """Another number whenever reservations have changed."""
+        return self._book.version
 
     def problem(self) -> str | None:
         """Why the ledger cannot be believed yet."""

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import httpx
+
+from libs.common.contracts.gpu_orchestrator import GpuStates, MemoryState
+from libs.common.contracts.streams import GPU_RESERVATIONS
+from libs.common.errors import Unavailable
 from libs.common.kit.loops import every
 from libs.common.kit.service import Platform, Service
-from libs.common.kit.settings import load
+from libs.common.kit.settings import PlatformSettings, load
 from libs.hardware.inspector import Inspector
 from services.gpu_orchestrator import http_api
 from services.gpu_orchestrator.book import Book
 from services.gpu_orchestrator.bookkeeping import Bookkeeping
+from services.gpu_orchestrator.copying import Copying
 from services.gpu_orchestrator.measuring import Measuring
 from services.gpu_orchestrator.meters_host import HostMeters
 from services.gpu_orchestrator.meters_proc import ProcProcesses
@@ -22,10 +28,15 @@ from services.gpu_orchestrator.observer_prometheus import PrometheusObserver
 from services.gpu_orchestrator.pressure import Limits
 from services.gpu_orchestrator.settings import Settings
 from services.gpu_orchestrator.store_sqlite import SqliteJournal
+from services.gpu_orchestrator.table import COLUMNS, HEAD, Seen, seen
 from services.gpu_orchestrator.trend import Window
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
 from services.gpu_orchestrator.watching import Watching
 
+__all__ = ["COLUMNS", "HEAD", "Seen", "build", "look"]
+
+LOOK_SECONDS = 10.0
+COPY_SECONDS = 0.5
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -36,6 +47,14 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     processes, journal = ProcProcesses(), SqliteJournal(folder / "ledger.db")
     parts = _Parts(meters, processes, journal)
     orchestrator, watching = _orchestrator(platform, settings, parts)
+
+    copying = Copying(
+        node_id=platform.node_id,
+        bus=platform.bus,
+        clock=platform.clock,
+        tell=partial(orchestrator.reservations, only_open=True),
+        version=orchestrator.version,
+    )
 
     @asynccontextmanager
     async def alive() -> AsyncIterator[None]:
@@ -53,15 +72,32 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
 
     return Service(
         port=settings.port,
+        buckets=[GPU_RESERVATIONS],
         lifespan=alive,
         subscriptions=partial(open_doors, platform.bus, orchestrator, platform.node_id),
         loops=[
             every(settings.gpu_watch_seconds, watching.watch, platform.clock, name="watch"),
             every(settings.gpu_orchestrator_states_seconds, orchestrator.tell, platform.clock, name="states"),
+            every(COPY_SECONDS, copying.copy, platform.clock, name="copy"),
         ],
         router=http_api.router(orchestrator),
         checks={"journal": journal_writable, "measured": measured},
     )
+
+
+def look() -> Seen:
+    """The ledger of the orchestrator that runs on this machine. Raises `Unavailable`, `WrongSetting`."""
+    platform, settings = load(PlatformSettings), load(Settings)
+    token = platform.api_token
+    headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
+    url = f"http://{platform.http_host}:{settings.port}/api/v1"
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=LOOK_SECONDS) as door:
+            states = GpuStates.model_validate_json(door.get("/gpu/states").raise_for_status().content)
+            memory = MemoryState.model_validate_json(door.get("/memory").raise_for_status().content)
+    except httpx.HTTPError as error:
+        raise Unavailable(f"The GPU orchestrator at {url} does not answer: {error}") from error
+    return seen(states, memory)
 
 
 @dataclass(frozen=True, slots=True)

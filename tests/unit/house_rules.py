@@ -55,6 +55,7 @@ FIXED_NAMES = {"__init__": "package", "model": "model", "machine": "pure"} | {
 MORE_USE_CASES: frozenset[str] = frozenset(
     {
         "services/gpu_orchestrator/bookkeeping.py",
+        "services/gpu_orchestrator/copying.py",
         "services/gpu_orchestrator/measuring.py",
         "services/gpu_orchestrator/sharing.py",
         "services/gpu_orchestrator/watching.py",

@@ -61,7 +61,9 @@ class Trend(Message):
 
     level: PressureLevel
     reason: str = ""
-    mb_per_minute: float | None = Field(None, description="null: it fell within the last minute, or went by steps")
+    mb_per_minute: float | None = Field(
+        None, description="null: not known, since it fell within the last minute or went by steps"
+    )
     exhausted_in_seconds: float | None = Field(None, ge=0)
     earliest_seconds: float | None = Field(None, ge=0)
     latest_seconds: float | None = Field(None, ge=0)
@@ -256,6 +258,9 @@ class Reservation(Message):
 
 class Reservations(Message):
     node_id: Identifier
+    at: Moment
+    copied: bool = Field(False, description="from the copy in NATS, as the node last told; it decides nothing")
+    left_out: int = Field(0, ge=0, description="how many more there were than a copy holds")
     reservations: tuple[Reservation, ...]
 
 

@@ -106,3 +106,8 @@ WORK_MARSHALING = Bucket(
     name="WORK_MARSHALING",
     summary="Which instance of work marshaling leads: a lease, renewed all the time. The log alone decides.",
 )
+
+GPU_RESERVATIONS = Bucket(
+    name="GPU_RESERVATIONS",
+    summary="Open reservations of each node, as it last told: a copy, for others, while the node is away.",
+)

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -39,12 +41,16 @@ def test_the_documented_calls_work_as_they_are_written(tmp_path: Path, shared_na
         fits = door.post("/can-fit", json=question).raise_for_status().json()
         again = door.post("/reserve", json=DOCUMENTED | {"required_mb": 80_000})
         bad = door.post("/reserve", json=DOCUMENTED | {"gpu_indices": [8]})
+        command = [sys.executable, "-m", "services.gpu_orchestrator", "--table"]
+        table = subprocess.run(command, env=mesh.environment | {"COLUMNS": "160"}, capture_output=True, text=True)
         gone = door.delete(f"/reservations/{held['reservation_id']}").raise_for_status().json()
 
     whole = TOTAL_MB - DRIVER_MB - MARGIN_MB
     assert [state["ledger"]["free_mb"] for state in states] == [whole - 24576] * 2 + [whole] * 6
     assert (held["gpu_indices"], held["state"], gone["state"]) == ([0, 1], "held", "released")
     assert (fits["fits"], sorted(fits["gpu_indices"])) == (True, [0, 1])
+    assert (table.returncode, table.stdout.count("H100")) == (0, 8), table.stderr
+    assert f" 24576 │       0 │ {whole - 24576} │ " in table.stdout
     assert (again.status_code, again.json()["code"], len(again.json()["details"]["shortfalls"])) == (409, "conflict", 2)
     assert (bad.status_code, bad.json()["details"]["field"]) == (422, "gpu_indices")
 

@@ -20,7 +20,9 @@ from libs.common.contracts.gpu_orchestrator import (
     ReservationState,
     ReserveRequest,
 )
+from libs.common.contracts.streams import GPU_RESERVATIONS
 from libs.common.errors import Conflict, Forbidden, Malformed, NotFound
+from services.gpu_orchestrator.copying import read_copy
 from tests.unit.gpu_orchestrator.world import FREE_MB, World, idle, made_world
 
 
@@ -204,6 +206,35 @@ async def test_a_request_that_names_another_node_is_answered_by_that_node(tmp_pa
 
     assert (held.node_id, gone.state) == ("far", ReservationState.RELEASED)
     assert min(mb for mb in during if mb is not None) == FREE_MB - 1000
+
+
+async def test_others_see_reservations_of_a_node_that_is_away(tmp_path: Path):
+    server = MemoryServer(clock=ManualClock())
+    async with made_world(tmp_path, server=server) as here:
+        async with made_world(tmp_path, node_id="far.away", server=server) as far:
+            held = await far.orchestrator.reserve(wish())
+            await far.copying.copy()
+        told = await here.orchestrator.reservations_of("far.away", only_open=True)
+        with pytest.raises(NotFound):
+            await here.orchestrator.reservations_of("stranger", only_open=True)
+
+    assert (told.node_id, told.copied, told.reservations) == ("far.away", True, (held,))
+
+
+async def test_the_copy_is_written_when_something_changed_and_again_after_it_got_lost(world: World):
+    await world.orchestrator.reserve(wish())
+    await world.copying.copy()
+    first = await world.bus.get(GPU_RESERVATIONS, "n")
+    await world.copying.copy()
+    again = await world.bus.get(GPU_RESERVATIONS, "n")
+    assert first is not None
+    await world.bus.delete(GPU_RESERVATIONS, "n", revision=first.revision)
+    await world.orchestrator.reserve(wish())
+    await world.copying.copy()
+    await world.copying.copy()
+
+    copied = await read_copy(world.bus, "n")
+    assert (first == again, len(copied.reservations)) == (True, 2)
 
 
 async def test_a_reservation_is_made_over_nats_too(world: World):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from libs.common.bus.bus import Bus
@@ -11,8 +12,10 @@ from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState, GpuStates
 from libs.common.contracts.node_registry import Memory, Problem
+from libs.common.contracts.streams import GPU_RESERVATIONS
 from services.gpu_orchestrator.book import Book
 from services.gpu_orchestrator.bookkeeping import Bookkeeping
+from services.gpu_orchestrator.copying import Copying
 from services.gpu_orchestrator.measuring import Measuring
 from services.gpu_orchestrator.meters import Family, Graphics, Root
 from services.gpu_orchestrator.model import Entry, Rules
@@ -113,6 +116,7 @@ class Eye:
 class World:
     orchestrator: GpuOrchestrator
     watching: Watching
+    copying: Copying
     meters: MadeUpMeters
     processes: MadeUpProcesses
     eye: Eye
@@ -167,6 +171,14 @@ async def made_world(
             observer=eye,
             timeout_seconds=300,
         )
+        copying = Copying(
+            node_id=node_id,
+            bus=bus,
+            clock=clock,
+            tell=partial(orchestrator.reservations, only_open=True),
+            version=orchestrator.version,
+        )
+        await transport.ensure_bucket(GPU_RESERVATIONS)
         async with orchestrator.open():
             await open_doors(bus, orchestrator, node_id)
-            yield World(orchestrator, watching, meters, processes, eye, bus, clock)
+            yield World(orchestrator, watching, copying, meters, processes, eye, bus, clock)

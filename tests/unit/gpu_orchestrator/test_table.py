@@ -1,0 +1,65 @@
+"""The ledger for a person."""
+
+from libs.common.contracts.gpu_orchestrator import (
+    GpuState,
+    GpuStates,
+    LedgerEntry,
+    LedgerUse,
+    MemoryState,
+    PressureLevel,
+    Trend,
+)
+from libs.common.contracts.node_registry import Memory, MigDevice
+from services.gpu_orchestrator.table import seen
+from tests.nodes import AT, gpu
+
+WELL = LedgerEntry(total_mb=24564, ours_mb=2000, claimed_mb=8000, foreign_mb=900, free_mb=15000)
+NO_RAM = MemoryState(node_id="n", at=AT, memory=Memory())
+
+
+def states(*found: GpuState) -> GpuStates:
+    return GpuStates(node_id="n", boot_id="b", at=AT, gpus=found)
+
+
+def test_a_gpu_is_a_line_of_its_figures():
+    line = seen(states(GpuState(gpu=gpu(0), processes=(), ledger=WELL)), NO_RAM).rows[0]
+
+    assert line.cells[2:] == ("24564", "2000", "8000", "900", "15000", "0", "well")
+    assert not line.bad
+
+
+def test_what_is_not_known_is_a_question_mark():
+    entry = LedgerEntry(attributed=False, problem="it is lost")
+    told = seen(states(GpuState(gpu=gpu(0), processes=None, ledger=entry)), NO_RAM)
+
+    assert told.rows[0].cells[2:] == ("?", "?", "0", "0", "?", "?", "it is lost")
+    assert (told.rows[0].bad, told.notes) == (True, [])
+
+
+def test_a_divided_gpu_is_followed_by_its_parts():
+    divided = gpu(0, mig_devices=(MigDevice(uuid="MIG-1", name="NVIDIA GeForce RTX 4090 MIG 1g"),))
+    told = seen(states(GpuState(gpu=divided, ledger=WELL, parts={"MIG-1": WELL})), NO_RAM)
+
+    assert [line.cells[1] for line in told.rows] == ["NVIDIA GeForce RTX 4090", "  MIG 1g MIG-1", ""]
+
+
+def test_leaks_and_who_uses_more_than_claimed_are_noted():
+    entry = WELL.model_copy(
+        update={
+            "leaked_mb": 700,
+            "uses": (LedgerUse(reservation_id="r1", claim_mb=100, measured_mb=400, over_claim=True),),
+        }
+    )
+
+    assert seen(states(GpuState(gpu=gpu(0), ledger=entry)), NO_RAM).notes == [
+        "GPU 0: 700 MiB are used by processes whose reservation has ended",
+        "GPU 0: r1 uses 400 MiB under a claim of 100 MiB",
+    ]
+
+
+def test_memory_that_runs_out_is_told():
+    trend = Trend(level=PressureLevel.CRITICAL, reason="3.0% are left")
+    told = seen(states(), NO_RAM.model_copy(update={"ledger": WELL, "trend": trend}))
+
+    assert (told.rows[0].cells[0], told.rows[0].cells[-1]) == ("RAM", "CRITICAL: 3.0% are left")
+    assert told.rows[0].bad
