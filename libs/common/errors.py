@@ -59,6 +59,12 @@ class WrongRevision(Conflict):
     code = "wrong_revision"
 
 
+class Unsatisfiable(Conflict):
+    """No node that is known could ever run the item, and its submitter asked to be refused then."""
+
+    code = "unsatisfiable"
+
+
 class Unauthorized(MeshError):
     """No credentials, or wrong ones."""
 

@@ -48,12 +48,17 @@ class Asking:
 
     async def look_up(self, asked: WorkLookup) -> WorkView:
         """An item by its id or by its sequence in WORK_IN. Raises `NotFound`, or why it was refused."""
-        if (asked.work_id is None) == (asked.sequence is None):
-            raise Malformed("give either `work_id` or `sequence`")
-        found = await self.find_one(asked.work_id) if asked.work_id else await self._at(asked.sequence or 0)
+        found = await self.one(asked)
         if isinstance(found, Finished):
             return view_of(found)
-        return view(found, await self._leading.present.results.small(found))
+        leadership = self._leading.present
+        return view(found, await leadership.results.small(found), leadership.term.unsatisfiable(found))
+
+    async def one(self, asked: WorkLookup) -> WorkItem | Finished:
+        """Raises `NotFound`, or why it was refused."""
+        if (asked.work_id is None) == (asked.sequence is None):
+            raise Malformed("give either `work_id` or `sequence`")
+        return await self.find_one(asked.work_id) if asked.work_id else await self._at(asked.sequence or 0)
 
     async def result(self, work_id: str, wait_seconds: float) -> WorkResult:
         """How an item ended; waits for it so long. Raises `NotFound` when it has not ended by then."""
@@ -78,12 +83,13 @@ class Asking:
 
     async def find(self, wanted: Filter, *, limit: int, cursor: str | None) -> WorkPage:
         """Items at hand, the newest first; then those that only the archive has, the newest first."""
-        memory = self._leading.present.term.memory
+        term = self._leading.present.term
+        memory = term.memory
         items: list[WorkView] = []
         place = _place(cursor)
         if place is None:
             found = page(reversed(memory.items.values()), wanted, limit=limit, cursor=cursor)
-            items = [view(item) for item in found.items]
+            items = [view(item, unsatisfiable_now=term.unsatisfiable(item)) for item in found.items]
             if found.cursor is not None or not _may_have_ended(wanted):
                 return WorkPage(items=tuple(items), cursor=found.cursor)
             place = Place(memory.oldest_end(), None)

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime
 from starlette.responses import Response
 
 from libs.common.contracts.work_events import RunAgain
+from libs.common.contracts.work_explained import WorkExplained
 from libs.common.contracts.work_leading import HandedRequest
 from libs.common.contracts.work_marshaling import (
     CancelWork,
@@ -27,6 +28,7 @@ from libs.common.contracts.work_marshaling import (
 from libs.common.kit.http_within import answered_elsewhere
 from services.work_marshaling.again import Again
 from services.work_marshaling.asking import Asking
+from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Event, Following
 from services.work_marshaling.handing import Handing
 from services.work_marshaling.model import Filter
@@ -47,7 +49,12 @@ Sequence = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 def router(
-    marshaling: WorkMarshaling, asking: Asking, again: Again, following: Following, handing: Handing
+    marshaling: WorkMarshaling,
+    asking: Asking,
+    again: Again,
+    following: Following,
+    explanations: Explanations,
+    handing: Handing,
 ) -> APIRouter:
     by_leader = answered_elsewhere(partial(_by_leader, handing))
     routes = APIRouter(prefix="/api/v1", tags=["work"])
@@ -56,6 +63,7 @@ def router(
     routes.include_router(_told(marshaling, asking, by_leader))
     routes.include_router(_repeated(again, by_leader))
     routes.include_router(_followed(following, by_leader))
+    routes.include_router(_explained(explanations, by_leader))
     return routes
 
 
@@ -187,6 +195,17 @@ def _told(marshaling: WorkMarshaling, asking: Asking, by_leader: type[APIRoute])
     async def stats() -> WorkStats:
         """The queue in numbers."""
         return await marshaling.stats()
+
+    return routes
+
+
+def _explained(explanations: Explanations, by_leader: type[APIRoute]) -> APIRouter:
+    routes = APIRouter(route_class=by_leader)
+
+    @routes.get("/work/{work_id}/explain")
+    async def explain(work_id: WorkId) -> WorkExplained:
+        """Why an item waits: each node and the clauses that exclude it, its place in the queue, what would help."""
+        return await explanations.explain(WorkLookup(work_id=work_id))
 
     return routes
 

@@ -13,10 +13,12 @@ from libs.common.contracts.streams import WORK_IN, WORK_OUT
 from libs.common.contracts.work_log import Ignored, IgnoredReason, Refused
 from libs.common.contracts.work_marshaling import COMPLETED, SUBMITTED
 from libs.common.contracts.work_marshaling import FAILED as FAILED_TOPIC
-from libs.common.errors import Disconnected, Malformed, MeshError, TimedOut, TooLarge
+from libs.common.errors import Disconnected, Malformed, MeshError, TimedOut, TooLarge, Unsatisfiable
 from libs.common.log.position import Position
+from services.work_marshaling.explaining import Possible
 from services.work_marshaling.facts import INLINE_BYTES, envelope_bytes
 from services.work_marshaling.identity import digest, payload_text, server_id
+from services.work_marshaling.matching import wanted_of
 from services.work_marshaling.model import Completed, Failed, Submission, Submitted
 from services.work_marshaling.payloads import submissions
 from services.work_marshaling.records import EarlierIds
@@ -124,6 +126,12 @@ class Intake:
             return
         own, batched = item.work_id, stored.subject == SUBMITTED.subject
         work_id = own or server_id(self._made, stored.sequence, index if batched else None)
+        try:
+            if work_id not in self._term.memory.items:
+                refuse_unsatisfiable(self._term.possible, item)
+        except Unsatisfiable as error:
+            await self._refuse(stored, index, error, last=last, work_id=own)
+            return
         event = Submitted(
             work_id=work_id,
             sequence=stored.sequence,
@@ -210,3 +218,11 @@ def refuse_too_large(item: Submission, payload_bytes: int) -> None:
     envelope = envelope_bytes(item)
     if envelope > MOST_ENVELOPE_BYTES:
         raise TooLarge(f"labels and requirements: {envelope} bytes; at most {MOST_ENVELOPE_BYTES} are allowed")
+
+
+def refuse_unsatisfiable(possible: Possible, item: Submission) -> None:
+    """Raises `Unsatisfiable` when its submitter asked for that, saying what is missing."""
+    if item.refuse_unsatisfiable:
+        reason = possible.why_not(wanted_of(item.work_type, item.model_name, item.requirements))
+        if reason is not None:
+            raise Unsatisfiable(f"requirements: {reason}", field="requirements")

@@ -22,7 +22,7 @@ from services.work_marshaling.dispatch import Dispatcher
 from services.work_marshaling.election import Election
 from services.work_marshaling.intake import Intake
 from services.work_marshaling.meter import Meter, Role
-from services.work_marshaling.model import Rules
+from services.work_marshaling.model import Rules, WorkItem
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.payloads import Payloads
 from services.work_marshaling.records import EarlierIds
@@ -73,6 +73,10 @@ class Known(Protocol):
         """Wait until WORK_IN has been read so far."""
         ...
 
+    def unsatisfiable(self, item: WorkItem) -> str | None:
+        """Why no node could ever run it; only the leader looks."""
+        ...
+
 
 class _Present:
     def __init__(self, leadership: Leadership) -> None:
@@ -82,6 +86,9 @@ class _Present:
 
     async def admitted(self, sequence: int) -> None:
         await self._leadership.intake.admitted.reached(sequence)
+
+    def unsatisfiable(self, item: WorkItem) -> str | None:
+        return self._leadership.term.unsatisfiable(item)
 
 
 class _Standing:
@@ -97,6 +104,9 @@ class _Standing:
     async def admitted(self, sequence: int) -> None:
         while self.memory.in_seq < sequence:
             await self._position.reached(self._position.value + 1)
+
+    def unsatisfiable(self, item: WorkItem) -> str | None:
+        return None
 
 
 class Leading:

@@ -67,15 +67,27 @@ def demand(item: WorkItem, poison_nodes: int) -> Demand:
     return Demand(
         work_type=item.spec.work_type,
         model_name=item.spec.model_name,
-        needs="" if asked is NO_REQUIREMENTS else asked.model_dump_json(exclude_defaults=True),
+        needs=_needs(asked),
         tried=tuple(sorted(tried)),
         company=company(item, poison_nodes),
     )
 
 
 def wanted(item: WorkItem, poison_nodes: int) -> Wanted:
-    asked = item.spec.requirements
-    return Wanted(demand(item, poison_nodes), asked, clauses(asked.model_copy(update={"node_ids": None})))
+    return _read(demand(item, poison_nodes), item.spec.requirements)
+
+
+def wanted_of(work_type: str, model_name: str | None, asked: Requirements) -> Wanted:
+    """Of an item that was never tried."""
+    return _read(Demand(work_type=work_type, model_name=model_name, needs=_needs(asked), tried=()), asked)
+
+
+def _read(demand: Demand, asked: Requirements) -> Wanted:
+    return Wanted(demand, asked, clauses(asked.model_copy(update={"node_ids": None})))
+
+
+def _needs(asked: Requirements) -> str:
+    return "" if asked is NO_REQUIREMENTS else asked.model_dump_json(exclude_defaults=True)
 
 
 def why_not(asked: Wanted, node: Node) -> Lack | None:

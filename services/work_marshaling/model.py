@@ -321,7 +321,7 @@ class Filter:
         )
 
 
-def view(item: WorkItem, result: JsonValue = None) -> WorkView:
+def view(item: WorkItem, result: JsonValue = None, unsatisfiable_now: str | None = None) -> WorkView:
     """An item as it is shown to people."""
     return WorkView(
         work_id=item.work_id,
@@ -341,6 +341,7 @@ def view(item: WorkItem, result: JsonValue = None) -> WorkView:
         error=item.error,
         result=result,
         result_bytes=item.result_bytes,
+        unsatisfiable_now=unsatisfiable_now,
     )
 
 

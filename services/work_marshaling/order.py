@@ -10,6 +10,7 @@ nobody saves turns up. A submitter's own items go in the order in which they bec
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -125,16 +126,26 @@ class Order:
         self._served[level] = max(self._served[level], flow.tag)
         flow.tag = self._served[level] + 1
 
-    def items(self, lines: Iterable[Line]) -> Iterable[tuple[int, str, Place, str]]:
-        """Everything that waits: level, submitter, place, id; in no order."""
-        for line in lines:
-            for bucket in line.buckets.values():
-                for place, work_id in bucket.waiting:
-                    if self._waits(work_id, place, line):
-                        yield self.level(bucket.priority, place), bucket.submitter, place, work_id
+    def ahead(self, lines: Iterable[Line], level: int, submitter: str, place: Place) -> int:
+        """How many will be given away before an item, if nothing else comes and all can run.
 
-    def tag(self, level: int, submitter: str) -> int:
-        """How many turns a submitter has had at a level, on the scale that all share."""
+        With k items of its submitter before it, every other submitter has about k turns first.
+        """
+        before = 0
+        beside: Counter[str] = Counter()
+        for bucket in (bucket for line in lines for bucket in line.buckets.values()):
+            for other, work_id in bucket.waiting:
+                if self._waits(work_id, other, bucket.line):
+                    stands = self.level(bucket.priority, other)
+                    before += stands < level
+                    if stands == level and (bucket.submitter != submitter or other < place):
+                        beside[bucket.submitter] += 1
+        mine = beside.pop(submitter, 0)
+        rounds = mine + self._tag(level, submitter)
+        turns = (max(0, min(count, rounds - self._tag(level, other) + 1)) for other, count in beside.items())
+        return before + mine + sum(turns)
+
+    def _tag(self, level: int, submitter: str) -> int:
         flow = self._flows.get((level, submitter))
         return self._served[level] if flow is None else flow.tag
 

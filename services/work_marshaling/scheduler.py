@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from libs.common.contracts.work_marshaling import EXTERNAL
+from libs.hardware.matching import Lack
 from services.work_marshaling.matching import Demand, Rank, Wanted, demand, rank, wanted, why_not
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Node, Nodes
@@ -20,6 +21,15 @@ from services.work_marshaling.slots import Slots
 class Choice:
     work_id: str
     node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """1 is next. `level`: the priority with what waiting has improved."""
+
+    position: int
+    level: int
+    waited_seconds: float
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +147,33 @@ class Queue:
             else:
                 heapq.heapreplace(heads, (*head, line))
         return chosen
+
+    def now_taken(self, asked: Wanted, node: Node, nodes: Nodes, free: Mapping[str, Slots]) -> Lack | None:
+        """Why a node that satisfies every clause cannot take one more item of this demand at this moment."""
+        tried, work_type, company = asked.demand.tried, asked.demand.work_type, asked.demand.company
+        others = (each for each in nodes.all() if each.node_id not in tried)
+        if node.node_id in tried and any(why_not(asked, each) is None for each in others):
+            return Lack("tried", "an attempt came to nothing there, and there are other nodes", passing=True)
+        if node.node_id in self._kept and not company:
+            return Lack("company", "it is kept free for an item that may have killed a node", passing=True)
+        slots = free.get(node.node_id)
+        if slots is None or slots.has(work_type) < 1:
+            return Lack("slots", f"no slot for {work_type} is free", passing=True)
+        if slots.free(work_type, 0, company) < 1:
+            return Lack("company", "items that may have killed a node run apart from others", passing=True)
+        if slots.free(work_type, asked.ram_mb, company) < 1:
+            return Lack("ram_mb", "what it has free is promised to others", passing=True)
+        return None
+
+    def stands(self, work_id: str, now: float) -> Standing | None:
+        """Where an item stands; None when it does not wait here. Looks at every item that waits."""
+        member = self._members.get(work_id)
+        if member is None:
+            return None
+        self._order.pass_time(now)
+        level = self._order.level(member.priority, member.place)
+        ahead = self._order.ahead(self._lines.values(), level, member.submitter, member.place)
+        return Standing(position=ahead + 1, level=level, waited_seconds=max(0.0, now - member.place[0]))
 
     def _waits(self, work_id: str, where: Place, line: Line) -> bool:
         member = self._members.get(work_id)

@@ -44,14 +44,15 @@ class Slots:
         if ram_mb and self._ram_mb is not None and self._ram_mb < ram_mb:
             return 0
         room = self._room(company)
-        if room <= 0:
-            return 0
-        left = sum(
+        return min(self.has(work_type), room) if room > 0 else 0
+
+    def has(self, work_type: str) -> int:
+        """Free slots for this kind, whoever asks."""
+        return sum(
             left
             for pool, left in zip(self._pools, self._left, strict=True)
             if left > 0 and work_type in pool.work_types
         )
-        return min(left, room)
 
     def total(self) -> int:
         return sum(self._left)

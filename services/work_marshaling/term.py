@@ -20,10 +20,11 @@ from libs.common.contracts.work_log import Fact, ItemFact, WorkRecord
 from libs.common.contracts.work_marshaling import EXTERNAL, WorkStatus
 from libs.common.errors import Unavailable
 from libs.common.log.fenced_log import FencedLog
+from services.work_marshaling.explaining import Possible
 from services.work_marshaling.journal import Journal
 from services.work_marshaling.leases import Leases
 from services.work_marshaling.machine import decide, effects, longest_retry_delay
-from services.work_marshaling.matching import company
+from services.work_marshaling.matching import company, wanted
 from services.work_marshaling.meter import Meter
 from services.work_marshaling.model import (
     Changed,
@@ -95,6 +96,7 @@ class Term:
         self.nodes = nodes
         self.queue = Queue(ageing_seconds=rules.ageing_seconds, poison_nodes=rules.policy.poison_nodes)
         self.leases = Leases()
+        self.possible = Possible(nodes)
         self.rules = rules
         self.origins = origins
         self.journal = Journal(
@@ -117,6 +119,12 @@ class Term:
     @property
     def epoch(self) -> int:
         return self.journal.epoch
+
+    def unsatisfiable(self, item: WorkItem) -> str | None:
+        """Why no node that is known could ever run a pending item."""
+        if item.status is not WorkStatus.PENDING:
+            return None
+        return self.possible.why_not(wanted(item, self.rules.policy.poison_nodes))
 
     # What happens
 
@@ -263,7 +271,7 @@ class Term:
             now = self._clock.now()
             free = self.leases.free(self.nodes)
             choices = self.queue.choose(
-                self.nodes, free, now=self._calendar(), most=MOST_PER_TURN, aboard=self.leases.aboard
+                self.nodes, free, now=self.calendar(), most=MOST_PER_TURN, aboard=self.leases.aboard
             )
             for choice in choices:
                 self.happen(choice.work_id, Given(node_id=choice.node_id, token=self._chances.token()))
@@ -273,7 +281,7 @@ class Term:
                 self._wake.set()
             await asyncio.sleep(0)
 
-    def _calendar(self) -> float:
+    def calendar(self) -> float:
         """Seconds since 1970, without the jumps that the calendar made since this term began."""
         return self._began_at + self._clock.monotonic()
 

@@ -28,7 +28,7 @@ from libs.common.kit.service import Remark
 from services.work_marshaling.asking import Asking, told_refusal
 from services.work_marshaling.facts import INLINE_BYTES
 from services.work_marshaling.identity import digest, payload_text, server_id
-from services.work_marshaling.intake import refuse_too_large
+from services.work_marshaling.intake import refuse_too_large, refuse_unsatisfiable
 from services.work_marshaling.leading import Known, Leadership, Leading
 from services.work_marshaling.meter import Measures
 from services.work_marshaling.model import Cancel, Submission
@@ -96,6 +96,8 @@ class WorkMarshaling:
             size = len(encode(item))
             refuse_too_large(item, size if size <= INLINE_BYTES else len(payload_text(item.payload).encode()))
             before = _known(known.memory, item)
+            if before is None and self._leading.leads():  # otherwise the leader refuses it when it reads it
+                refuse_unsatisfiable(self._leading.present.term.possible, item)
         except MeshError as error:
             return error
         return before or self._submissions.add(item, size + 1)
@@ -144,7 +146,13 @@ class WorkMarshaling:
         known = memory.items.get(work_id)
         if known is not None:
             duplicate = known.order != (ticket.sequence, ticket.index)
-            return WorkAccepted(work_id=work_id, sequence=known.sequence, status=known.status, duplicate=duplicate)
+            return WorkAccepted(
+                work_id=work_id,
+                sequence=known.sequence,
+                status=known.status,
+                duplicate=duplicate,
+                unsatisfiable_now=told.unsatisfiable(known),
+            )
         if memory.find(ticket.sequence) != work_id:
             return WorkAccepted(work_id=work_id, sequence=ticket.sequence)
         try:

@@ -19,6 +19,7 @@ from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
 from services.work_marshaling.drains import Drains
 from services.work_marshaling.election import Election, Instance
+from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Following, Watchers
 from services.work_marshaling.handing import Handing
 from services.work_marshaling.hearing import Hearing
@@ -73,18 +74,19 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     submissions = Submissions(bus, new_id)
     marshaling = WorkMarshaling(clock=clock, leading=leading, submissions=submissions, asking=asking)
     again = Again(clock=clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
+    explanations = Explanations(leading=leading, asking=asking)
     following = Following(asking=asking, watchers=watchers)
     meter.watch(marshaling.measures)
     hearing = Hearing(clock=clock, leading=leading, watchers=watchers)
     handing = Handing(bus=bus, leading=leading, instance_id=instance.instance_id)
-    router = http_api.router(marshaling, asking, again, following, handing)
+    router = http_api.router(marshaling, asking, again, following, explanations, handing)
     handing.inside = partial(_inside, Within(router))
     return Service(
         port=settings.port,
         streams=(WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS),
         buckets=(WORK_MARSHALING,),
         lifespan=election.released,
-        subscriptions=partial(nats_api.open_door, marshaling, asking, hearing, handing, bus),
+        subscriptions=partial(nats_api.open_door, marshaling, asking, explanations, hearing, handing, bus),
         loops=[
             Drains(bus, clock, leading.nodes).run,
             leading.run,

@@ -74,6 +74,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/work_marshaling/asking.py",
         "services/work_marshaling/dispatch.py",
         "services/work_marshaling/drains.py",
+        "services/work_marshaling/explanations.py",
         "services/work_marshaling/following.py",
         "services/work_marshaling/election.py",
         "services/work_marshaling/handing.py",

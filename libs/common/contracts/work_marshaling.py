@@ -91,6 +91,9 @@ class WorkItem(Message):
     retry_of: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
         None, description="the ended item that this one repeats"
     )
+    refuse_unsatisfiable: bool = Field(
+        False, description="refuse it when no node that is known could ever run it, instead of waiting for one"
+    )
 
 
 class WorkBatch(Message):
@@ -225,6 +228,7 @@ class WorkView(Message):
     result: Json = None
     result_bytes: int = Field(0, ge=0, description="of the message that told the result")
     archived: bool = Field(False, description="no longer at hand: this is what the archive knows")
+    unsatisfiable_now: str | None = Field(None, description="pending, and why no node that is known could ever run it")
 
 
 class WorkAccepted(Message):
@@ -234,6 +238,7 @@ class WorkAccepted(Message):
     sequence: int
     status: WorkStatus = WorkStatus.PENDING
     duplicate: bool = False
+    unsatisfiable_now: str | None = Field(None, description="why no node that is known could ever run it")
 
 
 class WorkLookup(Message):

@@ -44,6 +44,7 @@ from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
 from services.work_marshaling.election import Election
 from services.work_marshaling.election import Instance as Identity
+from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Following, Watchers
 from services.work_marshaling.handing import Handing
 from services.work_marshaling.hearing import Hearing
@@ -83,9 +84,11 @@ class Instance:
         leading: Leading,
         again: Again,
         following: Following,
+        explanations: Explanations,
         election: Election,
         handing: Handing,
     ) -> None:
+        self.explanations = explanations
         self.again = again
         self.following = following
         self.bus = bus
@@ -164,11 +167,14 @@ class House:
             asking = Asking(leading=leading, records=records, pending=archiving.pending)
             marshaling = WorkMarshaling(clock=self.clock, leading=leading, submissions=submissions, asking=asking)
             again = Again(clock=self.clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
+            explanations = Explanations(leading=leading, asking=asking)
             following = Following(asking=asking, watchers=watchers)
             handing = Handing(bus=bus, leading=leading, instance_id=me.instance_id)
-            instance = Instance(bus, marshaling, asking, archiving, leading, again, following, election, handing)
+            instance = Instance(
+                bus, marshaling, asking, archiving, leading, again, following, explanations, election, handing
+            )
             hearing = Hearing(clock=self.clock, leading=leading, watchers=watchers)
-            await nats_api.open_door(marshaling, asking, hearing, handing, bus)
+            await nats_api.open_door(marshaling, asking, explanations, hearing, handing, bus)
             running = (leading.run(), submissions.run(), archiving.writer.run())
             loops = [asyncio.create_task(each) for each in running]
             loops[0].add_done_callback(lambda task: _note_end(instance, task))
