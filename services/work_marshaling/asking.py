@@ -13,10 +13,11 @@ from libs.common.errors import Malformed, MeshError, NotFound, Unavailable, erro
 from services.work_marshaling.identity import server_id
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.listing import page
-from services.work_marshaling.model import ENDED, Filter, Refusal, WorkItem, view
+from services.work_marshaling.model import ENDED, Filter, Refusal, WorkItem
 from services.work_marshaling.records import Records
 from services.work_marshaling.results import SMALL_BYTES
 from services.work_marshaling.rows import view_of
+from services.work_marshaling.views import view
 
 SEQUENCE_SECONDS = 1.0
 MOST_ROUNDS = 20

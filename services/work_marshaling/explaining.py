@@ -111,6 +111,7 @@ _CHANGES: Mapping[str, str] = {
     "work_type": "run something on {node} that does work of type {work_type}",
     "model_name": "load the model {model} on {node}",
     "slots": "wait until a slot of {node} is free",
+    "quota": "wait until {node} has done what it holds",
     "tried": "wait for a node where it did not fail before",
     "company": "wait until the leases of {node} are over",
     "hardware": "start a resource detector on {node}",

@@ -10,11 +10,13 @@ from libs.common.contracts.work_log import (
     Archived,
     Assigned,
     AttemptFailed,
+    Blacklisted,
     Cancelled,
     Ended,
     Expired,
     ExpiryReason,
     Fact,
+    Paroled,
     PayloadKept,
     Refused,
     Remembered,
@@ -45,7 +47,13 @@ def apply(item: WorkItem | None, fact: ItemFact) -> WorkItem:
 def _attempt_fact(item: WorkItem, fact: AttemptFact) -> WorkItem:
     match fact:
         case Assigned():
-            given = Attempt(number=fact.attempt, token=fact.token, node_id=fact.node_id, assigned_at=fact.at)
+            given = Attempt(
+                number=fact.attempt,
+                token=fact.token,
+                node_id=fact.node_id,
+                assigned_at=fact.at,
+                despite=fact.despite,
+            )
             return replace(item, status=WorkStatus.ASSIGNED, attempts=(*item.attempts, given))
         case Started():
             return replace(_with_attempt(item, fact.attempt, started_at=fact.at), status=WorkStatus.RUNNING)
@@ -224,7 +232,12 @@ def asked_for(item: WorkItem) -> Submission:
 def _told_attempt(work_id: str, attempt: Attempt) -> Iterator[ItemFact]:
     number, error, ended_at = attempt.number, attempt.error, attempt.ended_at
     yield Assigned(
-        work_id=work_id, attempt=number, node_id=attempt.node_id, token=attempt.token, at=attempt.assigned_at
+        work_id=work_id,
+        attempt=number,
+        node_id=attempt.node_id,
+        token=attempt.token,
+        at=attempt.assigned_at,
+        despite=attempt.despite,
     )
     if attempt.started_at is not None:
         yield Started(work_id=work_id, attempt=number, at=attempt.started_at)
@@ -286,7 +299,7 @@ def weight(fact: Fact) -> int:
             return 128 + len(fact.digests)
         case Archived(work_ids=work_ids):
             return 128 + sum(len(work_id) + 4 for work_id in work_ids)
-        case Refused() | Expired() | Cancelled():
+        case Refused() | Expired() | Cancelled() | Blacklisted() | Paroled():
             return 4096
     return 512
 

@@ -17,7 +17,8 @@ from libs.common.contracts.work_marshaling import AttemptProgress, WorkLookup
 from libs.common.errors import Unavailable
 from services.work_marshaling.asking import Asking
 from services.work_marshaling.leading import Leadership
-from services.work_marshaling.model import WorkItem, view
+from services.work_marshaling.model import WorkItem
+from services.work_marshaling.views import view
 
 MOST_READERS = 1_000
 MOST_EVENTS = 256

@@ -9,6 +9,8 @@ from fastapi.routing import APIRoute
 from pydantic import AwareDatetime
 from starlette.responses import Response
 
+from libs.common.contracts.base import Identifier
+from libs.common.contracts.work_blacklist import Blacklist, BlacklistEntry, BlacklistNode
 from libs.common.contracts.work_events import RunAgain
 from libs.common.contracts.work_explained import WorkExplained
 from libs.common.contracts.work_leading import HandedRequest
@@ -28,6 +30,7 @@ from libs.common.contracts.work_marshaling import (
 from libs.common.kit.http_within import answered_elsewhere
 from services.work_marshaling.again import Again
 from services.work_marshaling.asking import Asking
+from services.work_marshaling.blacklisting import Blacklisting
 from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Event, Following
 from services.work_marshaling.handing import Handing
@@ -45,6 +48,7 @@ Cursor = Annotated[str | None, Query(max_length=4096, description="As it came wi
 Text = Annotated[str | None, Query(max_length=256)]
 Reason = Annotated[str, Query(max_length=512)]
 WorkId = Annotated[str, Path(min_length=1, max_length=128)]
+NodeId = Annotated[Identifier, Path()]
 Sequence = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
@@ -54,6 +58,7 @@ def router(
     again: Again,
     following: Following,
     explanations: Explanations,
+    blacklisting: Blacklisting,
     handing: Handing,
 ) -> APIRouter:
     by_leader = answered_elsewhere(partial(_by_leader, handing))
@@ -64,6 +69,7 @@ def router(
     routes.include_router(_repeated(again, by_leader))
     routes.include_router(_followed(following, by_leader))
     routes.include_router(_explained(explanations, by_leader))
+    routes.include_router(_blacklisted(blacklisting, by_leader))
     return routes
 
 
@@ -206,6 +212,27 @@ def _explained(explanations: Explanations, by_leader: type[APIRoute]) -> APIRout
     async def explain(work_id: WorkId) -> WorkExplained:
         """Why an item waits: each node and the clauses that exclude it, its place in the queue, what would help."""
         return await explanations.explain(WorkLookup(work_id=work_id))
+
+    return routes
+
+
+def _blacklisted(blacklisting: Blacklisting, by_leader: type[APIRoute]) -> APIRouter:
+    routes = APIRouter(prefix="/blacklist", route_class=by_leader)
+
+    @routes.get("")
+    async def listed() -> Blacklist:
+        """Nodes that are given nothing because they fail, and those on parole."""
+        return await blacklisting.entries()
+
+    @routes.put("/{node_id}")
+    async def add(node_id: NodeId, asked: BlacklistNode) -> BlacklistEntry:
+        """Put a node on the blacklist by hand."""
+        return await blacklisting.add(node_id, asked)
+
+    @routes.delete("/{node_id}")
+    async def remove(node_id: NodeId) -> Blacklist:
+        """Take a node off the blacklist: it is on parole. 404 when it is not on it."""
+        return await blacklisting.remove(node_id)
 
     return routes
 

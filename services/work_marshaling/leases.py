@@ -37,6 +37,7 @@ class Leases:
         self._touched: set[str] = set()
         self._claims: dict[str, dict[str, tuple[float, int]]] = {}
         self._suspects: dict[str, dict[str, int]] = {}
+        self._quotas: dict[str, int] = {}
         self._version = -1
 
     def __len__(self) -> int:
@@ -109,6 +110,15 @@ class Leases:
             return True
         return nodes.silent_for(lease.node_id, now) > silence_seconds / 2
 
+    def limit(self, node_id: str, quota: int | None) -> None:
+        """So many leases at most; None: as many as it has slots."""
+        if self._quotas.get(node_id) != quota:
+            self._touched.add(node_id)
+            if quota is None:
+                del self._quotas[node_id]
+            else:
+                self._quotas[node_id] = quota
+
     def aboard(self, node_id: str) -> int:
         """How many leases there are on a node."""
         held = self._held.get(node_id)
@@ -130,7 +140,9 @@ class Leases:
             if ram is not None:
                 ram -= self._claimed(node_id, nodes.memory_heard.get(node_id, 0.0))
             suspects = tuple(self._suspects.get(node_id, {}).values())
-            slots = Slots(node.pools, self._held.get(node_id), ram_mb=ram, suspects=suspects)
+            slots = Slots(
+                node.pools, self._held.get(node_id), ram_mb=ram, suspects=suspects, quota=self._quotas.get(node_id)
+            )
             if slots.total() > 0:
                 self._free[node_id] = slots
             else:

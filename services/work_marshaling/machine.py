@@ -122,7 +122,14 @@ def _admitted(event: Submitted, policy: Policy) -> Admitted:
 
 def _assigned(item: WorkItem, event: Given, now: datetime) -> Assigned:
     number = item.attempts[-1].number + 1 if item.attempts else 1
-    return Assigned(work_id=item.work_id, attempt=number, node_id=event.node_id, token=event.token, at=now)
+    return Assigned(
+        work_id=item.work_id,
+        attempt=number,
+        node_id=event.node_id,
+        token=event.token,
+        at=now,
+        despite=event.despite,
+    )
 
 
 def _completed(item: WorkItem | None, event: Completed, now: datetime) -> tuple[Fact, ...]:

@@ -14,6 +14,7 @@ from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Agent, Node
 
 SUSPECTS_TOGETHER = 8
+BLACKLISTED = "blacklist"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,7 @@ def lacks(asked: Wanted, node: Node) -> Iterator[Lack]:
         yield from _state(node, node.agent)
         yield from _ability(asked.demand, node.agent)
     yield from _machine(asked, node)
+    yield from _distrusted(asked.demand, node)
 
 
 def lasting(found: Sequence[Lack]) -> bool:
@@ -156,6 +158,19 @@ def _machine(asked: Wanted, node: Node) -> Iterator[Lack]:
         few = at_least("ram_mb", total if free is None else free, ram, passing=(total or 0) >= ram)
         if few is not None:
             yield few
+
+
+def _distrusted(asked: Demand, node: Node) -> Iterator[Lack]:
+    """The last clause: who lacks nothing else may be used all the same, when all are on the blacklist."""
+    for found in node.distrusted:
+        if found.model_name in (None, asked.model_name):
+            about = "it" if found.model_name is None else f"with {found.model_name} it"
+            yield Lack(BLACKLISTED, f"{about} is on the blacklist: {found.reason}", passing=True)
+
+
+def badness(node: Node) -> float:
+    """How likely it fails, by what is on the blacklist."""
+    return max((found.failure_rate for found in node.distrusted), default=0.0)
 
 
 Rank = tuple[bool, bool, bool, int, str]

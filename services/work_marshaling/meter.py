@@ -18,6 +18,7 @@ class Measures:
     leases: int
     unwritten: int
     remembered_ids: int
+    blacklisted: int = 0
 
 
 class Role(StrEnum):

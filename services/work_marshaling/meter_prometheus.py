@@ -29,6 +29,7 @@ _STATE: tuple[tuple[str, str, Callable[[Measures], float]], ...] = (
     ("leases", "Attempts that hold a lease.", lambda now: now.leases),
     ("unwritten_steps", "Decisions on their way to the log.", lambda now: now.unwritten),
     ("remembered_ids", "Ids of ended items that are still known.", lambda now: now.remembered_ids),
+    ("blacklisted_nodes", "Nodes on the blacklist, as a whole or for a model.", lambda now: now.blacklisted),
     ("epoch", "The epoch of the log.", lambda now: now.epoch),
 )
 

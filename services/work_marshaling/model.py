@@ -4,16 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import JsonValue
-
 from libs.common.contracts.work_log import Fact, IgnoredReason, ItemFact
 from libs.common.contracts.work_marshaling import (
     EXTERNAL,
-    AttemptView,
     Requirements,
     WorkError,
     WorkStatus,
-    WorkView,
 )
 from libs.common.contracts.work_marshaling import (
     WorkItem as Submission,
@@ -44,6 +40,7 @@ class Attempt:
     error: WorkError | None = None
     counted: bool = True
     died: bool = False
+    despite: str | None = None
     out_seq: int | None = None
 
 
@@ -140,10 +137,11 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """The scheduler chose a node."""
+    """The scheduler chose a node, `despite` what speaks against it."""
 
     node_id: str
     token: str
+    despite: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,10 +235,22 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConductRules:
+    """When a node is blacklisted, and for how long; see `conduct` and the settings of the same names."""
+
+    window_seconds: float = 600.0
+    failure_rate: float = 0.5
+    term_seconds: float = 60.0
+    term_most_seconds: float = 3600.0
+    fast_seconds: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """How the queue is run; see the settings of the same names."""
 
     policy: Policy
+    conduct: ConductRules = ConductRules()
     lease_seconds: float = 30.0
     offer_seconds: float = 5.0
     avoid_seconds: float = 10.0
@@ -321,43 +331,6 @@ class Filter:
         )
 
 
-def view(item: WorkItem, result: JsonValue = None, unsatisfiable_now: str | None = None) -> WorkView:
-    """An item as it is shown to people."""
-    return WorkView(
-        work_id=item.work_id,
-        status=item.status,
-        work_type=item.spec.work_type,
-        model_name=item.spec.model_name,
-        priority=item.spec.priority,
-        submitter=item.spec.submitter,
-        labels=dict(item.spec.labels),
-        submitted_at=item.submitted_at,
-        ended_at=item.ended_at,
-        sequence=item.sequence,
-        retry_of=item.spec.retry_of,
-        attempts=tuple(attempt_view(attempt) for attempt in item.attempts),
-        max_attempts=item.spec.max_attempts,
-        retry_at=item.retry_at,
-        error=item.error,
-        result=result,
-        result_bytes=item.result_bytes,
-        unsatisfiable_now=unsatisfiable_now,
-    )
-
-
-def attempt_view(attempt: Attempt) -> AttemptView:
-    return AttemptView(
-        attempt=attempt.number,
-        node_id=attempt.node_id,
-        assigned_at=attempt.assigned_at,
-        started_at=attempt.started_at,
-        ended_at=attempt.ended_at,
-        outcome=None if attempt.outcome is None else attempt.outcome.value,
-        error=attempt.error,
-        counted=attempt.counted,
-    )
-
-
 __all__ = [
     "ENDED",
     "LEASED",
@@ -390,6 +363,4 @@ __all__ = [
     "Submitted",
     "TellEnd",
     "WorkItem",
-    "attempt_view",
-    "view",
 ]

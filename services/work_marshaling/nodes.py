@@ -44,6 +44,15 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Distrust:
+    """It is on the blacklist, for everything or (with `model_name`) for one model."""
+
+    model_name: str | None
+    reason: str
+    failure_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """Everything that matching looks at. `avoided` is why nothing is given to it for a moment.
 
@@ -57,6 +66,7 @@ class Node:
     draining: bool = False
     silent: bool = False
     avoided: str | None = None
+    distrusted: tuple[Distrust, ...] = ()
 
     @property
     def pools(self) -> tuple[SlotPool, ...]:
@@ -132,6 +142,16 @@ class Nodes:
         """Which nodes the registry drains, all of them: who is not among them does not drain."""
         for node_id in draining | {node.node_id for node in self._nodes.values() if node.draining}:
             self._put(replace(self[node_id], draining=node_id in draining))
+
+    def trust_all(self) -> None:
+        """Begin with nobody on the blacklist."""
+        for node in self.all():
+            self._put(replace(node, distrusted=()))
+
+    def distrust(self, node_id: str, model_name: str | None, found: Distrust | None) -> None:
+        """Put it on the blacklist, or (None) take it off."""
+        others = tuple(each for each in self[node_id].distrusted if each.model_name != model_name)
+        self._put(replace(self[node_id], distrusted=others if found is None else (*others, found)))
 
     def avoid(self, node_id: str, reason: str, until: float) -> None:
         self._avoid_until[node_id] = until

@@ -7,7 +7,8 @@ from libs.common.contracts.base import Json
 from libs.common.contracts.work_marshaling import AttemptView, WorkView
 from libs.common.contracts.work_records import Finished
 from services.work_marshaling.facts import INLINE_BYTES, asked_for
-from services.work_marshaling.model import WorkItem, attempt_view
+from services.work_marshaling.model import WorkItem
+from services.work_marshaling.views import attempt_view
 
 OLD_ERROR_CHARACTERS = 200
 

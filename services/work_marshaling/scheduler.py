@@ -10,17 +10,20 @@ from dataclasses import dataclass, field
 
 from libs.common.contracts.work_marshaling import EXTERNAL
 from libs.hardware.matching import Lack
-from services.work_marshaling.matching import Demand, Rank, Wanted, demand, rank, wanted, why_not
+from services.work_marshaling.matching import BLACKLISTED, Demand, Rank, Wanted, badness, demand, rank, wanted, why_not
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Node, Nodes
 from services.work_marshaling.order import Line, Order, Place
 from services.work_marshaling.slots import Slots
+
+DESPITE = "every node that could run it is on the blacklist; this one is the least bad"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     work_id: str
     node_id: str
+    despite: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,22 @@ class Standing:
 
 @dataclass(slots=True, eq=False)
 class _Asked(Line):
-    """The pending items of one demand. `eligible` holds for one version of the nodes."""
+    """The pending items of one demand. `eligible` holds for one version of the nodes.
+
+    So does `distrusted`: who would be eligible, were it not on the blacklist.
+    """
 
     asked: Wanted = field(kw_only=True)
     eligible: dict[str, Node] = field(default_factory=dict)
+    distrusted: dict[str, Node] = field(default_factory=dict)
     version: int = -1
+
+    def usable(self) -> Mapping[str, Node]:
+        """Without anybody to trust, the least bad of those on the blacklist."""
+        if self.eligible or not self.distrusted:
+            return self.eligible
+        name = min(self.distrusted, key=lambda name: (badness(self.distrusted[name]), name))
+        return {name: self.distrusted[name]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +152,7 @@ class Queue:
                 if node_id is None:
                     heapq.heappop(heads)
                     continue
-                chosen.append(Choice(work_id, node_id))
+                chosen.append(Choice(work_id, node_id, DESPITE if node_id in line.distrusted else None))
                 self._order.served(key, self._members[work_id].submitter)
                 self.remove(work_id)
                 head = self._head(line)
@@ -159,6 +173,8 @@ class Queue:
         slots = free.get(node.node_id)
         if slots is None or slots.has(work_type) < 1:
             return Lack("slots", f"no slot for {work_type} is free", passing=True)
+        if slots.quota_left < 1:
+            return Lack("quota", "it failed fast, and may hold no more at once than it does", passing=True)
         if slots.free(work_type, 0, company) < 1:
             return Lack("company", "items that may have killed a node run apart from others", passing=True)
         if slots.free(work_type, asked.ram_mb, company) < 1:
@@ -211,8 +227,9 @@ class Queue:
     def _candidates(self, line: _Asked, nodes: Nodes, turn: _Turn) -> list[tuple[Rank, Node]]:
         """Nodes where the item failed before are left out as long as there is another one."""
         self._look_at_nodes(line, nodes)
-        untried = [name for name in line.eligible if name not in line.asked.demand.tried]
-        able = {name: line.eligible[name] for name in untried} if untried else line.eligible
+        usable = line.usable()
+        untried = [name for name in usable if name not in line.asked.demand.tried]
+        able = {name: usable[name] for name in untried} if untried else usable
         ranked = [
             (rank(line.asked, node, left), node)
             for node_id in turn.free
@@ -230,13 +247,14 @@ class Queue:
     def _keep_one_free(self, line: _Asked, nodes: Nodes, turn: _Turn) -> None:
         asked = line.asked.demand
         mine = [node_id for node_id, demanded in self._kept.items() if demanded == asked]
-        if any(node_id in line.eligible for node_id in mine):
+        usable = line.usable()
+        if any(node_id in usable for node_id in mine):
             return
         for node_id in mine:
             del self._kept[node_id]
         if len(self._kept) >= max(1, len(nodes) // 4):
             return
-        able = [node_id for node_id in line.eligible if node_id not in self._kept]
+        able = [node_id for node_id in usable if node_id not in self._kept]
         fresh = [node_id for node_id in able if node_id not in asked.tried] or able
         if fresh:
             self._kept[min(fresh, key=lambda node_id: (turn.aboard(node_id), node_id))] = asked
@@ -249,8 +267,11 @@ class Queue:
     def _look_at_nodes(self, line: _Asked, nodes: Nodes) -> None:
         """Only at those that changed since this line looked last."""
         for node in nodes.changed_since(line.version):
-            if why_not(line.asked, node) is None:
+            line.eligible.pop(node.node_id, None)
+            line.distrusted.pop(node.node_id, None)
+            lack = why_not(line.asked, node)
+            if lack is None:
                 line.eligible[node.node_id] = node
-            else:
-                line.eligible.pop(node.node_id, None)
+            elif lack.field == BLACKLISTED:
+                line.distrusted[node.node_id] = node
         line.version = nodes.version

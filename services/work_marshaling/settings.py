@@ -21,6 +21,21 @@ class Settings(BaseSettings):
     work_node_deaths_most: int = Field(
         12, ge=2, le=1000, description="An item that was aboard at so many deaths, of whatever nodes, is dead."
     )
+    work_blacklist_window_seconds: float = Field(
+        600.0, ge=1, le=7 * 86400, description="For so long an attempt's end counts for the blacklist."
+    )
+    work_blacklist_failure_rate: float = Field(
+        0.5, gt=0, le=1, description="A node whose failure rate is surely above this is blacklisted; 1: never."
+    )
+    work_blacklist_term_seconds: float = Field(
+        60.0, gt=0, le=86400, description="The first term on the blacklist; each further one is twice as long."
+    )
+    work_blacklist_term_most_seconds: float = Field(
+        3600.0, gt=0, le=7 * 86400, description="No term on the blacklist is longer."
+    )
+    work_fast_failure_seconds: float = Field(
+        1.0, ge=0, le=3600, description="A node that fails an attempt within this may hold half as many as before."
+    )
     work_lease_seconds: float = Field(
         30.0, ge=1, le=3600, description="Seconds without a sign of life after which a node has lost an attempt."
     )

@@ -26,9 +26,11 @@ class Slots:
         *,
         ram_mb: int | None = None,
         suspects: Sequence[int] = (),
+        quota: int | None = None,
     ) -> None:
         self._pools = tuple(pools)
         self.aboard = sum((held or {}).values())
+        self._quota = UNLIMITED if quota is None else quota
         self._suspects = len(suspects)
         self._company = min(suspects, default=0)
         self._ram_mb = ram_mb
@@ -39,12 +41,17 @@ class Slots:
     def free(self, work_type: str, ram_mb: int = 0, company: int = 0) -> int:
         """How many more of this kind; none where the memory that one needs is taken.
 
-        Suspects share a node only with suspects, at most so many as each of them may have for `company`.
+            Suspects share a node only with suspects, at most so many as each of them may have for `company`.
+        `quota`: so many leases at most, whatever the slots.
         """
         if ram_mb and self._ram_mb is not None and self._ram_mb < ram_mb:
             return 0
         room = self._room(company)
         return min(self.has(work_type), room) if room > 0 else 0
+
+    @property
+    def quota_left(self) -> int:
+        return self._quota - self.aboard
 
     def has(self, work_type: str) -> int:
         """Free slots for this kind, whoever asks."""
@@ -69,10 +76,10 @@ class Slots:
 
     def _room(self, company: int) -> int:
         if company == 0:
-            return 0 if self._suspects else UNLIMITED
+            return 0 if self._suspects else self.quota_left
         if self.aboard > self._suspects:
             return 0
-        return min(company, self._company or company) - self._suspects
+        return min(company, self._company or company, self._quota) - self._suspects
 
     def _take(self, work_type: str, count: int) -> None:
         """From the first pools that have them. What goes beyond all of them takes none."""

@@ -13,10 +13,12 @@ from libs.common.contracts.streams import WORK_IN, WORK_OUT
 from libs.common.contracts.work_log import (
     Admitted,
     Archived,
+    Blacklisted,
     Ended,
     Fact,
     Ignored,
     IgnoredReason,
+    Paroled,
     Refused,
     Remembered,
     Repeated,
@@ -72,6 +74,7 @@ class Memory:
 
     def _clear(self) -> None:
         self.items: dict[str, WorkItem] = {}
+        self.conduct: dict[tuple[str, str | None], Blacklisted | Paroled] = {}
         self.in_seq = 0
         self.out_seq = 0
         self.totals: Counter[str] = Counter()
@@ -140,6 +143,8 @@ class Memory:
                 self._remembered.restore(fact)
             case Archived():
                 self._archived(fact)
+            case Blacklisted() | Paroled():
+                self.conduct[(fact.node_id, fact.model_name)] = fact
             case _:
                 return self._change(fact)
         return None
@@ -277,5 +282,11 @@ class Memory:
             for sequence, work_id in self._aliases.items()
             if work_id not in items or items[work_id].sequence != sequence
         )
-        others: tuple[Fact, ...] = (*refusals, *aliases, *self._remembered.facts(), *self._told_archived())
+        others: tuple[Fact, ...] = (
+            *refusals,
+            *aliases,
+            *self._remembered.facts(),
+            *self._told_archived(),
+            *self.conduct.values(),
+        )
         return Snapshot(tuple(items.values()), others, dict(self.totals), self.in_seq, self.out_seq)

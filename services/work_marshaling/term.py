@@ -16,10 +16,11 @@ import structlog
 
 from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
-from libs.common.contracts.work_log import Fact, ItemFact, WorkRecord
+from libs.common.contracts.work_log import Blacklisted, Fact, ItemFact, Paroled, WorkRecord
 from libs.common.contracts.work_marshaling import EXTERNAL, WorkStatus
 from libs.common.errors import Unavailable
 from libs.common.log.fenced_log import FencedLog
+from services.work_marshaling.conduct import Conduct
 from services.work_marshaling.explaining import Possible
 from services.work_marshaling.journal import Journal
 from services.work_marshaling.leases import Leases
@@ -41,9 +42,9 @@ from services.work_marshaling.model import (
     TellEnd,
     WorkItem,
 )
-from services.work_marshaling.nodes import Nodes
+from services.work_marshaling.nodes import Distrust, Nodes
 from services.work_marshaling.scheduler import Queue
-from services.work_marshaling.store import Memory
+from services.work_marshaling.store import Change, Memory
 from services.work_marshaling.timers import Due, Timer, Timers
 
 TICK_SECONDS = 0.1
@@ -97,6 +98,7 @@ class Term:
         self.queue = Queue(ageing_seconds=rules.ageing_seconds, poison_nodes=rules.policy.poison_nodes)
         self.leases = Leases()
         self.possible = Possible(nodes)
+        self.conduct = Conduct(rules.conduct)
         self.rules = rules
         self.origins = origins
         self.journal = Journal(
@@ -143,6 +145,7 @@ class Term:
         following: list[Effect] = []
         for fact in facts:
             change = self.memory.take(fact)
+            self._judge(change, fact)
             if change is not None and isinstance(fact, ItemFact):
                 first.setdefault(change.after.work_id, change.before)
                 following.extend(effects(change.before, fact))
@@ -152,8 +155,33 @@ class Term:
                 following.append(Changed(item=self.memory.items[work_id]))
         self.journal.add(facts, tuple(first), tuple(following))
 
+    def _judge(self, change: Change | None, fact: Fact) -> None:
+        """What the fact says about a node counts for how much work it gets, and whether any."""
+        if isinstance(fact, Blacklisted | Paroled):
+            self._distrust(fact)
+        elif change is not None and change.before is not None:
+            live = change.before.live
+            slots = 0 if live is None else sum(pool.slots for pool in self.nodes[live.node_id].pools)
+            node_id = self.conduct.hear(change.before, fact, max(1, slots))
+            if node_id is not None:
+                self.leases.limit(node_id, self.conduct.quota(node_id))
+
+    def _distrust(self, fact: Blacklisted | Paroled) -> None:
+        found = None
+        if isinstance(fact, Blacklisted):
+            found = Distrust(model_name=fact.model_name, reason=fact.reason, failure_rate=fact.failure_rate or 1.0)
+        self.nodes.distrust(fact.node_id, fact.model_name, found)
+        if fact.model_name is None:
+            self.conduct.limit(fact.node_id)
+            self.leases.limit(fact.node_id, 1)
+        self._wake.set()
+
     def resume(self) -> None:
         """After the replay: every open item takes its place again, every live lease gets a full term."""
+        self.nodes.trust_all()
+        for fact in self.memory.conduct.values():
+            if isinstance(fact, Blacklisted):
+                self._distrust(fact)
         for work_id in tuple(self.memory.orphans):
             self.happen(work_id, PayloadLost())
         for item in tuple(self.memory.items.values()):
@@ -274,7 +302,9 @@ class Term:
                 self.nodes, free, now=self.calendar(), most=MOST_PER_TURN, aboard=self.leases.aboard
             )
             for choice in choices:
-                self.happen(choice.work_id, Given(node_id=choice.node_id, token=self._chances.token()))
+                self.happen(
+                    choice.work_id, Given(node_id=choice.node_id, token=self._chances.token(), despite=choice.despite)
+                )
                 submitted_at = self.memory.items[choice.work_id].submitted_at
                 self.meter.assigned((now - submitted_at).total_seconds())
             if len(choices) == MOST_PER_TURN:

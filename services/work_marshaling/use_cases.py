@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from libs.common.bus.codec import encode, malformed
 from libs.common.clock import Clock
 from libs.common.contracts.base import ErrorBody
+from libs.common.contracts.work_log import Blacklisted
 from libs.common.contracts.work_marshaling import (
     CancelWork,
     SubmitAnswer,
@@ -203,6 +204,7 @@ class WorkMarshaling:
             leases=len(term.leases),
             unwritten=term.journal.unwritten,
             remembered_ids=memory.remembered_ids,
+            blacklisted=len({key[0] for key, fact in memory.conduct.items() if isinstance(fact, Blacklisted)}),
         )
 
     async def problem(self) -> str | None:

@@ -17,6 +17,7 @@ from services.work_marshaling import http_api, nats_api
 from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
+from services.work_marshaling.blacklisting import Blacklisting, watch_conduct
 from services.work_marshaling.drains import Drains
 from services.work_marshaling.election import Election, Instance
 from services.work_marshaling.explanations import Explanations
@@ -25,7 +26,7 @@ from services.work_marshaling.handing import Handing
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.meter_prometheus import PrometheusMeter
-from services.work_marshaling.model import Policy, Rules
+from services.work_marshaling.model import ConductRules, Policy, Rules
 from services.work_marshaling.records import EarlierIds, Records
 from services.work_marshaling.settings import Settings
 from services.work_marshaling.submission import Submissions
@@ -67,7 +68,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         new_id=new_id,
         earlier=earlier,
         watch=watchers,
-        companions=[archiving.serve, watchers.serve],
+        companions=[archiving.serve, watchers.serve, partial(watch_conduct, bus, clock)],
         election=election,
     )
     asking = Asking(leading=leading, records=records, pending=archiving.pending)
@@ -75,11 +76,12 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     marshaling = WorkMarshaling(clock=clock, leading=leading, submissions=submissions, asking=asking)
     again = Again(clock=clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
     explanations = Explanations(leading=leading, asking=asking)
+    blacklisting = Blacklisting(bus=bus, clock=clock, leading=leading)
     following = Following(asking=asking, watchers=watchers)
     meter.watch(marshaling.measures)
     hearing = Hearing(clock=clock, leading=leading, watchers=watchers)
     handing = Handing(bus=bus, leading=leading, instance_id=instance.instance_id)
-    router = http_api.router(marshaling, asking, again, following, explanations, handing)
+    router = http_api.router(marshaling, asking, again, following, explanations, blacklisting, handing)
     handing.inside = partial(_inside, Within(router))
     return Service(
         port=settings.port,
@@ -115,6 +117,13 @@ def rules(settings: Settings) -> Rules:
     )
     return Rules(
         policy=policy,
+        conduct=ConductRules(
+            window_seconds=settings.work_blacklist_window_seconds,
+            failure_rate=settings.work_blacklist_failure_rate,
+            term_seconds=settings.work_blacklist_term_seconds,
+            term_most_seconds=settings.work_blacklist_term_most_seconds,
+            fast_seconds=settings.work_fast_failure_seconds,
+        ),
         lease_seconds=settings.work_lease_seconds,
         node_silence_seconds=settings.work_node_silence_seconds,
         ageing_seconds=settings.work_ageing_seconds,

@@ -72,6 +72,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/work_marshaling/again.py",
         "services/work_marshaling/archiving.py",
         "services/work_marshaling/asking.py",
+        "services/work_marshaling/blacklisting.py",
         "services/work_marshaling/dispatch.py",
         "services/work_marshaling/drains.py",
         "services/work_marshaling/explanations.py",

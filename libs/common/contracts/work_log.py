@@ -81,6 +81,7 @@ class Assigned(Message):
     node_id: str
     token: str
     at: Moment
+    despite: str | None = Field(None, description="what speaks against this node, and was overruled")
 
 
 class Started(Message):
@@ -174,12 +175,38 @@ class Archived(Message):
     work_ids: tuple[str, ...]
 
 
+class Blacklisted(Message):
+    """A node gets nothing, or (with `model_name`) nothing for this model, until its term is over."""
+
+    fact: Literal["blacklisted"] = "blacklisted"
+    node_id: str
+    model_name: str | None = None
+    at: Moment
+    until: Moment | None = Field(None, description="null: until somebody takes it off")
+    reason: str
+    failure_rate: float | None = Field(None, description="the lower bound that led to it")
+    strikes: int = Field(1, ge=1, description="how often by now; each term is twice as long")
+    by: Literal["rate", "operator"]
+
+
+class Paroled(Message):
+    """A node is off the blacklist, on trial: one attempt at a time, more with each success."""
+
+    fact: Literal["paroled"] = "paroled"
+    node_id: str
+    model_name: str | None = None
+    at: Moment
+    reason: str
+    strikes: int = 1
+    by: Literal["term", "operator"]
+
+
 ItemFact = (
     Admitted | PayloadKept | Assigned | Started | Expired | AttemptFailed | RetryAt | Requeued | Ended | Cancelled
 )
 """A fact that changes one item."""
 
-Fact = ItemFact | Repeated | Refused | Ignored | Remembered | Archived
+Fact = ItemFact | Repeated | Refused | Ignored | Remembered | Archived | Blacklisted | Paroled
 
 
 class WorkRecord(LogRecord):

@@ -204,6 +204,7 @@ class AttemptView(Message):
     ended_at: Moment | None = None
     outcome: Literal["completed", "failed", "expired", "cancelled"] | None = None
     error: WorkError | None = None
+    despite: str | None = Field(None, description="what spoke against this node, and was overruled")
     counted: bool = Field(True, description="towards `max_attempts`; not one that was refused, or whose node died")
 
 

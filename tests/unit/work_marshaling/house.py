@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 from libs.common.archive.archive_memory import MemoryArchive
@@ -42,6 +43,7 @@ from services.work_marshaling import nats_api
 from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
 from services.work_marshaling.asking import Asking
+from services.work_marshaling.blacklisting import Blacklisting, watch_conduct
 from services.work_marshaling.election import Election
 from services.work_marshaling.election import Instance as Identity
 from services.work_marshaling.explanations import Explanations
@@ -85,9 +87,11 @@ class Instance:
         again: Again,
         following: Following,
         explanations: Explanations,
+        blacklisting: Blacklisting,
         election: Election,
         handing: Handing,
     ) -> None:
+        self.blacklisting = blacklisting
         self.explanations = explanations
         self.again = again
         self.following = following
@@ -160,7 +164,7 @@ class House:
                 new_id=self._token,
                 earlier=earlier,
                 watch=watchers,
-                companions=[archiving.serve, watchers.serve],
+                companions=[archiving.serve, watchers.serve, partial(watch_conduct, bus, self.clock)],
                 election=election,
             )
             submissions = Submissions(bus, self._token)
@@ -168,10 +172,21 @@ class House:
             marshaling = WorkMarshaling(clock=self.clock, leading=leading, submissions=submissions, asking=asking)
             again = Again(clock=self.clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
             explanations = Explanations(leading=leading, asking=asking)
+            blacklisting = Blacklisting(bus=bus, clock=self.clock, leading=leading)
             following = Following(asking=asking, watchers=watchers)
             handing = Handing(bus=bus, leading=leading, instance_id=me.instance_id)
             instance = Instance(
-                bus, marshaling, asking, archiving, leading, again, following, explanations, election, handing
+                bus,
+                marshaling,
+                asking,
+                archiving,
+                leading,
+                again,
+                following,
+                explanations,
+                blacklisting,
+                election,
+                handing,
             )
             hearing = Hearing(clock=self.clock, leading=leading, watchers=watchers)
             await nats_api.open_door(marshaling, asking, explanations, hearing, handing, bus)
@@ -260,8 +275,8 @@ class Node:
         await self._bus.append(COMPLETED, WorkCompleted.model_validate(told | {"result": result}), message_id=None)
         await self._house.settle()
 
-    async def fail(self, given: Assignment, *, retryable: bool = True) -> None:
-        error = WorkError(code="broken", message="it broke", retryable=retryable)
+    async def fail(self, given: Assignment, *, retryable: bool = True, code: str = "broken") -> None:
+        error = WorkError(code=code, message="it broke", retryable=retryable)
         told = WorkFailed(work_id=given.work_id, attempt_token=given.attempt_token, node_id=self.node_id, error=error)
         await self._bus.append(FAILED, told, message_id=None)
         await self._house.settle()
