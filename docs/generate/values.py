@@ -66,7 +66,7 @@ BY_NAME: Mapping[str, object] = {
     "address": "192.0.2.1",
     "url": "http://127.0.0.1:8080",
 }
-BY_PATTERN = ("item-1", "inference", "a", "1", "0" * 32, "0" * 64)
+BY_PATTERN = ("item-1", "inference", "a", "1", "0" * 32, "0" * 64, "SHA-256=" + "0" * 43 + "=")
 JSON_VALUE = {"key": "value"}
 KINDS: Mapping[str, type | tuple[type, ...]] = {
     "string": str,

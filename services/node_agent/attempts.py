@@ -9,6 +9,7 @@ import structlog
 from libs.common.clock import Clock
 from libs.common.contracts.node_registry import SlotPool
 from libs.common.contracts.work_marshaling import Assignment
+from services.node_agent.large import Large
 from services.node_agent.model import JobFailed, Outcome, Running
 from services.node_agent.outcomes import completed, failed
 from services.node_agent.reports import Reports
@@ -59,9 +60,10 @@ class Job:
 class Attempts:
     """Runs jobs to an outcome, whatever they do."""
 
-    def __init__(self, clock: Clock, reports: Reports) -> None:
+    def __init__(self, clock: Clock, reports: Reports, large: Large) -> None:
         self._clock = clock
         self._reports = reports
+        self._large = large
 
     async def outcome(self, job: Job) -> Outcome | None:
         """None when it was stopped: then nobody waits for an outcome."""
@@ -96,7 +98,8 @@ class Attempts:
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                return await job.pool.runner.run(assignment, lambda text: self._reports.produced(job.running, text))
+                whole = await self._large.with_payload(assignment)
+                return await job.pool.runner.run(whole, lambda text: self._reports.produced(job.running, text))
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -10,6 +10,7 @@ from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
 from libs.common.contracts.work_marshaling import COMPLETED, FAILED, Assignment, WorkCompleted
 from libs.common.errors import MeshError, TooLarge, Unavailable
+from services.node_agent.large import Large
 from services.node_agent.model import Outcome, Running
 from services.node_agent.observer import AgentObserver
 from services.node_agent.outcomes import failed, message_for
@@ -39,6 +40,7 @@ class Outbox:
 
     def __init__(self, bus: Bus, journal: Journal, clock: Clock, observer: AgentObserver) -> None:
         self._bus = bus
+        self._large = Large(bus)
         self._journal = journal
         self._clock = clock
         self._observer = observer
@@ -113,7 +115,8 @@ class Outbox:
         message = message_for(letter.assignment, letter.outcome)
         token = letter.assignment.attempt_token
         if isinstance(message, WorkCompleted):
-            await self._bus.append(COMPLETED, message, message_id=token, timeout=APPEND_SECONDS)
+            told = await self._large.with_result_apart(message)
+            await self._bus.append(COMPLETED, told, message_id=token, timeout=APPEND_SECONDS)
         else:
             await self._bus.append(FAILED, message, message_id=token, timeout=APPEND_SECONDS)
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from libs.common.contracts.base import MAX_OBJECT_BYTES
 from libs.common.contracts.work_marshaling import Assignment, WorkCompleted, WorkError, WorkFailed
 from services.node_agent.model import Outcome
-
-LARGEST_RESULT_BYTES = 512 * 1024
 
 
 def failed(code: str, message: str, *, retryable: bool, started_at: datetime | None, ended_at: datetime) -> Outcome:
@@ -48,8 +47,8 @@ def _problem_with(result: Any) -> tuple[str, str] | None:
         return "bad_result", f"the result cannot be told: {error.errors(include_url=False)[0]['msg']}"
     except (TypeError, ValueError, RecursionError) as error:
         return "bad_result", f"the result is not JSON: {error}"
-    if size > LARGEST_RESULT_BYTES:
-        return "result_too_large", f"the result has {size} bytes; {LARGEST_RESULT_BYTES} are the limit"
+    if size > MAX_OBJECT_BYTES:
+        return "result_too_large", f"the result has {size} bytes; {MAX_OBJECT_BYTES} are the limit"
     return None
 
 

@@ -21,6 +21,7 @@ from libs.common.errors import NotFound, Unavailable
 from services.node_agent.attempts import Attempts, Job, Pool
 from services.node_agent.draining import Draining
 from services.node_agent.engine import EngineDoor
+from services.node_agent.large import Large
 from services.node_agent.model import Attempt, KeptOutput, Outcome, Running
 from services.node_agent.observer import AgentObserver
 from services.node_agent.outbox import Outbox
@@ -48,6 +49,7 @@ class NodeAgent:
         journal: Journal,
         outbox: Outbox,
         reports: Reports,
+        large: Large,
         draining: Draining,
         observer: AgentObserver,
         pools: Sequence[Pool],
@@ -62,7 +64,7 @@ class NodeAgent:
         self._pools = pools
         self._engines = engines
         self._jobs: dict[str, Job] = {}
-        self._attempts = Attempts(clock, reports)
+        self._attempts = Attempts(clock, reports, large)
         self._draining = draining
 
     # What others ask

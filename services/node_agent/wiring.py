@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from libs.common.contracts.node_registry import EngineState
-from libs.common.contracts.streams import WORK_OUT
+from libs.common.contracts.streams import WORK_OBJECTS, WORK_OUT
 from libs.common.errors import WrongSetting
 from libs.common.kit.loops import every
 from libs.common.kit.service import Check, Platform, Service, degraded_while
@@ -26,6 +26,7 @@ from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_openai import OpenAIEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.http_api import routes
+from services.node_agent.large import Large
 from services.node_agent.life import AgentLife, Work
 from services.node_agent.nats_api import open_doors
 from services.node_agent.observer_prometheus import PrometheusObserver, Sight
@@ -62,6 +63,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         journal=journal,
         outbox=outbox,
         reports=reports,
+        large=Large(platform.bus),
         draining=draining,
         observer=observer,
         pools=machinery.pools,
@@ -88,7 +90,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     )
     return Service(
         port=chosen.port,
-        streams=[WORK_OUT],
+        streams=[WORK_OUT, WORK_OBJECTS.stream],
         lifespan=life.alive,
         subscriptions=partial(open_doors, platform.bus, agent, platform.node_id),
         loops=[

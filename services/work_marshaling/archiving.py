@@ -21,15 +21,18 @@ from libs.common.bus.bus import Bus, Stored, StreamState
 from libs.common.bus.codec import encode
 from libs.common.clock import Clock
 from libs.common.contracts.streams import WORK_DONE, WORK_IN
-from libs.common.contracts.work_log import Archived
+from libs.common.contracts.work_log import Archived, PayloadStored
 from libs.common.contracts.work_records import FINISHED, Finished, FinishedWork
 from libs.common.errors import Malformed, MeshError, NotFound, StreamFull, Unavailable
 from libs.common.log.fenced_log import SteppedDown
+from services.work_marshaling.identity import canonical_text
+from services.work_marshaling.large import Large
 from services.work_marshaling.leading import Leadership
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.records import EarlierIds
 from services.work_marshaling.results import Results
 from services.work_marshaling.rows import finished, row_of
+from services.work_marshaling.store import CAME_TO_NOTHING
 from services.work_marshaling.tables import WORK_ITEMS
 from services.work_marshaling.term import Term
 
@@ -56,12 +59,21 @@ class Archiving:
     """`keep_days` is how long finished work stays in the archive; 0: for ever."""
 
     def __init__(
-        self, *, bus: Bus, clock: Clock, archive: Archive, schema: Schema, earlier: EarlierIds, keep_days: float
+        self,
+        *,
+        bus: Bus,
+        clock: Clock,
+        archive: Archive,
+        schema: Schema,
+        earlier: EarlierIds,
+        large: Large,
+        keep_days: float,
     ) -> None:
         self._bus = bus
         self._clock = clock
         self._archive = archive
         self._earlier = earlier
+        self._large = large
         self._keep = timedelta(days=keep_days) if keep_days else None
         self._places: OrderedDict[int, _Place] = OrderedDict()
         self._number = 0
@@ -127,6 +139,7 @@ class Archiving:
                 await self._clock.sleep(LOOK_SECONDS)
                 continue
             try:
+                items = [await self._with_payload(leadership, item) for item in items]
                 for group in _groups(await _told(items, leadership.results)):
                     told = FinishedWork.model_construct(items=group)
                     self._handed_over = (await self._bus.append(FINISHED, told, message_id=None)).sequence
@@ -139,6 +152,22 @@ class Archiving:
                 self._stuck = None
                 continue
             await self._clock.sleep(AGAIN_SECONDS)
+
+    async def _with_payload(self, leadership: Leadership, item: WorkItem) -> WorkItem:
+        """An item that came to nothing is likely to be run again: a payload that only WORK_IN has is kept for that."""
+        spec = item.spec
+        if item.status not in CAME_TO_NOTHING or spec.payload is not None or spec.payload_ref is not None:
+            return item
+        payload = await leadership.payloads.kept(item)
+        if payload is None:
+            return item
+        try:
+            ref = await self._large.put(f"payload-of-{item.work_id}", canonical_text(payload).encode())
+        except StreamFull as error:
+            _log.warning("payload_not_kept", work_id=item.work_id, reason=error.message)
+            return item
+        leadership.term.keep((PayloadStored(work_id=item.work_id, payload_ref=ref),))
+        return leadership.term.memory.items[item.work_id]
 
     def _wait_for(self, reason: str) -> None:
         if self._stuck is None:

@@ -130,14 +130,14 @@ class Dispatcher:
             if item is None or item.live is None or item.live.token != token or item.status is not WorkStatus.ASSIGNED:
                 offered.pop(token, None)
                 continue
-            if len(batch) >= MOST_AT_ONCE or (batch and total + item.spec.payload_bytes > MOST_BYTES):
+            if len(batch) >= MOST_AT_ONCE or (batch and total + item.spec.carried_bytes > MOST_BYTES):
                 break
             assignment = await self._assignment(item, node_id, token)
             if assignment is None:
                 offered.pop(token, None)
                 continue
             batch.append(assignment)
-            total += item.spec.payload_bytes + 1024
+            total += item.spec.carried_bytes + 1024
         return batch
 
     async def _assignment(self, item: WorkItem, node_id: str, token: str) -> Assignment | None:
@@ -164,7 +164,8 @@ class Dispatcher:
             lease_seconds=spec.timeout_seconds if spec.external else self._term.rules.lease_seconds,
             deadline=spec.deadline,
             labels=dict(spec.labels),
-            payload=payload,
+            payload=payload if spec.payload_ref is None else None,
+            payload_ref=spec.payload_ref,
             payload_bytes=spec.payload_bytes,
         )
 
@@ -200,7 +201,7 @@ class Dispatcher:
 
     async def _tell_observers(self, assignment: Assignment) -> None:
         """A copy without the payload and without the token, which only the node may know."""
-        copy = assignment.model_copy(update={"payload": None, "attempt_token": None})
+        copy = assignment.model_copy(update={"payload": None, "payload_ref": None, "attempt_token": None})
         try:
             await self._bus.publish(ASSIGNED, copy)
         except Unavailable as error:

@@ -18,6 +18,7 @@ from libs.common.contracts.work_log import (
     Fact,
     Paroled,
     PayloadKept,
+    PayloadStored,
     Refused,
     Remembered,
     Requeued,
@@ -63,7 +64,7 @@ def _attempt_fact(item: WorkItem, fact: AttemptFact) -> WorkItem:
             return _attempt_failed(item, fact)
 
 
-def _item_fact(item: WorkItem, fact: RetryAt | Requeued | PayloadKept | Cancelled | Ended) -> WorkItem:
+def _item_fact(item: WorkItem, fact: RetryAt | Requeued | PayloadKept | PayloadStored | Cancelled | Ended) -> WorkItem:
     match fact:
         case RetryAt():
             return replace(item, status=WorkStatus.RETRYING, retry_at=fact.at)
@@ -71,6 +72,8 @@ def _item_fact(item: WorkItem, fact: RetryAt | Requeued | PayloadKept | Cancelle
             return replace(item, status=WorkStatus.PENDING, retry_at=None)
         case PayloadKept():
             return replace(item, spec=replace(item.spec, payload=payload_text(fact.payload).encode()))
+        case PayloadStored():
+            return replace(item, spec=replace(item.spec, payload_ref=fact.payload_ref))
         case Cancelled():
             return _cancelled(item, fact)
         case Ended():
@@ -94,6 +97,7 @@ def _admitted(fact: Admitted) -> WorkItem:
         payload=None if fact.payload is None else fact.payload.encode(),
         payload_bytes=fact.payload_bytes,
         retry_of=asked.retry_of,
+        payload_ref=asked.payload_ref,
     )
     return WorkItem(
         work_id=fact.work_id,
@@ -226,6 +230,7 @@ def asked_for(item: WorkItem) -> Submission:
         labels=dict(spec.labels),
         submitter=spec.submitter,
         retry_of=spec.retry_of,
+        payload_ref=spec.payload_ref,
     )
 
 

@@ -27,6 +27,8 @@ def _base36(number: int) -> str:
 def digest(item: Submission) -> str:
     """128 bits over the content in canonical JSON, without the id; hex. A default is the same as nothing, so that a
     field that is added later changes nothing."""
+    if item.payload_ref is not None:  # the same content, whatever its object is called
+        item = item.model_copy(update={"payload_ref": item.payload_ref.model_copy(update={"name": "any"})})
     told = item.model_dump(mode="json", exclude={"work_id", "refuse_unsatisfiable"}, exclude_defaults=True)
     canonical = json.dumps(told, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
@@ -35,6 +37,11 @@ def digest(item: Submission) -> str:
 def id_digest(work_id: str) -> bytes:
     """128 bits that stand for an id which is remembered after its item was forgotten."""
     return hashlib.blake2b(work_id.encode(), digest_size=16).digest()
+
+
+def canonical_text(payload: object) -> str:
+    """The same text for the same JSON."""
+    return json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def payload_text(payload: object) -> str:

@@ -9,7 +9,7 @@ import structlog
 
 from libs.common.bus.bus import Bus, Stored
 from libs.common.clock import Clock
-from libs.common.contracts.streams import WORK_IN, WORK_OUT
+from libs.common.contracts.streams import INLINE_MOST_BYTES, WORK_IN, WORK_OUT
 from libs.common.contracts.work_log import Ignored, IgnoredReason, Refused
 from libs.common.contracts.work_marshaling import COMPLETED, SUBMITTED
 from libs.common.contracts.work_marshaling import FAILED as FAILED_TOPIC
@@ -25,7 +25,6 @@ from services.work_marshaling.records import EarlierIds
 from services.work_marshaling.results import Results
 from services.work_marshaling.term import Term
 
-MOST_PAYLOAD_BYTES = 512 * 1024
 MOST_ENVELOPE_BYTES = 64 * 1024
 SLICE = 200
 MOST_UNARCHIVED = 100_000
@@ -118,10 +117,11 @@ class Intake:
         self, stored: Stored, index: int, item: Submission, known: Mapping[str, str], *, last: bool
     ) -> None:
         text = payload_text(item.payload) if item.payload else "{}"
-        size = len(text.encode())
+        size = len(text.encode()) if item.payload_ref is None else item.payload_ref.bytes
         try:
-            refuse_too_large(item, size)
-        except TooLarge as error:
+            refuse_two_payloads(item)
+            refuse_too_large(item, size if item.payload_ref is None else 0)
+        except (Malformed, TooLarge) as error:
             await self._refuse(stored, index, error, last=last, work_id=item.work_id)
             return
         own, batched = item.work_id, stored.subject == SUBMITTED.subject
@@ -138,7 +138,7 @@ class Intake:
             index=index,
             at=stored.at,
             item=item.model_copy(update={"payload": {}}),
-            payload=text if size <= INLINE_BYTES else None,
+            payload=text if size <= INLINE_BYTES or item.payload_ref is not None else None,
             payload_bytes=size,
             digest=digest(item) if own else "",
             forgotten_digest=(self._term.memory.forgotten_digest(work_id) or known.get(work_id)) if own else None,
@@ -193,7 +193,7 @@ class Intake:
             work_id=done.work_id,
             token=done.attempt_token,
             out_seq=stored.sequence,
-            result_bytes=len(stored.payload),
+            result_bytes=len(stored.payload) if done.result_ref is None else done.result_ref.bytes,
             started_at=done.started_at,
         )
 
@@ -211,13 +211,30 @@ class Intake:
                 return
 
 
+def refuse_two_payloads(item: Submission) -> None:
+    """Raises `Malformed`."""
+    if item.payload and item.payload_ref is not None:
+        raise Malformed("payload: give it or `payload_ref`, not both", field="payload_ref")
+
+
 def refuse_too_large(item: Submission, payload_bytes: int) -> None:
-    """Raises `TooLarge`, naming the part, its size and the limit."""
-    if payload_bytes > MOST_PAYLOAD_BYTES:
-        raise TooLarge(f"payload: {payload_bytes} bytes; at most {MOST_PAYLOAD_BYTES} are allowed")
+    """What is refused in a message. Raises `TooLarge`, naming the part, its size and the limit."""
+    if payload_bytes > INLINE_MOST_BYTES:
+        told = f"payload: {payload_bytes} bytes; at most {INLINE_MOST_BYTES} are allowed in a message"
+        raise TooLarge(
+            f"{told}: submit it over REST, or as an object",
+            field="payload",
+            value=payload_bytes,
+            limit=INLINE_MOST_BYTES,
+        )
     envelope = envelope_bytes(item)
     if envelope > MOST_ENVELOPE_BYTES:
-        raise TooLarge(f"labels and requirements: {envelope} bytes; at most {MOST_ENVELOPE_BYTES} are allowed")
+        raise TooLarge(
+            f"labels and requirements: {envelope} bytes; at most {MOST_ENVELOPE_BYTES} are allowed",
+            field="labels and requirements",
+            value=envelope,
+            limit=MOST_ENVELOPE_BYTES,
+        )
 
 
 def refuse_unsatisfiable(possible: Possible, item: Submission) -> None:

@@ -21,6 +21,7 @@ from libs.common.log.reading import LogReader
 from services.work_marshaling.dispatch import Dispatcher
 from services.work_marshaling.election import Election
 from services.work_marshaling.intake import Intake
+from services.work_marshaling.large import Large
 from services.work_marshaling.meter import Meter, Role
 from services.work_marshaling.model import Rules, WorkItem
 from services.work_marshaling.nodes import Nodes
@@ -123,6 +124,7 @@ class Leading:
         new_id: Callable[[], str],
         earlier: EarlierIds,
         watch: Watch,
+        large: Large,
         companions: Sequence[Companion] = (),
         election: Election,
     ) -> None:
@@ -135,6 +137,7 @@ class Leading:
         self._new_id = new_id
         self._earlier = earlier
         self._watch = watch
+        self._large = large
         self._companions = companions
         self._election = election
         election.state = self._state
@@ -293,7 +296,7 @@ class Leading:
         )
 
     def _leadership(self, term: Term) -> Leadership:
-        payloads, results = Payloads(self._bus), Results(self._bus)
+        payloads, results = Payloads(self._bus), Results(self._bus, self._large)
         dispatcher = Dispatcher(self._bus, self._clock, term, payloads)
         term.outbox = dispatcher
         return Leadership(
@@ -320,6 +323,7 @@ class Leading:
                 tasks.create_task(leadership.intake.read_outcomes(), name="read outcomes")
                 tasks.create_task(leadership.upkeep.run(), name="upkeep")
                 tasks.create_task(self._discover(), name="discover")
+                tasks.create_task(self._large.serve(leadership.term.memory), name="objects")
                 for companion in self._companions:
                     tasks.create_task(companion(leadership), name="companion")
         except* SteppedDown as group:

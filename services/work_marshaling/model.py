@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from libs.common.contracts.base import ObjectRef
 from libs.common.contracts.work_log import Fact, IgnoredReason, ItemFact
 from libs.common.contracts.work_marshaling import (
     EXTERNAL,
@@ -62,6 +63,12 @@ class Spec:
     payload: bytes | None
     payload_bytes: int
     retry_of: str | None = None
+    payload_ref: ObjectRef | None = None
+
+    @property
+    def carried_bytes(self) -> int:
+        """What the payload adds to an assignment."""
+        return self.payload_bytes if self.payload_ref is None else 0
 
     @property
     def external(self) -> bool:

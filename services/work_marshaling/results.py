@@ -7,6 +7,7 @@ from libs.common.contracts.base import Json
 from libs.common.contracts.streams import WORK_OUT
 from libs.common.contracts.work_marshaling import COMPLETED, WorkCompleted, WorkStatus
 from libs.common.errors import NotFound
+from services.work_marshaling.large import Large
 from services.work_marshaling.model import WorkItem
 
 SMALL_BYTES = 4096
@@ -16,12 +17,13 @@ REMEMBERED = 5_000
 class Results:
     """Small results that were just heard stay here: the archive and whoever waited ask for them at once."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, large: Large) -> None:
         self._bus = bus
+        self._large = large
         self._recent: OrderedDict[int, Json] = OrderedDict()
 
     def heard(self, out_seq: int, told: WorkCompleted, size: int) -> None:
-        if size <= SMALL_BYTES:
+        if size <= SMALL_BYTES and told.result_ref is None:
             self._recent[out_seq] = told.result
             if len(self._recent) > REMEMBERED:
                 self._recent.popitem(last=False)
@@ -34,7 +36,7 @@ class Results:
         told = None if stored is None else self._bus.decode(COMPLETED, stored)
         if told is None or told.work_id != item.work_id:
             raise NotFound(f"the result of {item.work_id} is kept no longer", status=item.status.value)
-        return told.result
+        return told.result if told.result_ref is None else await self._large.content(told.result_ref)
 
     async def small(self, item: WorkItem) -> Json:
         """None when there is none, or none that is small. Raises what `of` raises."""

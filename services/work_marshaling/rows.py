@@ -16,7 +16,7 @@ OLD_ERROR_CHARACTERS = 200
 def finished(item: WorkItem, result: Json) -> Finished:
     """What is kept of an item that ended."""
     assert item.ended_at is not None
-    payload = item.spec.payload
+    payload = item.spec.payload if item.spec.payload_ref is None else None
     return Finished(
         work_id=item.work_id,
         sequence=item.sequence,

@@ -158,13 +158,15 @@ class Memory:
         self.by_status[after.status] += 1
         if before is not None:
             self.by_status[before.status] -= 1
-        if after.spec.payload is None and (after.open or after.status in CAME_TO_NOTHING):
+        far = after.spec.payload is None and after.spec.payload_ref is None
+        if far and (after.open or after.status in CAME_TO_NOTHING):
             self._far[after.work_id] = None
         else:
             self._far.pop(after.work_id, None)
-        if before is not None and not before.open:
-            self._ended.remove(before.work_id)  # an id that its submitter may use again
-        if not after.open:
+        ended_before = before is not None and not before.open
+        if ended_before and after.open:
+            self._ended.remove(after.work_id)  # an id that its submitter may use again
+        if not (after.open or ended_before):
             self.unarchived[after.work_id] = None
             self._ended.append(after.work_id)
             self.orphans.discard(after.work_id)

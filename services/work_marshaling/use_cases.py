@@ -1,7 +1,7 @@
 """What can be asked of the queue, by either door."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from libs.common.bus.codec import encode, malformed
 from libs.common.clock import Clock
 from libs.common.contracts.base import ErrorBody
+from libs.common.contracts.streams import INLINE_MOST_BYTES
 from libs.common.contracts.work_log import Blacklisted
 from libs.common.contracts.work_marshaling import (
     CancelWork,
@@ -27,9 +28,9 @@ from libs.common.contracts.work_records import Finished
 from libs.common.errors import Conflict, Malformed, MeshError, Unavailable
 from libs.common.kit.service import Remark
 from services.work_marshaling.asking import Asking, told_refusal
-from services.work_marshaling.facts import INLINE_BYTES
-from services.work_marshaling.identity import digest, payload_text, server_id
-from services.work_marshaling.intake import refuse_too_large, refuse_unsatisfiable
+from services.work_marshaling.identity import canonical_text, digest, server_id
+from services.work_marshaling.intake import refuse_too_large, refuse_two_payloads, refuse_unsatisfiable
+from services.work_marshaling.large import Large, reference_to
 from services.work_marshaling.leading import Known, Leadership, Leading
 from services.work_marshaling.meter import Measures
 from services.work_marshaling.model import Cancel, Submission
@@ -48,15 +49,34 @@ class _Ended:
     work_id: str
 
 
-Prepared = WorkAccepted | MeshError | _Ended | asyncio.Future[Ticket]
+@dataclass(frozen=True, slots=True)
+class _Heavy:
+    """Its payload is to be kept as an object first."""
+
+    item: Submission
+    content: bytes
+
+
+Prepared = WorkAccepted | MeshError | _Ended | _Heavy | asyncio.Future[Ticket]
 
 
 class WorkMarshaling:
     """Work may be submitted to any instance. All else needs the leader; `Unavailable` says that this is not it now."""
 
-    def __init__(self, *, clock: Clock, leading: Leading, submissions: Submissions, asking: Asking) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        leading: Leading,
+        submissions: Submissions,
+        asking: Asking,
+        large: Large,
+        new_id: Callable[[], str],
+    ) -> None:
         self._clock = clock
         self._asking = asking
+        self._large = large
+        self._new_id = new_id
         self._leading = leading
         self._submissions = submissions
 
@@ -94,13 +114,20 @@ class WorkMarshaling:
 
     def _prepare(self, known: Known, item: Submission) -> Prepared:
         try:
+            refuse_two_payloads(item)
             size = len(encode(item))
-            refuse_too_large(item, size if size <= INLINE_BYTES else len(payload_text(item.payload).encode()))
+            content = canonical_text(item.payload).encode() if size > INLINE_MOST_BYTES else b""
+            if len(content) > INLINE_MOST_BYTES:
+                ref = reference_to(f"payload-{self._new_id()}", content)
+                item = item.model_copy(update={"payload": {}, "payload_ref": ref})
+            refuse_too_large(item, 0)
             before = _known(known.memory, item)
             if before is None and self._leading.leads():  # otherwise the leader refuses it when it reads it
                 refuse_unsatisfiable(self._leading.present.term.possible, item)
         except MeshError as error:
             return error
+        if before is None and item.payload_ref is not None and content:
+            return _Heavy(item, content)
         return before or self._submissions.add(item, size + 1)
 
     async def _receipts(
@@ -125,6 +152,10 @@ class WorkMarshaling:
     async def _ticket(self, prepared: Prepared) -> Ticket | WorkAccepted | MeshError:
         if isinstance(prepared, asyncio.Future):
             return await prepared
+        if isinstance(prepared, _Heavy):
+            assert prepared.item.payload_ref is not None
+            await self._large.put(prepared.item.payload_ref.name, prepared.content)
+            return await self._submissions.add(prepared.item, len(encode(prepared.item)) + 1)
         return await self._ended_before(prepared.work_id) if isinstance(prepared, _Ended) else prepared
 
     async def _ended_before(self, work_id: str) -> WorkAccepted:

@@ -2,16 +2,27 @@
 
 import random
 import secrets
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 from libs.common.archive.migrations import read_schema
-from libs.common.contracts.streams import DEAD_LETTERS, WORK_DONE, WORK_IN, WORK_LOG, WORK_MARSHALING, WORK_OUT
+from libs.common.bus.bus import Bus
+from libs.common.clock import Clock
+from libs.common.contracts.streams import (
+    DEAD_LETTERS,
+    WORK_DONE,
+    WORK_IN,
+    WORK_LOG,
+    WORK_MARSHALING,
+    WORK_OBJECTS,
+    WORK_OUT,
+)
 from libs.common.contracts.work_leading import HandedAnswer, HandedRequest
 from libs.common.kit.http_within import Within
 from libs.common.kit.loops import every
-from libs.common.kit.service import Platform, Service, degraded_while
+from libs.common.kit.service import Loop, Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.work_marshaling import http_api, nats_api
 from services.work_marshaling.again import Again
@@ -24,6 +35,7 @@ from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Following, Watchers
 from services.work_marshaling.handing import Handing
 from services.work_marshaling.hearing import Hearing
+from services.work_marshaling.large import Large
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.meter_prometheus import PrometheusMeter
 from services.work_marshaling.model import ConductRules, Policy, Rules
@@ -47,6 +59,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     new_id = partial(secrets.token_hex, 8)
     archive, keep = platform.archive(), timedelta(seconds=queue.remembered_keep_seconds)
     records = Records(archive)
+    large = Large(bus, clock)
     earlier = EarlierIds(records, clock, keep=keep)
     archiving = Archiving(
         bus=bus,
@@ -54,6 +67,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         archive=archive,
         schema=SCHEMA,
         earlier=earlier,
+        large=large,
         keep_days=settings.work_archive_days,
     )
     watchers = Watchers(clock, new_id)
@@ -68,13 +82,16 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         new_id=new_id,
         earlier=earlier,
         watch=watchers,
+        large=large,
         companions=[archiving.serve, watchers.serve, partial(watch_conduct, bus, clock)],
         election=election,
     )
     asking = Asking(leading=leading, records=records, pending=archiving.pending)
     submissions = Submissions(bus, new_id)
-    marshaling = WorkMarshaling(clock=clock, leading=leading, submissions=submissions, asking=asking)
-    again = Again(clock=clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
+    marshaling = WorkMarshaling(
+        clock=clock, leading=leading, submissions=submissions, asking=asking, large=large, new_id=new_id
+    )
+    again = Again(clock=clock, leading=leading, records=records, asking=asking, marshaling=marshaling, large=large)
     explanations = Explanations(leading=leading, asking=asking)
     blacklisting = Blacklisting(bus=bus, clock=clock, leading=leading)
     following = Following(asking=asking, watchers=watchers)
@@ -85,18 +102,11 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     handing.inside = partial(_inside, Within(router))
     return Service(
         port=settings.port,
-        streams=(WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS),
+        streams=(WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, WORK_OBJECTS.stream, DEAD_LETTERS),
         buckets=(WORK_MARSHALING,),
         lifespan=election.released,
         subscriptions=partial(nats_api.open_door, marshaling, asking, explanations, hearing, handing, bus),
-        loops=[
-            Drains(bus, clock, leading.nodes).run,
-            leading.run,
-            submissions.run,
-            archiving.writer.run,
-            every(PING_SECONDS, archiving.look, clock, name="archive_look"),
-            every(RETENTION_SECONDS, archiving.retain, clock, name="archive_retention"),
-        ],
+        loops=_loops(bus, clock, leading, submissions, archiving),
         router=router,
         checks={"leader": marshaling.problem, "archive": degraded_while(archiving.problem)},
     )
@@ -105,6 +115,17 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
 async def _inside(within: Within, asked: HandedRequest) -> HandedAnswer:
     told = await within.ask(asked.method, asked.path, asked.query, asked.body)
     return HandedAnswer(status=told.status, headers=told.headers, body=told.body.decode())
+
+
+def _loops(bus: Bus, clock: Clock, leading: Leading, submissions: Submissions, archiving: Archiving) -> Sequence[Loop]:
+    return [
+        Drains(bus, clock, leading.nodes).run,
+        leading.run,
+        submissions.run,
+        archiving.writer.run,
+        every(PING_SECONDS, archiving.look, clock, name="archive_look"),
+        every(RETENTION_SECONDS, archiving.retain, clock, name="archive_retention"),
+    ]
 
 
 def rules(settings: Settings) -> Rules:

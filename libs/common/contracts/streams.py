@@ -94,6 +94,11 @@ WORK_OBJECTS = ObjectBucket(
     max_bytes=2048 * MIB,
     summary="Payloads and results of more than 512 KiB.",
 )
+INLINE_MOST_BYTES = 512 * 1024
+"""A payload or a result that is larger, as JSON, is kept as an object of WORK_OBJECTS."""
+
+RESULT_OBJECT = "result-{token}"
+"""How a worker names the object of a large result."""
 
 STREAMS = (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from libs.common.contracts.base import JsonObject, Message, Moment, Topic
+from libs.common.contracts.base import JsonObject, Message, Moment, ObjectRef, Topic
 from libs.common.contracts.log import LogEpoch, LogRecord
 from libs.common.contracts.work_marshaling import WorkError, WorkItem
 
@@ -72,6 +72,14 @@ class PayloadKept(Message):
     work_id: str
     payload: JsonObject
     payload_bytes: int
+
+
+class PayloadStored(Message):
+    """The payload of an item that came to nothing is an object now, so that the item can be run again."""
+
+    fact: Literal["payload_stored"] = "payload_stored"
+    work_id: str
+    payload_ref: ObjectRef
 
 
 class Assigned(Message):
@@ -202,7 +210,17 @@ class Paroled(Message):
 
 
 ItemFact = (
-    Admitted | PayloadKept | Assigned | Started | Expired | AttemptFailed | RetryAt | Requeued | Ended | Cancelled
+    Admitted
+    | PayloadKept
+    | PayloadStored
+    | Assigned
+    | Started
+    | Expired
+    | AttemptFailed
+    | RetryAt
+    | Requeued
+    | Ended
+    | Cancelled
 )
 """A fact that changes one item."""
 

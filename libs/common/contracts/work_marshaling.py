@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from libs.common.contracts.base import Call, ErrorBody, Identifier, Json, JsonObject, Message, Moment, Topic
+from libs.common.contracts.base import Call, ErrorBody, Identifier, Json, JsonObject, Message, Moment, ObjectRef, Topic
 from libs.common.contracts.node_registry import Demands, Mib, Platform, Tier
 
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
@@ -80,6 +80,9 @@ class WorkItem(Message):
     model_name: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     priority: int = Field(5, ge=0, le=9, description="0 is the highest")
     payload: JsonObject = {}
+    payload_ref: ObjectRef | None = Field(
+        None, description="an object of WORK_OBJECTS that holds the payload as JSON; then `payload` is left out"
+    )
     requirements: Requirements = Requirements()
     timeout_seconds: float = Field(300.0, gt=0, le=7 * 86400)
     deadline: Moment | None = None
@@ -124,7 +127,10 @@ class Assignment(Message):
     lease_seconds: float
     deadline: Moment | None = None
     labels: dict[str, str] = {}
-    payload: JsonObject | None = Field(None, description="absent in the copy for observers")
+    payload: JsonObject | None = Field(
+        None, description="absent in the copy for observers, and when `payload_ref` says where it is"
+    )
+    payload_ref: ObjectRef | None = Field(None, description="the object of WORK_OBJECTS that holds a large payload")
     payload_bytes: int = 0
 
 
@@ -153,6 +159,9 @@ class WorkCompleted(Message):
     attempt_token: str | None = None
     node_id: Identifier | None = None
     result: Json = None
+    result_ref: ObjectRef | None = Field(
+        None, description="an object of WORK_OBJECTS that holds the result as JSON; then `result` is left out"
+    )
     started_at: Moment | None = None
     ended_at: Moment | None = None
 

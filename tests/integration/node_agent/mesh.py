@@ -17,7 +17,7 @@ from libs.common.bus.observer import SilentObserver
 from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import SystemClock
 from libs.common.contracts.node_registry import WORKLOAD, NodeWorkload
-from libs.common.contracts.streams import WORK_OUT, Stream
+from libs.common.contracts.streams import WORK_OBJECTS, WORK_OUT, Stream
 from libs.common.contracts.work_marshaling import (
     ASSIGN,
     COMPLETED,
@@ -38,6 +38,7 @@ from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
 from services.node_agent.attempts import Pool
 from services.node_agent.draining import Draining
+from services.node_agent.large import Large
 from services.node_agent.observer_prometheus import PrometheusObserver
 from services.node_agent.outbox import Outbox
 from services.node_agent.reports import Reports
@@ -157,6 +158,7 @@ async def marshaling(stream: Stream = WORK_OUT) -> AsyncIterator[Marshaling]:
     server = MemoryServer(clock=clock)
     async with server.connect("marshaling") as transport:
         await transport.ensure_stream(stream)
+        await transport.ensure_stream(WORK_OBJECTS.stream)
         bus = Bus(transport, name="marshaling", observer=SilentObserver(), clock=clock)
         other = Marshaling(bus, server)
         await other.listen()
@@ -213,6 +215,7 @@ async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
                 journal=journal,
                 outbox=Outbox(bus, journal, clock, observer),
                 reports=reports,
+                large=Large(bus),
                 draining=draining,
                 observer=observer,
                 pools=[Pool(functions)],

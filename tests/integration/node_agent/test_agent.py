@@ -1,6 +1,7 @@
 """The agent's promises, with function jobs on a bus in memory."""
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from libs.common.contracts.node_registry import DISCOVER, Discover
-from libs.common.contracts.streams import WORK_OUT
+from libs.common.contracts.streams import WORK_OBJECTS, WORK_OUT
 from libs.common.contracts.work_marshaling import Assignments, StopAttempts, WorkCompleted, WorkFailed
 from libs.common.errors import WrongSetting
 from services.node_agent import wiring
@@ -38,6 +39,38 @@ async def test_an_attempt_is_run_and_its_result_told_under_its_token(tmp_path: P
     assert outcome.node_id == "node-1"
     assert outcome.started_at is not None
     assert outcome.ended_at is not None
+
+
+async def test_a_large_payload_is_fetched_and_a_large_result_put_aside(tmp_path: Path):
+    payload = {"function": "echo", "arguments": ["é" * 600_000]}
+    async with marshaling() as other, agent(other.server, tmp_path):
+        objects = other.bus.objects(WORK_OBJECTS)
+        ref = await objects.put("payload-1", json.dumps(payload).encode())
+        assignment = function_job("echo", None).model_copy(update={"payload": None, "payload_ref": ref})
+        await other.assign(assignment)
+        outcome = await other.outcome_of(assignment)
+
+        assert isinstance(outcome, WorkCompleted)
+        assert outcome.result is None
+        assert outcome.result_ref is not None
+        assert outcome.result_ref.name == f"result-{assignment.attempt_token}"
+        assert json.loads(await objects.get(outcome.result_ref)) == ["é" * 600_000]
+
+
+@pytest.mark.parametrize("digest", [None, "SHA-256=" + "A" * 43 + "="])
+async def test_a_payload_that_is_gone_or_another_one_fails_the_item_for_good(tmp_path: Path, digest: str | None):
+    async with marshaling() as other, agent(other.server, tmp_path):
+        objects = other.bus.objects(WORK_OBJECTS)
+        ref = await objects.put("payload-1", b"{}")
+        if digest is None:
+            await objects.remove("payload-1")
+        wrong = ref.model_copy(update={"digest": digest or ref.digest})
+        assignment = function_job("echo", None).model_copy(update={"payload": None, "payload_ref": wrong})
+        await other.assign(assignment)
+        outcome = await other.outcome_of(assignment)
+
+        assert isinstance(outcome, WorkFailed)
+        assert (outcome.error.code, outcome.error.retryable) == ("payload_lost", False)
 
 
 async def test_a_token_that_is_known_is_accepted_again_and_not_started_twice(tmp_path: Path):
@@ -94,7 +127,7 @@ async def test_a_kind_of_work_that_is_not_done_here_is_refused(tmp_path: Path):
     [
         ("fail", 3, "function_failed", True),
         ("unheard_of", None, "no_such_function", True),
-        ("huge", 600 * 1024, "result_too_large", False),
+        ("huge", 33 * 1024 * 1024, "result_too_large", False),
         ("not_json", None, "bad_result", False),
     ],
 )

@@ -5,7 +5,16 @@ import json
 import pytest
 
 from libs.common.bus.bus import Bus
-from libs.common.contracts.work_marshaling import FAILED, SUBMIT, WorkError, WorkFailed, WorkItem
+from libs.common.contracts.streams import WORK_OBJECTS
+from libs.common.contracts.work_marshaling import (
+    COMPLETED,
+    FAILED,
+    SUBMIT,
+    WorkCompleted,
+    WorkError,
+    WorkFailed,
+    WorkItem,
+)
 from tests.integration.work_marshaling.conftest import Marshaling, Worker, eventually
 
 
@@ -60,7 +69,7 @@ async def test_an_item_can_be_cancelled_once(up: Marshaling):
         ("GET", "/api/v1/work/" + "x" * 200, None, 422, "malformed"),
         ("POST", "/api/v1/work/submit", {"work_type": "BAD"}, 422, "malformed"),
         ("POST", "/api/v1/work/submit", {"work_type": "echo", "work_id": "srv-1"}, 422, "malformed"),
-        ("POST", "/api/v1/work/submit", {"work_type": "echo", "payload": {"t": "x" * 600_000}}, 413, "too_large"),
+        ("POST", "/api/v1/work/submit", {"work_type": "echo", "labels": {"a": "x" * 70_000}}, 413, "too_large"),
         ("POST", "/api/v1/work/submit-batch", {"items": []}, 422, "malformed"),
         ("DELETE", "/api/v1/work/absent", None, 404, "not_found"),
     ],
@@ -123,3 +132,22 @@ async def test_an_item_that_failed_for_good_is_found_among_the_dead_and_replayed
     assert work_id in [item["work_id"] for item in dead]
     assert replayed.status_code == 202
     assert (await up.client.get(f"/api/v1/work/{replayed.json()['work_id']}")).json()["retry_of"] == work_id
+
+
+async def test_a_payload_of_some_megabytes_and_its_result_go_through(up: Marshaling, bus: Bus, worker: Worker):
+    payload = {"text": "x" * 3_000_000}
+    external = {"work_type": "echo", "payload": payload, "requirements": {"node_ids": ["external"]}}
+    accepted = await up.client.post("/api/v1/work/submit", json=external)
+    work_id = accepted.json()["work_id"]
+    content = json.dumps("y" * 3_000_000).encode()
+    ref = await bus.objects(WORK_OBJECTS).put("result-of-a-stranger", content)
+
+    async def assigned() -> bool:
+        return bool((await up.client.get(f"/api/v1/work/{work_id}")).json()["attempts"])
+
+    await eventually(assigned, 10)
+    await bus.append(COMPLETED, WorkCompleted(work_id=work_id, result_ref=ref), message_id=None)
+    result = await up.client.get(f"/api/v1/work/{work_id}/result?wait_seconds=10")
+
+    assert accepted.status_code == 202
+    assert result.json()["result"] == "y" * 3_000_000

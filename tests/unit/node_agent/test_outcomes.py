@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libs.common.contracts.base import MAX_OBJECT_BYTES
 from libs.common.contracts.work_marshaling import Assignment, WorkCompleted, WorkFailed
-from services.node_agent.outcomes import LARGEST_RESULT_BYTES, completed, failed, message_for
+from services.node_agent.outcomes import completed, failed, message_for
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ASSIGNMENT = Assignment(
@@ -44,7 +45,7 @@ def test_whatever_an_error_says_can_be_told(text: str):
         (2**64, "bad_result"),
         ("\ud800", "bad_result"),
         ({"a": object()}, "bad_result"),
-        ("x" * LARGEST_RESULT_BYTES, "result_too_large"),
+        ("x" * MAX_OBJECT_BYTES, "result_too_large"),
     ],
 )
 def test_a_result_that_cannot_be_told_is_a_final_error(result: Any, code: str):
@@ -55,6 +56,6 @@ def test_a_result_that_cannot_be_told_is_a_final_error(result: Any, code: str):
 
 
 def test_the_largest_result_is_still_told():
-    outcome = completed("x" * (LARGEST_RESULT_BYTES - 2), started_at=NOW, ended_at=NOW)
+    outcome = completed("x" * (MAX_OBJECT_BYTES - 2), started_at=NOW, ended_at=NOW)
 
     assert outcome.error is None

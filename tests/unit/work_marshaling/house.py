@@ -15,7 +15,15 @@ from libs.common.bus.observer import SilentObserver
 from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import WORKLOAD
-from libs.common.contracts.streams import DEAD_LETTERS, WORK_DONE, WORK_IN, WORK_LOG, WORK_MARSHALING, WORK_OUT
+from libs.common.contracts.streams import (
+    DEAD_LETTERS,
+    WORK_DONE,
+    WORK_IN,
+    WORK_LOG,
+    WORK_MARSHALING,
+    WORK_OBJECTS,
+    WORK_OUT,
+)
 from libs.common.contracts.work_marshaling import (
     ASSIGN,
     COMPLETED,
@@ -50,6 +58,7 @@ from services.work_marshaling.explanations import Explanations
 from services.work_marshaling.following import Following, Watchers
 from services.work_marshaling.handing import Handing
 from services.work_marshaling.hearing import Hearing
+from services.work_marshaling.large import Large
 from services.work_marshaling.leading import Leading
 from services.work_marshaling.meter import Role
 from services.work_marshaling.model import Policy, Rules
@@ -90,9 +99,11 @@ class Instance:
         blacklisting: Blacklisting,
         election: Election,
         handing: Handing,
+        large: Large,
     ) -> None:
         self.blacklisting = blacklisting
         self.explanations = explanations
+        self.large = large
         self.again = again
         self.following = following
         self.bus = bus
@@ -109,7 +120,7 @@ class House:
     """`stream_bytes` makes all streams that small."""
 
     def __init__(self, stream_bytes: int | None = None) -> None:
-        streams = (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS)
+        streams = (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, WORK_OBJECTS.stream, DEAD_LETTERS)
         self._streams = [replace(each, max_bytes=stream_bytes or each.max_bytes) for each in streams]
         self.clock = ManualClock()
         self.archive = MemoryArchive()
@@ -148,9 +159,16 @@ class House:
         """One that leads if nobody else does."""
         async with self.bus("work_marshaling") as bus:
             records = Records(self.archive)
+            large = Large(bus, self.clock)
             earlier = EarlierIds(records, self.clock, keep=timedelta(seconds=rules.remembered_keep_seconds))
             archiving = Archiving(
-                bus=bus, clock=self.clock, archive=self.archive, schema=SCHEMA, earlier=earlier, keep_days=30
+                bus=bus,
+                clock=self.clock,
+                archive=self.archive,
+                schema=SCHEMA,
+                earlier=earlier,
+                large=large,
+                keep_days=30,
             )
             watchers = Watchers(self.clock, self._token)
             me = Identity(instance_id=self._token(), node_id="here", port=0)
@@ -164,17 +182,27 @@ class House:
                 new_id=self._token,
                 earlier=earlier,
                 watch=watchers,
+                large=large,
                 companions=[archiving.serve, watchers.serve, partial(watch_conduct, bus, self.clock)],
                 election=election,
             )
             submissions = Submissions(bus, self._token)
             asking = Asking(leading=leading, records=records, pending=archiving.pending)
-            marshaling = WorkMarshaling(clock=self.clock, leading=leading, submissions=submissions, asking=asking)
-            again = Again(clock=self.clock, leading=leading, records=records, asking=asking, marshaling=marshaling)
-            explanations = Explanations(leading=leading, asking=asking)
+            marshaling = WorkMarshaling(
+                clock=self.clock,
+                leading=leading,
+                submissions=submissions,
+                asking=asking,
+                large=large,
+                new_id=self._token,
+            )
+            again = Again(
+                clock=self.clock, leading=leading, records=records, asking=asking, marshaling=marshaling, large=large
+            )
             blacklisting = Blacklisting(bus=bus, clock=self.clock, leading=leading)
             following = Following(asking=asking, watchers=watchers)
             handing = Handing(bus=bus, leading=leading, instance_id=me.instance_id)
+            explanations = Explanations(leading=leading, asking=asking)
             instance = Instance(
                 bus,
                 marshaling,
@@ -187,6 +215,7 @@ class House:
                 blacklisting,
                 election,
                 handing,
+                large,
             )
             hearing = Hearing(clock=self.clock, leading=leading, watchers=watchers)
             await nats_api.open_door(marshaling, asking, explanations, hearing, handing, bus)

@@ -345,11 +345,6 @@ async def test_a_twin_within_a_batch_is_the_same_item(queue: Instance):
     assert [answer.accepted and answer.accepted.duplicate for answer in answers.answers] == [False, True]
 
 
-async def test_a_payload_beyond_the_limit_is_refused_with_its_size(queue: Instance):
-    with pytest.raises(TooLarge, match="payload"):
-        await submit(queue, payload={"text": "x" * 600_000})
-
-
 async def test_labels_beyond_the_limit_are_refused(queue: Instance):
     with pytest.raises(TooLarge, match="labels"):
         await submit(queue, labels={"name": "x" * 100_000})
