@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from libs.common.errors import MeshError
@@ -52,8 +53,15 @@ class MeasuredStart:
 
     @property
     def total_bytes(self) -> int | None:
-        total = self.number("gpu_total_gib")
+        """As the row says, or else as other rows report it of a GPU of the same name."""
+        total = self.number("gpu_total_gib") or _reported_totals().get(gpu_name(self.cells))
         return None if total is None else int(total * GIB)
+
+    @property
+    def whose_files(self) -> bool:
+        """Whether the row names the files that were loaded: of a model there may be several quantised variants."""
+        stored = self.cells["dtype_quant"].split()[0] if self.cells["dtype_quant"] else ""
+        return stored in UNQUANTISED or self.cells["model"] in _models()
 
     @property
     def drafted(self) -> bool:
@@ -67,7 +75,8 @@ class MeasuredStart:
 
     @property
     def engine(self) -> Engine | None:
-        text = self.cells["vllm_version"]
+        """Of several versions that a row names the newest."""
+        text = re.sub(r"^[\d.]+[-/](?=\d)", "", self.cells["vllm_version"])
         tens = re.match(r"0\.(\d)x", text)
         try:
             return Engine(version=(0, 10 * int(tens[1]))) if tens else engine_of(text)
@@ -86,6 +95,22 @@ class MeasuredStart:
         )
         engine = self.engine or Engine(version=NEWEST)
         return options_of(self.facts, asked, engine, total_bytes, ampere="A100" in self.cells["gpu"])
+
+
+def gpu_name(cells: Mapping[str, str]) -> str:
+    """A GPU's name without how many there were and what is beside it; empty where the row is not sure of it."""
+    name = re.sub(r"\s+x\d+.*|\s*\(.*", "", cells["gpu"]).strip()
+    return "" if "?" in cells["gpu"] or re.search(r"\d GPUs|class|-\d+GB$", name) else name
+
+
+@cache
+def _reported_totals() -> Mapping[str, float]:
+    totals: dict[str, list[float]] = {}
+    with (FOLDER / "vllm_measured.csv").open(encoding="utf-8", newline="") as file:
+        for cells in csv.DictReader(file):
+            if cells["gpu_total_source"] == "reported" and gpu_name(cells):
+                totals.setdefault(gpu_name(cells), []).append(float(cells["gpu_total_gib"]))
+    return {name: median(found) for name, found in totals.items()}
 
 
 def _whole(text: str) -> int | None:

@@ -6,7 +6,7 @@ from statistics import median
 
 from docs.generate.markdown import page, table
 from docs.generate.measured_starts import MeasuredStart, measured_starts
-from docs.generate.planner_terms import TERMS, Pair, is_refusal, refused, verdict, weights
+from docs.generate.planner_terms import FITTED, TERMS, Pair, is_refusal, refused, verdict, weights
 from libs.inference.planner.memory import GIB, Verdict
 from libs.inference.planner.parameters import parameter_count
 
@@ -17,7 +17,12 @@ the size of the card or the division not published, an option that was changed b
 for drafts) are counted, not scored.
 
 Errors are relative to what was measured. *Left out*: the error when a prediction is scaled by the median ratio that all
-**other** models show, which tells whether a term holds for a model it was not fitted to."""
+**other** models show, which tells whether a term holds for a model it was not fitted to. *Apart*: the rows of models
+that were not looked at when the constants of the estimated terms were chosen.
+
+Rows of a quantised model that do not name the files that were loaded decide nothing about its weights: of one model
+there are variants that keep different parts unquantised. A row without the size of its card takes what other rows
+report for a card of the same name."""
 
 TARGETS = {
     "weights per GPU (GiB)": (0.02, 0.05),
@@ -47,7 +52,19 @@ def planner_accuracy() -> str:
     )
 
 
-_HEAD = ["term", "rows scored", "not scored", "median error", "95th percentile", "target", "holds", "left out: median"]
+_HEAD = [
+    "term",
+    "rows scored",
+    "not scored",
+    "median error",
+    "95th percentile",
+    "target",
+    "holds",
+    "left out: median",
+    "left out: 95th",
+    "apart: rows",
+    "apart: median",
+]
 
 
 def _pairs(rows: Sequence[MeasuredStart], term: Callable[[MeasuredStart], Pair | None]) -> list[Pair]:
@@ -60,9 +77,12 @@ def _summary(name: str, pairs: Sequence[Pair], rows: int) -> list[str]:
     goal = TARGETS.get(name)
     wanted = "" if goal is None else " / ".join(_percent(value) for value in goal if value is not None)
     holds = "" if goal is None else _yes(middle <= goal[0] and (goal[1] is None or high <= goal[1]))
-    left = [abs(error) for error in _left_out(pairs)]
-    others = _percent(median(left)) if left else "one model only"
-    return [name, str(len(pairs)), str(rows - len(pairs)), _percent(middle), _percent(high), wanted, holds, others]
+    left = sorted(abs(error) for error in _left_out(pairs))
+    others = [_percent(median(left)), _percent(_percentile(left, 0.95))] if left else ["one model only", ""]
+    apart = sorted(abs(pair.error) for pair in pairs if pair.row.model not in FITTED)
+    told = [str(len(apart)), _percent(median(apart)) if apart else ""]
+    scored = [str(len(pairs)), str(rows - len(pairs))]
+    return [name, *scored, _percent(middle), _percent(high), wanted, holds, *others, *told]
 
 
 def _left_out(pairs: Sequence[Pair]) -> list[float]:
@@ -119,15 +139,26 @@ def _others(rows: Sequence[MeasuredStart]) -> str:
     decided = [row for row in rows if verdict(row) is not None]
     formulas: dict[str, Callable[[MeasuredStart], bool]] = {
         "this planner": lambda row: verdict(row) is Verdict.FITS,
-        "weights x 1.2 + 2 GiB, pooled over GPUs": lambda row: _fits_pooled(row, 1.2, 2.0, 0.9),
-        "parameters x bytes": lambda row: _fits_pooled(row, 1.0, 0.0, 1.0),
+        "GPUStack (weights x 1.2 + 2 GiB, pooled)": lambda row: _fits_pooled(row, 1.2, 2.0, 0.9),
+        "naive (parameters x bytes)": lambda row: _fits_pooled(row, 1.0, 0.0, 1.0),
     }
     lines = []
     for name, fits in formulas.items():
         deaths = sum(fits(row) for row in decided if row.cells["outcome"] == "fail")
         wasted = sum(not fits(row) for row in decided if row.cells["outcome"] == "ok")
         lines.append([name, str(deaths), str(wasted), str(len(decided))])
-    return table(["formula", "fits, but failed", "does not fit, but started", "rows"], lines)
+    every = [
+        [row.id, row.model, f"{row.parallel.gpus if row.parallel else 0} x {row.cells['gpu']}", row.cells["outcome"]]
+        + [_judged(row, fits(row)) for fits in formulas.values()]
+        for row in decided
+    ]
+    counted = table(["formula", "fits, but failed", "does not fit, but started", "rows"], lines)
+    return "\n\n".join([counted, table(["row", "model", "GPUs", "vLLM", *formulas], every)])
+
+
+def _judged(row: MeasuredStart, fits: bool) -> str:
+    said = "fits" if fits else "does not fit"
+    return said if fits == (row.cells["outcome"] == "ok") else f"**{said}**"
 
 
 def _fits_pooled(row: MeasuredStart, factor: float, further_gib: float, part: float) -> bool:

@@ -31,6 +31,8 @@ def weights(row: MeasuredStart) -> Pair | None:
     measured, parallel = row.number("weights_gib_per_gpu"), row.parallel
     if row.facts is None or parallel is None or measured is None or parallel.pipeline > 1 or row.drafted:
         return None
+    if not row.whose_files:
+        return None
     return Pair(row=row, predicted=weight_bytes(row.facts, parallel) / GIB, measured=measured)
 
 
@@ -64,7 +66,7 @@ def _memory(row: MeasuredStart) -> GpuMemory | None:
     parallel, total = row.parallel, row.total_bytes
     if row.facts is None or parallel is None or total is None or row.engine is None or row.drafted:
         return None
-    if row.unpublished:
+    if row.unpublished or not row.whose_files:
         return None
     return _first_stage(row, total)
 
@@ -93,6 +95,18 @@ def graphs(row: MeasuredStart) -> Pair | None:
         return None
     return Pair(row=row, predicted=_first_stage(row, row.total_bytes or 80 * GIB).graphs / GIB, measured=measured)
 
+
+FITTED = frozenset(
+    {
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "meta-llama/Meta-Llama-3-8B",
+        "openai/gpt-oss-20b",
+        "google/gemma-3-1b-it",
+        "Qwen2.5-0.5B-Instruct",
+        "Qwen2.5-7B-Instruct (14.29 GiB)",
+    }
+)
+"""Models whose starts were looked at when the estimated terms were chosen. All others are kept apart."""
 
 TERMS: Mapping[str, Callable[[MeasuredStart], Pair | None]] = {
     "weights per GPU (GiB)": weights,

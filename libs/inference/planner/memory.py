@@ -16,6 +16,9 @@ ALONE_BYTES = int(0.15 * GIB)
 TOGETHER_BYTES = int(0.6 * GIB)
 """What CUDA libraries and NCCL keep beside PyTorch, without and with other GPUs. Source: llm-d's capacity planner."""
 
+CONTEXT_BYTES = int(0.2 * GIB)
+"""A CUDA context with its kernels, where it counts. The same engine logs 0.35 GiB before 0.7 and 0.05 to 0.15 after."""
+
 GRAPH_BYTES = 2**18
 """Per layer and captured size. Start-up logs of 24 to 28 layers at 67 sizes give 0.243 to 0.259 MiB."""
 
@@ -81,11 +84,17 @@ def range_need(sizes: Sizes, parallel: Parallel, options: Options, stage: int, h
     """The same for a stage that would hold these layers."""
     return StageNeed(
         weights=sizes.weights(parallel, stage, held),
-        non_torch=TOGETHER_BYTES if parallel.gpus > 1 else ALONE_BYTES,
+        non_torch=non_torch_bytes(parallel, options),
         activation=sizes.activation(parallel, options, stage),
         graphs=graph_bytes(sizes.facts, options, len(held)),
         layout=sizes.layout(parallel, options.kv_cache_dtype, held),
     )
+
+
+def non_torch_bytes(parallel: Parallel, options: Options) -> int:
+    """What is kept beside PyTorch's own memory."""
+    kept = TOGETHER_BYTES if parallel.gpus > 1 else ALONE_BYTES
+    return kept + (CONTEXT_BYTES if options.engine.counts_context else 0)
 
 
 def budget_of(total_bytes: int, utilization: float) -> int:

@@ -22,6 +22,15 @@ class Engine:
         return self.version >= (0, 21)
 
     @property
+    def counts_context(self) -> bool:
+        """The CUDA context counts as the engine's own: what is used is compared with an empty GPU before 0.7.
+
+        Since then it is compared with what was used once the context was there. Source: `worker/worker.py`
+        (`determine_num_available_blocks`) of 0.6, `utils.py` (`memory_profiling`) of 0.7.
+        """
+        return self.version < (0, 7)
+
+    @property
     def utilization(self) -> float:
         """The default of `gpu_memory_utilization`. Source: `config/cache.py`."""
         return 0.92 if self.version >= (0, 20) else 0.9

@@ -17,14 +17,18 @@ def _errors(term: Callable[[MeasuredStart], Pair | None]) -> list[float]:
 def test_weights_are_within_two_percent():
     errors = _errors(weights)
 
-    assert len(errors) >= 25
+    assert len(errors) >= 24
     assert median(errors) <= 0.02
 
 
-def test_two_quantised_checkpoints_alone_are_off_by_more_than_five_percent():
+def test_one_start_alone_is_off_by_more_than_five_percent():
     pairs = [pair for row in measured_starts() if (pair := weights(row)) is not None]
 
-    assert {pair.row.id for pair in pairs if abs(pair.error) > 0.05} == {"V083", "V102"}
+    assert {pair.row.id for pair in pairs if abs(pair.error) > 0.05} == {"V102"}
+
+
+def test_the_tokens_of_a_card_are_within_five_percent():
+    assert median(_errors(TERMS["tokens, given the card"])) <= 0.05
 
 
 def test_the_same_bytes_of_cache_hold_the_same_tokens():
