@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from libs.common.contracts.work_explained import Exclusion, NodeExplained, SmallestChange
 from libs.hardware.matching import Lack
-from services.work_marshaling.matching import Wanted, lacks, lasting
+from services.work_marshaling.matching import BLACKLISTED, Wanted, badness, lacks, lasting
 from services.work_marshaling.nodes import Node, Nodes
 
 Found = tuple[Node, Sequence[Lack]]
@@ -57,15 +57,24 @@ def explained(
     asked: Wanted, nodes: Sequence[Node], now_taken: Callable[[Wanted, Node], Lack | None], *, most: int
 ) -> Explained:
     """`now_taken`: why a node that satisfies every clause cannot take one more at this moment."""
+    every = [(node, list(lacks(asked, node))) for node in nodes]
+    overruled = _overruled(every)
     found: list[Found] = []
-    for node in nodes:
-        lacked = list(lacks(asked, node))
-        if not lacked and (taken := now_taken(asked, node)) is not None:
-            lacked.append(taken)
-        found.append((node, lacked))
+    for node, lacked in every:
+        able = not lacked or node is overruled
+        taken = now_taken(asked, node) if able else None
+        found.append((node, [] if able and taken is None else lacked if taken is None else [taken]))
     found.sort(key=_distance)
     shown = tuple(NodeExplained(node_id=node.node_id, excluded_by=tuple(map(_told, by))) for node, by in found[:most])
     return Explained(shown, smallest_change(asked, found[0]) if found and found[0][1] else None)
+
+
+def _overruled(every: Sequence[tuple[Node, Sequence[Lack]]]) -> Node | None:
+    """When everybody who could is on the blacklist: the least bad, which is used all the same."""
+    if any(not lacked for _, lacked in every):
+        return None
+    listed = [node for node, lacked in every if all(lack.field == BLACKLISTED for lack in lacked)]
+    return min(listed, key=lambda node: (badness(node), node.node_id), default=None)
 
 
 def smallest_change(asked: Wanted, found: Found) -> SmallestChange:
@@ -81,7 +90,7 @@ def _distance(found: Found) -> tuple[bool, int, int, int, str]:
 
 
 def _told(lack: Lack) -> Exclusion:
-    return Exclusion(clause=lack.field, reason=str(lack), passing=lack.passing, enough=lack.enough)
+    return Exclusion(clause=lack.field, reason=lack.reason, passing=lack.passing, enough=lack.enough)
 
 
 def _words(lacked: Sequence[Lack]) -> str:

@@ -2,7 +2,9 @@
 
 from datetime import datetime, timedelta
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from libs.common.contracts.work_log import (
     AttemptFailed,
@@ -283,3 +285,38 @@ def test_a_start_that_was_reported_stays():
 
     assert story.item is not None
     assert story.item.attempts[0].started_at == NOW
+
+
+@given(st.floats(0, 86400), st.integers(1, 100), st.floats(0, 1, exclude_max=True))
+def test_a_retry_is_put_off_by_anything_up_to_twice_as_long_each_time(base: float, tried: int, chance: float):
+    most = retry_delay(base, tried, POLICY, 1.0)
+
+    assert 0 <= retry_delay(base, tried, POLICY, chance) <= most <= POLICY.retry_delay_most_seconds
+    assert most == min(POLICY.retry_delay_most_seconds, base * 2.0 ** (tried - 1))
+    assert retry_delay(base, tried, POLICY, chance) == pytest.approx(chance * most)
+
+
+@given(st.lists(st.sampled_from(["passing", "final", "lease", "died", "refused"]), min_size=1, max_size=30))
+def test_an_item_ends_with_its_first_final_error_or_its_last_attempt(ends: list[str]):
+    story = Story(max_attempts=3)
+    counted, over = 0, None
+    for number, end in enumerate(ends):
+        assert story.item is not None
+        if over is not None or (end == "died" and story.item.deaths == POLICY.deaths_most - 1):
+            break
+        token = f"t{number}"
+        story.assign(token)
+        events: dict[str, Event] = {
+            "passing": failed(token),
+            "final": failed(token, final=True),
+            "lease": LeaseExpired(token=token),
+            "died": LeaseExpired(token=token, died=True),
+            "refused": NodeRefused(token=token, detail="full"),
+        }
+        story.tell(events[end])
+        counted += end in ("passing", "final", "lease")
+        over = WorkStatus.FAILED if end == "final" else WorkStatus.DEAD if counted == 3 else None
+        if story.item is not None and story.item.retry_at is not None:
+            story.tell(RetryDue(at=story.item.retry_at))
+
+    assert story.status is (over or WorkStatus.PENDING)
