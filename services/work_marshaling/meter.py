@@ -21,6 +21,17 @@ class Measures:
     blacklisted: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordMeasures:
+    """Finished work on its way into the archive, large objects, and those who follow items."""
+
+    unarchived: int
+    waiting_rows: int
+    behind_seconds: float
+    object_bytes: int
+    readers: int
+
+
 class Role(StrEnum):
     """`starting`: it has not read the log yet, and could not lead."""
 

@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from libs.common.contracts.work_marshaling import WorkStatus
-from services.work_marshaling.meter import Measures, Role
+from services.work_marshaling.meter import Measures, RecordMeasures, Role
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -31,6 +31,23 @@ _STATE: tuple[tuple[str, str, Callable[[Measures], float]], ...] = (
     ("remembered_ids", "Ids of ended items that are still known.", lambda now: now.remembered_ids),
     ("blacklisted_nodes", "Nodes on the blacklist, as a whole or for a model.", lambda now: now.blacklisted),
     ("epoch", "The epoch of the log.", lambda now: now.epoch),
+)
+
+
+_RECORDS: tuple[tuple[str, str, Callable[[RecordMeasures], float]], ...] = (
+    (
+        "unarchived_items",
+        "Items that ended and are not on their way into the archive yet.",
+        lambda now: now.unarchived,
+    ),
+    ("archive_waiting_rows", "Rows that wait for the archive's database.", lambda now: now.waiting_rows),
+    (
+        "archive_behind_seconds",
+        "Age of the oldest finished work that the archive does not have.",
+        lambda now: now.behind_seconds,
+    ),
+    ("object_bytes", "What large payloads and results take, as the leader saw it last.", lambda now: now.object_bytes),
+    ("event_streams", "Streams of events of single items that are open.", lambda now: now.readers),
 )
 
 
@@ -59,6 +76,9 @@ class PrometheusMeter:
     def watch(self, measures: Callable[[], Measures | None]) -> None:
         self._registry.register(_State(measures))
 
+    def watch_records(self, measures: Callable[[], RecordMeasures]) -> None:
+        self._registry.register(_Records(measures))
+
     def appended(self, seconds: float, facts: int) -> None:
         self._append.observe(seconds)
         self._facts.inc(facts)
@@ -80,6 +100,16 @@ class PrometheusMeter:
         self._leads.set(role is Role.LEADER)
         for each in Role:
             self._role.labels(each.value).set(each is role)
+
+
+class _Records(Collector):
+    def __init__(self, measures: Callable[[], RecordMeasures]) -> None:
+        self._measures = measures
+
+    def collect(self) -> Iterable[Metric]:
+        now = self._measures()
+        for name, told, read in _RECORDS:
+            yield GaugeMetricFamily(f"mesh_work_{name}", told, read(now))
 
 
 class _State(Collector):

@@ -37,6 +37,7 @@ from services.work_marshaling.handing import Handing
 from services.work_marshaling.hearing import Hearing
 from services.work_marshaling.large import Large
 from services.work_marshaling.leading import Leading
+from services.work_marshaling.meter import RecordMeasures
 from services.work_marshaling.meter_prometheus import PrometheusMeter
 from services.work_marshaling.model import ConductRules, Policy, Rules
 from services.work_marshaling.records import EarlierIds, Records
@@ -96,6 +97,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     blacklisting = Blacklisting(bus=bus, clock=clock, leading=leading)
     following = Following(asking=asking, watchers=watchers)
     meter.watch(marshaling.measures)
+    meter.watch_records(partial(_measures, leading, archiving, large, watchers))
     hearing = Hearing(clock=clock, leading=leading, watchers=watchers)
     handing = Handing(bus=bus, leading=leading, instance_id=instance.instance_id)
     router = http_api.router(marshaling, asking, again, following, explanations, blacklisting, handing)
@@ -115,6 +117,16 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
 async def _inside(within: Within, asked: HandedRequest) -> HandedAnswer:
     told = await within.ask(asked.method, asked.path, asked.query, asked.body)
     return HandedAnswer(status=told.status, headers=told.headers, body=told.body.decode())
+
+
+def _measures(leading: Leading, archiving: Archiving, large: Large, watchers: Watchers) -> RecordMeasures:
+    return RecordMeasures(
+        unarchived=len(leading.present.term.memory.unarchived) if leading.leads() else 0,
+        waiting_rows=archiving.waiting_rows,
+        behind_seconds=archiving.behind_seconds(),
+        object_bytes=large.used_bytes,
+        readers=watchers.readers,
+    )
 
 
 def _loops(bus: Bus, clock: Clock, leading: Leading, submissions: Submissions, archiving: Archiving) -> Sequence[Loop]:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -61,6 +62,27 @@ def test_an_outside_worker_completes_what_an_outside_submitter_sent(mesh, langua
         assert "{'text': 'AGAIN'}" in second.stdout, second.stderr
         assert worker.stdout is not None
         assert worker.stdout.readline().startswith("completed srv-")
+
+
+def _follow(mesh: MeshProcess, item: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / "follow_and_replay.py"), json.dumps(item)]
+    return subprocess.run(command, env=_environment(mesh), capture_output=True, text=True, timeout=80, check=False)
+
+
+def test_an_item_is_followed_to_its_result(mesh: MeshProcess):
+    external = {"work_type": "shout", "payload": {"text": "hello"}, "requirements": {"node_ids": ["external"]}}
+    with _worker(mesh, WORKERS["python"]):
+        told = _follow(mesh, external)
+
+    assert told.stdout.endswith("{'text': 'HELLO'}\n"), told.stderr
+    assert " completed\n" in told.stdout
+
+
+def test_an_item_that_nobody_could_do_is_run_once_more(mesh: MeshProcess):
+    external = {"work_type": "shout", "max_attempts": 1, "timeout_seconds": 0.3}
+    told = _follow(mesh, external | {"requirements": {"node_ids": ["external"]}})
+
+    assert told.stdout.count(" dead\n") == 2, told.stderr
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda example: example.name)

@@ -151,3 +151,10 @@ async def test_a_payload_of_some_megabytes_and_its_result_go_through(up: Marshal
 
     assert accepted.status_code == 202
     assert result.json()["result"] == "y" * 3_000_000
+
+
+async def test_the_metrics_say_how_far_the_archive_is_and_what_objects_take(up: Marshaling):
+    told = (await up.client.get("/metrics")).text
+
+    for name in ("unarchived_items", "archive_waiting_rows", "archive_behind_seconds", "object_bytes", "event_streams"):
+        assert f"\nmesh_work_{name}" in told
