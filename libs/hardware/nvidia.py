@@ -17,7 +17,10 @@ LOOK_AGAIN_SECONDS = 60.0
 MISSES = 2
 """So many questions without an answer make GPUs unhealthy: one that is late happens to a busy machine."""
 SILENT = "the NVIDIA driver does not answer"
-_MEASURED = (*("vram_used_mb", "vram_free_mb", "temperature_celsius", "power_watts", "utilization_ratio", "clock_mhz"),)
+_MEASURED = (
+    *("vram_used_mb", "vram_free_mb", "temperature_celsius", "power_watts", "utilization_ratio", "clock_mhz"),
+    "thermal_slowdown",
+)
 
 
 class NvidiaProbe:

@@ -24,7 +24,16 @@ _BELIEVABLE = {
     "clock_max_mhz": (0, 100_000),
 }
 _PLAIN = (
-    *("uuid", "index", "name", "compute_capability", "pci_address", "ecc_enabled", "ecc_uncorrected_errors"),
+    *(
+        "uuid",
+        "index",
+        "name",
+        "compute_capability",
+        "pci_address",
+        "thermal_slowdown",
+        "ecc_enabled",
+        "ecc_uncorrected_errors",
+    ),
     *("retired_pages", "healthy", "problem", *_BELIEVABLE),
 )
 

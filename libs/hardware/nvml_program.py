@@ -147,6 +147,7 @@ class Gpus:
             "utilization_ratio": None if load is None else load.gpu / 100,
             "clock_mhz": self._ask(name, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
             "clock_max_mhz": self._ask(name, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
+            "thermal_slowdown": self._thermal_slowdown(name, handle),
             **self._errors(name, handle),
             "migs": self._migs(name, handle),
             "processes": self._processes(name, handle),
@@ -159,6 +160,15 @@ class Gpus:
         if problem is None and rows is not None and rows[3]:
             problem = "its memory is worn out: a row could not be remapped"
         return {"healthy": problem is None, "problem": problem, "xid": xid}
+
+    def _thermal_slowdown(self, name: str, handle: Any) -> bool | None:
+        """By the hardware, as a last resort; drivers slow down long before, and that is normal. Older ones know only
+        the second name of the question."""
+        nvml = self._nvml
+        reasons = self._ask(name, nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+        if reasons is None:
+            reasons = self._ask(name, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+        return None if reasons is None else bool(reasons & nvml.nvmlClocksThrottleReasonHwThermalSlowdown)
 
     def _errors(self, name: str, handle: Any) -> dict[str, Any]:
         """Of its memory. Pages are retired for many correctable errors (0) or one that was not (1)."""

@@ -17,12 +17,16 @@ def devices_of(
     owners: Mapping[int, str],
     commands: Mapping[int, str],
     ram_mb: Mapping[int, tuple[str, int]],
+    before: Iterable[GpuState] = (),
 ) -> list[Device]:
-    """`owners`: reservations by process. `ram_mb`: by token, which reservation uses how much RAM."""
+    """`owners`: reservations by process. `ram_mb`: by token, which reservation uses how much RAM. `before`: what was
+    measured the last time."""
+    known = {state.gpu.uuid: state.gpu for state in before}
     found: list[Device] = []
     for state in states:
-        found.append(_gpu(state, owners, commands))
-        found.extend(_part(part, state.gpu) for part in state.gpu.mig_devices)
+        ailment = ailment_of(state.gpu, known.get(state.gpu.uuid))
+        found.append(_gpu(state, owners, commands, ailment))
+        found.extend(_part(part, ailment) for part in state.gpu.mig_devices)
     return [*found, _ram(memory, ram_mb)]
 
 
@@ -60,7 +64,7 @@ def named(
     return tuple(by_index[index] for index in gpu_indices)
 
 
-def _gpu(state: GpuState, owners: Mapping[int, str], commands: Mapping[int, str]) -> Device:
+def _gpu(state: GpuState, owners: Mapping[int, str], commands: Mapping[int, str], ailment: str | None) -> Device:
     gpu = state.gpu
     processes = None
     if state.processes is not None:
@@ -79,22 +83,32 @@ def _gpu(state: GpuState, owners: Mapping[int, str], commands: Mapping[int, str]
         used_mb=gpu.vram_used_mb,
         driver_mb=gpu.vram_reserved_mb or 0,
         processes=processes,
-        problem=_problem(gpu),
+        problem=ailment or _obstacle(gpu),
     )
 
 
-def _problem(gpu: Gpu) -> str | None:
+def ailment_of(gpu: Gpu, before: Gpu | None) -> str | None:
+    """What takes it out of reservation until it was seen well for a while."""
     if not gpu.healthy:
         return gpu.problem or "it is not well"
+    if gpu.thermal_slowdown:
+        return "it is so hot that its hardware slows it down"
+    errors, known = gpu.ecc_uncorrected_errors, before.ecc_uncorrected_errors if before else None
+    if errors is not None and known is not None and errors > known:
+        return f"its memory had {errors - known} more uncorrectable errors"
+    return None
+
+
+def _obstacle(gpu: Gpu) -> str | None:
     if gpu.mig_devices:
         return DIVIDED
     return UNIFIED if gpu.unified_memory else None
 
 
-def _part(part: MigDevice, gpu: Gpu) -> Device:
+def _part(part: MigDevice, ailment: str | None) -> Device:
     known = part.vram_total_mb is not None and part.vram_free_mb is not None
     used = part.vram_total_mb - part.vram_free_mb if known else None  # type: ignore[operator]  # both are known
-    problem = None if gpu.healthy else gpu.problem or "its GPU is not well"
+    problem = None if ailment is None else f"of its GPU: {ailment}"
     return Device(uuid=part.uuid, total_mb=part.vram_total_mb, used_mb=used, problem=problem)
 
 

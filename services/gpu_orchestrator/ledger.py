@@ -183,17 +183,18 @@ def _orphans(
     owners = _owners(device, claims, before)
     since = {orphan.pid: orphan.since for orphan in before.orphans} if before else {}
     by_pid = _by_pid(device.processes) or {}
+    orphaned = {pid: since.get(pid, now) for pid in sorted(by_pid) if pid in owners and owners[pid] not in claims}
     return tuple(
         Orphan(
             pid=pid,
             reservation_id=owners[pid],
-            since=since.get(pid, now),
-            used_mb=used,
-            command=process.command,
-            leaked=now - since.get(pid, now) >= rules.leak_grace_seconds,
+            since=began,
+            age_seconds=now - began,
+            used_mb=by_pid[pid][1],
+            command=by_pid[pid][0].command,
+            leaked=now - began >= rules.leak_grace_seconds,
         )
-        for pid, (process, used) in sorted(by_pid.items())
-        if pid in owners and owners[pid] not in claims
+        for pid, began in orphaned.items()
     )
 
 
@@ -231,6 +232,7 @@ def _leaks(entry: Entry, before: Entry | None) -> Iterable[Event]:
     told = {orphan.pid for orphan in before.orphans if orphan.leaked} if before else set()
     for orphan in entry.orphans:
         if orphan.leaked and orphan.pid not in told:
-            message = f"process {orphan.pid} ({orphan.command or 'unknown'}) still uses {orphan.used_mb} MiB"
+            who = f"process {orphan.pid} ({orphan.command or 'unknown'})"
+            message = f"{who} still uses {orphan.used_mb} MiB, {orphan.age_seconds:.0f} s after its claim ended"
             name = orphan.reservation_id
             yield Event(kind="leaked", device=entry.uuid, message=message, reservation_id=name, pid=orphan.pid)

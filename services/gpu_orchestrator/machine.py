@@ -102,6 +102,12 @@ def looked_at(held: Held, *, alive: bool | None, now: float, at: datetime) -> He
     return held
 
 
+def spared(held: Held, until: float) -> Held:
+    """Nobody could renew for a while: it does not expire before `until`."""
+    is_due = held.state == ReservationState.HELD and held.deadline < until
+    return replace(held, deadline=until) if is_due else held
+
+
 def after_boot(held: Held, machine_boot: str, at: datetime) -> Held:
     """No process and no clock outlives a boot of the machine."""
     if held.is_open and held.machine_boot != machine_boot:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -12,7 +12,7 @@ from libs.common.contracts.node_registry import Problem
 from libs.common.errors import Unavailable
 from services.gpu_orchestrator.bookkeeping import Bookkeeping
 from services.gpu_orchestrator.devices import devices_of, ram_used_mb
-from services.gpu_orchestrator.machine import Held, looked_at
+from services.gpu_orchestrator.machine import Held, looked_at, spared
 from services.gpu_orchestrator.meters import Family, Meters, Processes, Root
 from services.gpu_orchestrator.model import RAM, Entry
 from services.gpu_orchestrator.observer import Observer
@@ -26,7 +26,8 @@ UNKNOWN: Mapping[str, int | None] = {"": None}
 
 class Measuring:
     """Keeps the book's ledger true. `measure_seconds`: how old a whole measurement may be on which something is given,
-    even though what is in use did not change since.
+    even though what is in use did not change since. `still_seconds`: who did not look for so long stood still, and
+    owners of reservations then get so long to renew.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Measuring:
         clock: Clock,
         observer: Observer,
         measure_seconds: float,
+        still_seconds: float,
     ) -> None:
         self._meters = meters
         self._processes = processes
@@ -46,7 +48,9 @@ class Measuring:
         self._clock = clock
         self._observer = observer
         self._measure_seconds = measure_seconds
+        self._still_seconds = still_seconds
         self._measured_at = float("-inf")
+        self._looked_at = clock.monotonic()
         self.owners: Mapping[int, str] = {}
         self.problems: tuple[Problem, ...] = ()
         self.refresh = Shared(self._measure)
@@ -105,7 +109,7 @@ class Measuring:
         self.owners = family.owners
         tokens = {held.reservation_id: held.token for held in self._book.open_ones()}
         ram = {tokens[name]: (name, mb) for name, mb in family.ram_mb.items() if name in tokens}
-        devices = devices_of(graphics.states, memory, family.owners, family.commands, ram)
+        devices = devices_of(graphics.states, memory, family.owners, family.commands, ram, self._book.states)
         events = self._book.measured(graphics.states, graphics.links, devices, self._clock.monotonic())
         self.problems, self._measured_at = (*graphics.problems, *problems), began
         for event in events:
@@ -139,6 +143,9 @@ class Measuring:
     async def _look(self, family: Family) -> None:
         """Expire and end what time and processes ended. A container that was never seen from here ends by release."""
         now, at = self._clock.monotonic(), self._clock.now()
+        if now - self._looked_at > self._still_seconds:
+            await self._spare(now)
+        self._looked_at = now
 
         def alive(held: Held) -> bool | None:
             told = family.alive.get(held.reservation_id)
@@ -147,5 +154,13 @@ class Measuring:
         def decide(held: Held) -> Held:
             return looked_at(held, alive=alive(held), now=now, at=at)
 
+        await self._apply(decide)
+
+    async def _spare(self, now: float) -> None:
+        """This service, or the whole machine, stood still: who would have renewed gets the time to do so."""
+        log.warning("stood_still", seconds=round(now - self._looked_at, 1))
+        await self._apply(lambda held: spared(held, now + self._still_seconds))
+
+    async def _apply(self, decide: Callable[[Held], Held]) -> None:
         over = [held for held in self._book.open_ones() if decide(held) is not held]
         await asyncio.gather(*(self._bookkeeping.change(held.reservation_id, decide) for held in over))

@@ -68,6 +68,7 @@ class Orphan:
     pid: int
     reservation_id: str
     since: float
+    age_seconds: float
     used_mb: int
     command: str | None
     leaked: bool

@@ -38,8 +38,10 @@ def rows(states: GpuStates, memory: MemoryState) -> Sequence[Row]:
 def notes(states: GpuStates, memory: MemoryState) -> Sequence[str]:
     told = [f"{each.source}: {each.message}" for each in (*states.problems, *memory.problems)]
     for entry, name in _entries(states, memory):
-        if entry.leaked_mb:
-            told.append(f"{name}: {entry.leaked_mb} MiB are used by processes whose reservation has ended")
+        told.extend(
+            f"{name}: process {leak.pid} ({leak.command}) leaks {leak.used_mb} MiB, for {leak.age_seconds:.0f} s"
+            for leak in entry.leaks
+        )
         told.extend(
             f"{name}: {use.reservation_id} uses {use.measured_mb} MiB under a claim of {use.claim_mb} MiB"
             for use in entry.uses

@@ -6,6 +6,7 @@ from datetime import datetime
 from libs.common.contracts.gpu_orchestrator import (
     FitAnswer,
     GpuState,
+    Leak,
     LedgerEntry,
     LedgerUse,
     Reservation,
@@ -15,7 +16,7 @@ from libs.common.contracts.gpu_orchestrator import (
 )
 from services.gpu_orchestrator.choosing import Choice
 from services.gpu_orchestrator.machine import Held
-from services.gpu_orchestrator.model import Entry, Ledger
+from services.gpu_orchestrator.model import Entry, Ledger, Orphan
 
 
 def entry_view(entry: Entry) -> LedgerEntry:
@@ -36,6 +37,17 @@ def entry_view(entry: Entry) -> LedgerEntry:
         attributed=entry.attributed,
         problem=entry.problem,
         uses=tuple(uses),
+        leaks=tuple(_leak_view(orphan) for orphan in entry.orphans if orphan.leaked),
+    )
+
+
+def _leak_view(orphan: Orphan) -> Leak:
+    return Leak(
+        pid=orphan.pid,
+        command=(orphan.command or "")[:1024],
+        reservation_id=orphan.reservation_id,
+        used_mb=orphan.used_mb,
+        age_seconds=round(orphan.age_seconds, 1),
     )
 
 

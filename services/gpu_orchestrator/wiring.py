@@ -37,6 +37,7 @@ __all__ = ["COLUMNS", "HEAD", "Seen", "build", "look"]
 
 LOOK_SECONDS = 10.0
 COPY_SECONDS = 0.5
+STILL_SECONDS = 30.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -119,6 +120,7 @@ def _orchestrator(platform: Platform, settings: Settings, parts: _Parts) -> tupl
         clock=platform.clock,
         observer=observer,
         measure_seconds=settings.gpu_measure_seconds,
+        still_seconds=max(STILL_SECONDS, 5 * settings.gpu_watch_seconds),
     )
     watching = Watching(
         node_id=platform.node_id,

@@ -17,6 +17,7 @@ _MOVING: Any = {
             "power_watts",
             "utilization_ratio",
             "clock_mhz",
+            "thermal_slowdown",
             "mig_devices",
         }
     },
@@ -63,6 +64,7 @@ def _gone(gpu: Gpu) -> Gpu:
             "power_watts": None,
             "utilization_ratio": None,
             "clock_mhz": None,
+            "thermal_slowdown": None,
             "mig_devices": (),
         }
     )

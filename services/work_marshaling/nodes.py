@@ -21,7 +21,15 @@ from services.work_marshaling.slots import SlotPool
 MEMORY_STEP_MB = 256
 ONCE = datetime(1970, 1, 1, tzinfo=UTC)
 
-_CHANGING = ("vram_used_mb", "vram_free_mb", "temperature_celsius", "power_watts", "utilization_ratio", "clock_mhz")
+_CHANGING = (
+    "vram_used_mb",
+    "vram_free_mb",
+    "temperature_celsius",
+    "power_watts",
+    "utilization_ratio",
+    "clock_mhz",
+    "thermal_slowdown",
+)
 _NOTHING_OF_NOW = dict.fromkeys(_CHANGING)
 
 

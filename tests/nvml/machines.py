@@ -22,6 +22,7 @@ class SimulatedGpu:
     ecc: tuple[int, int] = (0, 0)
     retired: int = 0
     remap_failed: int = 0
+    slowdown: int = 0
     processes: tuple[tuple[int, int, str], ...] = ()
     migs: tuple[tuple[int, int, int, int], ...] = ()
     links: tuple[tuple[int, int], ...] = ()
@@ -50,6 +51,7 @@ class SimulatedGpu:
             f"temperature {self.temperature}",
             f"retired {self.retired}",
             f"remap_failed {self.remap_failed}",
+            f"slowdown {self.slowdown}",
             f"lost {int(self.lost)}",
             *(f"{word} {' '.join(map(str, values))}" for word, values in pairs),
         ]
@@ -150,6 +152,7 @@ NOTHING_SUPPORTED = Machine(
                 *("MemoryInfo", "MemoryInfo_v2", "UtilizationRates", "Temperature", "PowerUsage", "EnforcedPowerLimit"),
                 *("CudaComputeCapability", "PciInfo", "ComputeRunningProcesses", "GraphicsRunningProcesses", "EccMode"),
                 *("Events", "ClockInfo", "MaxClockInfo", "RetiredPages", "RemappedRows"),
+                *("EventReasons", "ThrottleReasons"),
             ),
         ),
     )

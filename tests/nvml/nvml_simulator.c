@@ -14,6 +14,7 @@
  *     process <pid> <MiB> <c|g>                  mig <number> <total MiB> <used MiB> <slices>
  *     link <other gpu's number> <nvlinks>        near <other gpu's number> <topology level>
  *     xid <number> <count: an event whenever it grows>
+ *     slowdown <mask of reasons for lower clocks>
  *     lost 1                 unsupported <call without nvmlDeviceGet, or all>
  */
 #include <pthread.h>
@@ -34,7 +35,7 @@ typedef struct { Kind kind; int gpu, number, slices; unsigned long long total, u
 typedef struct { unsigned pid; unsigned long long used; char type; } Process;
 typedef struct {
   Kind kind;
-  int index, lost, major, minor, load, temperature, power, limit, clock, clock_max, ecc, retired, remap_failed;
+  int index, lost, major, minor, load, temperature, power, limit, clock, clock_max, ecc, retired, remap_failed, slowdown;
   unsigned long long total, used, reserved, ecc_errors;
   char uuid[96], name[96], pci[32], refused[MOST_REFUSED][64];
   int refusals, processes, migs;
@@ -71,6 +72,7 @@ static void read_gpu_line(Gpu *gpu, const char *word, const char *rest) {
   else if (!strcmp(word, "ecc")) { sscanf(rest, "%d %lld", &gpu->ecc, &x); gpu->ecc_errors = x; }
   else if (!strcmp(word, "retired")) gpu->retired = atoi(rest);
   else if (!strcmp(word, "remap_failed")) gpu->remap_failed = atoi(rest);
+  else if (!strcmp(word, "slowdown")) gpu->slowdown = atoi(rest);
   else if (!strcmp(word, "xid")) sscanf(rest, "%lld %lld", &gpu->xid, &gpu->xid_count);
   else if (!strcmp(word, "lost")) gpu->lost = atoi(rest);
   else if (!strcmp(word, "link")) { sscanf(rest, "%d %d", &a, &b); if (a >= 0 && a < MOST_GPUS) gpu->links[a] = b; }
@@ -248,6 +250,8 @@ CALL(PowerManagementLimit, unsigned *to) { ANSWER("PowerManagementLimit", to, (u
 CALL(TotalEnergyConsumption, unsigned long long *to) { ANSWER("TotalEnergyConsumption", to, 1000000ULL); }
 CALL(ClockInfo, int which, unsigned *to) { (void)which; ANSWER("ClockInfo", to, (unsigned)gpu->clock); }
 CALL(MaxClockInfo, int which, unsigned *to) { (void)which; ANSWER("MaxClockInfo", to, (unsigned)gpu->clock_max); }
+CALL(CurrentClocksEventReasons, unsigned long long *to) { ANSWER("EventReasons", to, (unsigned long long)gpu->slowdown); }
+CALL(CurrentClocksThrottleReasons, unsigned long long *to) { ANSWER("ThrottleReasons", to, (unsigned long long)gpu->slowdown); }
 CALL(FanSpeed, unsigned *to) { ENTER("FanSpeed"); *to = 0; return NOT_SUPPORTED; }
 CALL(PerformanceState, int *to) { ANSWER("PerformanceState", to, 0); }
 CALL(PersistenceMode, int *to) { ANSWER("PersistenceMode", to, 1); }

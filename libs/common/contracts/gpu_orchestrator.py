@@ -31,6 +31,16 @@ class LedgerUse(Message):
     over_claim: bool = False
 
 
+class Leak(Message):
+    """A process that still uses a device, so long after its reservation ended."""
+
+    pid: int = Field(ge=0)
+    command: str = ""
+    reservation_id: Identifier
+    used_mb: int = Field(ge=0)
+    age_seconds: float = Field(ge=0)
+
+
 class LedgerEntry(Message):
     """One device in the ledger: free is the total without the driver's part, the margin, what is held and foreign."""
 
@@ -46,6 +56,7 @@ class LedgerEntry(Message):
     attributed: bool = Field(True, description="false: use by process is not told, the difference of totals is used")
     problem: str | None = Field(None, description="why nothing of it is given at the moment")
     uses: tuple[LedgerUse, ...] = ()
+    leaks: tuple[Leak, ...] = ()
 
 
 class PressureLevel(StrEnum):

@@ -82,6 +82,7 @@ class Gpu(Message):
     utilization_ratio: Ratio | None = None
     clock_mhz: float | None = None
     clock_max_mhz: float | None = None
+    thermal_slowdown: bool | None = Field(None, description="its hardware slows it down, because it is too hot")
     ecc_enabled: bool | None = None
     ecc_uncorrected_errors: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = Field(
         None, description="since it was made"

@@ -141,6 +141,19 @@ async def test_a_reservation_that_nobody_commits_expires_and_one_that_is_renewed
     assert (await state(world, lost), await state(world, kept)) == (ReservationState.EXPIRED, ReservationState.HELD)
 
 
+async def test_after_standing_still_owners_get_the_time_to_renew(tmp_path: Path):
+    async with made_world(tmp_path, still_seconds=30) as world:
+        held = await world.orchestrator.reserve(wish())
+        world.clock.advance(1000)
+        woken = await state(world, held)
+        world.clock.advance(29)
+        almost = await state(world, held)
+        world.clock.advance(1)
+
+        assert (woken, almost) == (ReservationState.HELD, ReservationState.HELD)
+        assert await state(world, held) == ReservationState.EXPIRED
+
+
 async def test_a_committed_reservation_ends_with_its_process_and_not_before(world: World):
     held = await world.orchestrator.reserve(wish())
     await world.orchestrator.commit(Commit(reservation_id=held.reservation_id, token=held.token, pid=42))

@@ -3,6 +3,7 @@
 from libs.common.contracts.gpu_orchestrator import (
     GpuState,
     GpuStates,
+    Leak,
     LedgerEntry,
     LedgerUse,
     MemoryState,
@@ -46,13 +47,13 @@ def test_a_divided_gpu_is_followed_by_its_parts():
 def test_leaks_and_who_uses_more_than_claimed_are_noted():
     entry = WELL.model_copy(
         update={
-            "leaked_mb": 700,
+            "leaks": (Leak(pid=7, command="engine", reservation_id="r0", used_mb=700, age_seconds=40),),
             "uses": (LedgerUse(reservation_id="r1", claim_mb=100, measured_mb=400, over_claim=True),),
         }
     )
 
     assert seen(states(GpuState(gpu=gpu(0), ledger=entry)), NO_RAM).notes == [
-        "GPU 0: 700 MiB are used by processes whose reservation has ended",
+        "GPU 0: process 7 (engine) leaks 700 MiB, for 40 s",
         "GPU 0: r1 uses 400 MiB under a claim of 100 MiB",
     ]
 

@@ -15,6 +15,7 @@ from services.gpu_orchestrator.trend import NEVER, Course, Forecast, Window, fit
 TOTAL = 65_536.0
 WINDOW = Window()
 ALARM_SECONDS = 90.0
+LOOK_EVERY = 3
 Use = Callable[[int], float]
 """What part of the whole is used in which second."""
 
@@ -42,6 +43,8 @@ def play(use: Use, seconds: int | None = None) -> Played:
             played.exhausted = second
             break
         course = went_on(course, float(second), part * TOTAL, TOTAL, WINDOW)
+        if second % LOOK_EVERY:
+            continue
         played.forecasts.append(forecast(course, TOTAL, WINDOW))
         if played.announced is None and played.forecasts[-1].latest <= ALARM_SECONDS:
             played.announced = second
@@ -78,7 +81,7 @@ def test_a_leak_under_a_sawtooth_is_announced_by_its_peaks():
     assert play(lambda second: climbing(second) + 0.6 * second / 3000).warning_seconds >= 60
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     period=st.integers(2, 60),
     floor=st.floats(0.02, 0.5),
@@ -91,16 +94,16 @@ def test_a_sawtooth_raises_no_alarm(period: int, floor: float, height: float, si
     assert play(use, 300).announced is None
 
 
-@settings(max_examples=25, deadline=None)
-@given(period=st.integers(61, 400), floor=st.floats(0.02, 0.3), height=st.floats(0.02, 0.6))
+@settings(max_examples=10, deadline=None)
+@given(period=st.integers(61, 250), floor=st.floats(0.02, 0.3), height=st.floats(0.02, 0.6))
 def test_a_slow_sawtooth_raises_no_alarm_once_it_was_collected(period: int, floor: float, height: float):
     use = sawtooth(period, floor, floor + height)
-    told = play(use, 3 * period).forecasts[period:]
+    told = play(use, 3 * period).forecasts[period // LOOK_EVERY + 1 :]
 
     assert min(each.latest for each in told) > ALARM_SECONDS
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(period=st.integers(61, 400), floor=st.floats(0.02, 0.5), height=st.floats(0.02, 0.3))
 def test_a_slow_sawtooth_that_never_comes_near_the_end_raises_no_alarm_at_all(period: int, floor: float, height: float):
     left_at_peak = (1 - floor - height) / height * period
@@ -108,7 +111,7 @@ def test_a_slow_sawtooth_that_never_comes_near_the_end_raises_no_alarm_at_all(pe
     assert left_at_peak <= ALARM_SECONDS * 1.05 or play(sawtooth(period, floor, floor + height), 800).announced is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(height=st.floats(0.01, 0.7), at=st.integers(0, 150), sigma=st.sampled_from([0.0, 0.002, 0.01]))
 def test_a_step_raises_no_alarm(height: float, at: int, sigma: float):
     assert play(trembling(lambda second: 0.2 + height * (second >= at), sigma), 300).announced is None

@@ -133,6 +133,7 @@ async def made_world(
     machine_boot: str = "b",
     server: MemoryServer | None = None,
     clock: ManualClock | None = None,
+    still_seconds: float = float("inf"),
 ) -> AsyncIterator[World]:
     clock = clock or ManualClock()
     meters, processes, eye = MadeUpMeters(), MadeUpProcesses(), Eye()
@@ -145,7 +146,13 @@ async def made_world(
             machine_boot=machine_boot,
         )
         measuring = Measuring(
-            meters=meters, processes=processes, bookkeeping=bookkeeping, clock=clock, observer=eye, measure_seconds=60
+            meters=meters,
+            processes=processes,
+            bookkeeping=bookkeeping,
+            clock=clock,
+            observer=eye,
+            measure_seconds=60,
+            still_seconds=still_seconds,
         )
         watching = Watching(
             node_id=node_id,
