@@ -80,7 +80,12 @@ class Conduct:
         self._records: dict[Key, _Record] = {}
         self._died_at: dict[str, float] = {}
         self._quotas: dict[str, int] = {}
+        self._trouble: dict[str, int] = {}
         self.failures: Counter[str] = Counter()
+
+    def trouble(self, node_id: str) -> int:
+        """From 0 (none) to 9, by how often it surely failed of late; as of the last `due`."""
+        return self._trouble.get(node_id, 0)
 
     def quota(self, node_id: str) -> int | None:
         """How many attempts a node may hold; None: as many as it has slots."""
@@ -149,6 +154,7 @@ class Conduct:
         for key, fact in known.items():
             if isinstance(fact, Blacklisted) and fact.until is not None and fact.until <= now:
                 yield parole(key, fact, now, by="term", reason="the term is over")
+        self._trouble.clear()
         before = now.timestamp() - self._rules.window_seconds
         for key in sorted(self._records, key=lambda key: (key[1] is None, key)):  # models first
             record = self._records.get(key)
@@ -159,8 +165,10 @@ class Conduct:
             if not ends:
                 del self._records[key]
                 continue
-            last = known.get(key)
-            if not isinstance(last, Blacklisted) and wilson_lower(failures, ends) > self._rules.failure_rate:
+            bound, last = wilson_lower(failures, ends), known.get(key)
+            if key[1] is None and bound >= 0.1:
+                self._trouble[key[0]] = int(10 * bound)
+            if not isinstance(last, Blacklisted) and bound > self._rules.failure_rate:
                 yield self._listing(key, failures, ends, last, now)
 
     def _listing(

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 
 from libs.common.contracts.work_marshaling import EXTERNAL
 from libs.hardware.matching import Lack
-from services.work_marshaling.matching import BLACKLISTED, Demand, Rank, Wanted, badness, demand, rank, wanted, why_not
+from services.work_marshaling.matching import (
+    BLACKLISTED,
+    Demand,
+    Rank,
+    Wanted,
+    badness,
+    demand,
+    rank,
+    wanted,
+    why_not,
+)
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Node, Nodes
 from services.work_marshaling.order import Line, Order, Place
@@ -69,6 +79,7 @@ class _Turn:
 
     free: Mapping[str, Slots]
     aboard: Callable[[str], int]
+    trouble: Callable[[str], int]
     candidates: dict[Demand, list[tuple[Rank, Node]]] = field(default_factory=dict)
 
 
@@ -133,14 +144,15 @@ class Queue:
         now: float,
         most: int,
         aboard: Callable[[str], int] = lambda _: 0,
+        trouble: Callable[[str], int] = lambda _: 0,
     ) -> list[Choice]:
         """Who gets what now. The chosen leave the queue. `free` is used up.
 
-        `now`: seconds of the calendar. `aboard`: how many leases a node has.
+        `now`: seconds of the calendar. `aboard`: how many leases a node has. `trouble`: how badly it fails of late.
         """
         self._order.pass_time(now)
         self._give_up_kept()
-        turn = _Turn(free, aboard)
+        turn = _Turn(free, aboard, trouble)
         heads = [(*head, line) for line in tuple(self._lines.values()) if (head := self._head(line)) is not None]
         heapq.heapify(heads)  # places are unique, so that lines are never compared
         chosen: list[Choice] = []
@@ -210,12 +222,12 @@ class Queue:
         if candidates is None:
             candidates = turn.candidates[asked.demand] = self._candidates(line, nodes, turn)
         while candidates:
-            ranked, node = candidates[0]
+            (_, _, _, trouble, minus_left, _), node = candidates[0]
             left = self._left(asked, node.node_id, turn)
             if left < 1:
                 heapq.heappop(candidates)
-            elif -ranked[3] != left:
-                heapq.heapreplace(candidates, (rank(asked, node, left), node))
+            elif -minus_left != left:
+                heapq.heapreplace(candidates, (rank(asked, node, left, trouble), node))
             else:
                 turn.free[node.node_id].take(asked.demand.work_type, ram_mb=asked.ram_mb, company=asked.demand.company)
                 self._kept.pop(node.node_id, None)
@@ -231,7 +243,7 @@ class Queue:
         untried = [name for name in usable if name not in line.asked.demand.tried]
         able = {name: usable[name] for name in untried} if untried else usable
         ranked = [
-            (rank(line.asked, node, left), node)
+            (rank(line.asked, node, left, turn.trouble(node_id)), node)
             for node_id in turn.free
             if (node := able.get(node_id)) is not None and (left := self._left(line.asked, node_id, turn)) > 0
         ]

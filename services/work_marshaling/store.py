@@ -34,6 +34,7 @@ REFUSALS_KEPT = 10_000
 PER_FACT = 5_000
 CAME_TO_NOTHING = frozenset({WorkStatus.FAILED, WorkStatus.DEAD})
 ALIASES_KEPT = 100_000
+PAROLE_KEPT = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +257,11 @@ class Memory:
                 self._aliases.pop(item.sequence, None)
                 self._remembered.remember(item.work_id, item.digest, now)
         self._remembered.forget(now)
+        self.conduct = {
+            key: fact
+            for key, fact in self.conduct.items()
+            if isinstance(fact, Blacklisted) or now - fact.at <= PAROLE_KEPT
+        }
 
     def _too_much(self, item: WorkItem, now: datetime) -> bool:
         if item.work_id in self.unarchived or self._half_read(item):

@@ -299,7 +299,12 @@ class Term:
             now = self._clock.now()
             free = self.leases.free(self.nodes)
             choices = self.queue.choose(
-                self.nodes, free, now=self.calendar(), most=MOST_PER_TURN, aboard=self.leases.aboard
+                self.nodes,
+                free,
+                now=self.calendar(),
+                most=MOST_PER_TURN,
+                aboard=self.leases.aboard,
+                trouble=self.conduct.trouble,
             )
             for choice in choices:
                 self.happen(

@@ -249,3 +249,10 @@ async def test_a_term_set_by_hand_ends(house: House, queue: Instance, node: Node
 
     (entry,) = (await queue.blacklisting.entries()).entries
     assert (entry.listed, entry.by) == (False, "term")
+
+
+def test_trouble_shows_before_the_blacklist_does():
+    conduct = conduct_after([*[failed()] * 8, *[done()] * 5])
+
+    assert due(conduct, {}) == []
+    assert conduct.trouble("n1") == int(10 * wilson_lower(8, 13)) > 0

@@ -396,3 +396,13 @@ def test_items_that_need_memory_are_not_given_more_of_it_than_a_node_has_free():
     assert ([choice.work_id for choice in taken], again) == (["w1", "w2"], [])
     known.hear_heartbeat(NodeHeartbeat(node_id="n1", boot_id="b1", sequence=1, at=NOW, memory_available_mb=6400), 20.0)
     assert [choice.work_id for choice in queue.choose(known, leases.free(known), now=NOW.timestamp(), most=9)] == ["w3"]
+
+
+def test_of_two_nodes_the_one_that_failed_less_of_late_is_taken():
+    known = nodes(workload("n1", slots=9), workload("n2", slots=1))
+    free = {"n1": Slots([SlotPool(frozenset({"chat"}), 9)]), "n2": Slots([SlotPool(frozenset({"chat"}), 1)])}
+    queue = queue_of(item("w", 1))
+
+    (choice,) = queue.choose(known, free, now=NOW.timestamp(), most=1, trouble={"n1": 3, "n2": 0}.__getitem__)
+
+    assert choice.node_id == "n2"
