@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from libs.common.contracts.streams import WORK_IN
-from libs.common.contracts.work_marshaling import WorkLookup, WorkPage, WorkResult, WorkStatus, WorkView
-from libs.common.contracts.work_records import Finished
+from libs.common.contracts.work_marshaling import WorkLookup, WorkStatus, WorkView
+from libs.common.contracts.work_records import Finished, WorkPage, WorkResult
 from libs.common.errors import Malformed, MeshError, NotFound, Unavailable, error_named
 from services.work_marshaling.identity import server_id
 from services.work_marshaling.leading import Leading

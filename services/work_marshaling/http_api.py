@@ -21,12 +21,11 @@ from libs.common.contracts.work_marshaling import (
     WorkAccepted,
     WorkItem,
     WorkLookup,
-    WorkPage,
-    WorkResult,
     WorkStats,
     WorkStatus,
     WorkView,
 )
+from libs.common.contracts.work_records import WorkPage, WorkResult
 from libs.common.kit.http_within import answered_elsewhere
 from services.work_marshaling.again import Again
 from services.work_marshaling.asking import Asking

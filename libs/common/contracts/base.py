@@ -84,6 +84,12 @@ def _has_a_place_in_utc(moment: datetime) -> datetime:
     return moment
 
 
+AttemptToken = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+LabelValue = Annotated[str, StringConstraints(max_length=4096)]
+
 Moment = Annotated[AwareDatetime, AfterValidator(_has_a_place_in_utc)]
 """A point in time, RFC 3339 with its offset; written in UTC."""
 

@@ -8,7 +8,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from libs.common.contracts.base import Call, ErrorBody, Identifier, Json, JsonObject, Message, Moment, ObjectRef, Topic
+from libs.common.contracts.base import (
+    AttemptToken,
+    Call,
+    ErrorBody,
+    Identifier,
+    Json,
+    JsonObject,
+    LabelName,
+    LabelValue,
+    Message,
+    Moment,
+    ObjectRef,
+    Topic,
+)
 from libs.common.contracts.node_registry import Demands, Mib, Platform, Tier
 
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
@@ -89,7 +102,7 @@ class WorkItem(Message):
     max_attempts: int | None = Field(None, ge=1, le=100)
     retry_delay_seconds: float | None = Field(None, ge=0, le=86400)
     not_before: Moment | None = None
-    labels: dict[str, str] = Field({}, max_length=64)
+    labels: dict[LabelName, LabelValue] = Field({}, max_length=64)
     submitter: Annotated[str, StringConstraints(max_length=128)] | None = None
     retry_of: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
         None, description="the ended item that this one repeats"
@@ -156,7 +169,7 @@ class WorkCompleted(Message):
     """An attempt succeeded. Outside workers that were given an item through `external` may leave the token out."""
 
     work_id: str = Field(min_length=1, max_length=128)
-    attempt_token: str | None = None
+    attempt_token: AttemptToken | None = None
     node_id: Identifier | None = None
     result: Json = None
     result_ref: ObjectRef | None = Field(
@@ -170,7 +183,7 @@ class WorkFailed(Message):
     """An attempt failed."""
 
     work_id: str = Field(min_length=1, max_length=128)
-    attempt_token: str | None = None
+    attempt_token: AttemptToken | None = None
     node_id: Identifier | None = None
     error: WorkError
     started_at: Moment | None = None
@@ -178,10 +191,10 @@ class WorkFailed(Message):
 
 
 class AttemptProgress(Message):
-    attempt_token: str
-    work_id: str
+    attempt_token: AttemptToken
+    work_id: str = Field(max_length=128)
     fraction: float | None = Field(None, ge=0, le=1)
-    text: str | None = Field(None, description="partial output since the last message")
+    text: str | None = Field(None, max_length=262_144, description="partial output since the last message")
 
 
 class WorkProgress(Message):
@@ -190,7 +203,7 @@ class WorkProgress(Message):
     node_id: Identifier
     boot_id: Identifier
     at: Moment
-    attempts: tuple[AttemptProgress, ...]
+    attempts: tuple[AttemptProgress, ...] = Field(max_length=1000)
 
 
 class StopAttempts(Message):
@@ -363,24 +376,6 @@ class SubmitAnswers(Message):
     answers: tuple[SubmitAnswer, ...]
     accepted: int
     refused: int
-
-
-class WorkResult(Message):
-    """How an item ended. `result` is what its worker told; null unless it completed."""
-
-    work_id: str
-    status: WorkStatus
-    ended_at: Moment | None = None
-    node_id: str | None = None
-    result: Json = None
-    error: WorkError | None = None
-
-
-class WorkPage(Message):
-    """Items, the newest first. `cursor` leads to the next page; null on the last one."""
-
-    items: tuple[WorkView, ...]
-    cursor: str | None = None
 
 
 class WorkStats(Message):

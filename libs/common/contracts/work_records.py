@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from libs.common.contracts.base import Json, Message, Moment, Topic
-from libs.common.contracts.work_marshaling import AttemptView, WorkError, WorkItem, WorkStatus
+from libs.common.contracts.work_marshaling import AttemptView, WorkError, WorkItem, WorkStatus, WorkView
 
 
 class Finished(Message):
@@ -33,6 +33,24 @@ class FinishedWork(Message):
     """Items that ended, in the order of their ends. The same item may be told twice."""
 
     items: tuple[Finished, ...]
+
+
+class WorkResult(Message):
+    """How an item ended. `result` is what its worker told; null unless it completed."""
+
+    work_id: str
+    status: WorkStatus
+    ended_at: Moment | None = None
+    node_id: str | None = None
+    result: Json = None
+    error: WorkError | None = None
+
+
+class WorkPage(Message):
+    """Items, the newest first. `cursor` leads to the next page; null on the last one."""
+
+    items: tuple[WorkView, ...]
+    cursor: str | None = None
 
 
 FINISHED = Topic(

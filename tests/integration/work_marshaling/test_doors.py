@@ -17,6 +17,8 @@ from libs.common.contracts.work_marshaling import (
 )
 from tests.integration.work_marshaling.conftest import Marshaling, Worker, eventually
 
+MANY_LABELS = {f"name{number}": "x" * 4_000 for number in range(20)}
+
 
 @pytest.fixture
 async def up(marshaling: Marshaling) -> Marshaling:
@@ -69,7 +71,13 @@ async def test_an_item_can_be_cancelled_once(up: Marshaling):
         ("GET", "/api/v1/work/" + "x" * 200, None, 422, "malformed"),
         ("POST", "/api/v1/work/submit", {"work_type": "BAD"}, 422, "malformed"),
         ("POST", "/api/v1/work/submit", {"work_type": "echo", "work_id": "srv-1"}, 422, "malformed"),
-        ("POST", "/api/v1/work/submit", {"work_type": "echo", "labels": {"a": "x" * 70_000}}, 413, "too_large"),
+        ("POST", "/api/v1/work/submit", {"work_type": "echo", "labels": MANY_LABELS}, 413, "too_large"),
+        ("POST", "/api/v1/work/submit", {"work_type": "echo", "labels": {"a": "x" * 5_000}}, 422, "malformed"),
+        ("POST", "/api/v1/work/absent/retry", None, 404, "not_found"),
+        ("POST", "/api/v1/work/dead/absent/replay", None, 404, "not_found"),
+        ("GET", "/api/v1/work/absent/events", None, 404, "not_found"),
+        ("GET", "/api/v1/work?cursor=archive%7Cnonsense", None, 422, "malformed"),
+        ("GET", "/api/v1/work?since=yesterday", None, 422, "malformed"),
         ("POST", "/api/v1/work/submit-batch", {"items": []}, 422, "malformed"),
         ("DELETE", "/api/v1/work/absent", None, 404, "not_found"),
     ],
