@@ -1,12 +1,24 @@
 """What the planner says of each published start, term by term; None where a row cannot decide."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from docs.generate.measured_starts import MeasuredStart
+from docs.generate.measured_starts import MeasuredStart, gpu_name
 from libs.common.errors import MeshError
+from libs.inference.planner.calibration import MeasuredStart as Started
+from libs.inference.planner.calibration import Terms, corrections_for
 from libs.inference.planner.kv_cache import kv_layout
-from libs.inference.planner.memory import GIB, GpuMemory, Verdict, gpu_memory, stage_need, start, whole
+from libs.inference.planner.memory import (
+    GIB,
+    GpuMemory,
+    Verdict,
+    estimated_terms,
+    gpu_memory,
+    kind_of,
+    stage_need,
+    start,
+    whole,
+)
 from libs.inference.planner.rules import Refusal, refusals
 from libs.inference.planner.sizes import Sizes
 from libs.inference.planner.weights import weight_bytes
@@ -94,6 +106,44 @@ def graphs(row: MeasuredStart) -> Pair | None:
     if row.facts is None or parallel is None or row.engine is None or not measured or measured < 0:
         return None
     return Pair(row=row, predicted=_first_stage(row, row.total_bytes or 80 * GIB).graphs / GIB, measured=measured)
+
+
+ESTIMATED: Mapping[str, tuple[str, str]] = {
+    "activation peak (GiB)": ("activation_peak_gib", "activation"),
+    "CUDA graphs (GiB)": ("cudagraph_gib", "graphs"),
+    "beside PyTorch (GiB)": ("non_torch_gib", "non_torch"),
+}
+"""The terms that calibration corrects: a row's column, and the term's name."""
+
+
+def started(row: MeasuredStart) -> Started | None:
+    """A row as calibration takes it; None where it tells none of the estimated terms."""
+    if row.facts is None or row.parallel is None or row.engine is None or row.drafted or row.unpublished:
+        return None
+    sizes = {name: row.number(column) for column, name in ESTIMATED.values()}
+    told = {name: int(value * GIB) for name, value in sizes.items() if value is not None and value > 0}
+    options = row.options(row.total_bytes or 80 * GIB)
+    return Started(
+        kind=kind_of(row.facts, row.parallel, row.engine.version, gpu_name(row.cells)),
+        predicted=estimated_terms(Sizes(row.facts), row.parallel, options),
+        measured=Terms(**told),
+    )
+
+
+def corrected(row: MeasuredStart, term: str, others: Sequence[MeasuredStart]) -> Pair | None:
+    """An estimated term as the starts of all other rows correct it."""
+    column, name = ESTIMATED[term]
+    own, measured = started(row), row.number(column)
+    if own is None or not measured or measured < 0:
+        return None
+    known = [each for other in others if other.id != row.id and (each := started(other)) is not None]
+    found = corrections_for(own.kind, known)
+    predicted = {
+        "activation": found.activation * (own.predicted.activation or 0),
+        "graphs": found.graphs * (own.predicted.graphs or 0),
+        "non_torch": found.non_torch + (own.predicted.non_torch or 0),
+    }[name]
+    return Pair(row=row, predicted=predicted / GIB, measured=measured)
 
 
 FITTED = frozenset(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from libs.inference.planner.calibration import Corrections, MeasuredStart, corrections_for, strongest
 from libs.inference.planner.devices import Gpu
 from libs.inference.planner.goal import Goal
 from libs.inference.planner.memory import (
@@ -14,6 +15,7 @@ from libs.inference.planner.memory import (
     Verdict,
     budget_of,
     gpu_memory,
+    kind_of,
     margin_of,
     range_need,
     safe_blocks,
@@ -63,12 +65,15 @@ def _failed(refusal: Refusal) -> Failure:
 class Attempts:
     """Tries divisions of one model for one goal."""
 
-    def __init__(self, sizes: Sizes, asked: Asked, engine: Engine, goal: Goal) -> None:
+    def __init__(
+        self, sizes: Sizes, asked: Asked, engine: Engine, goal: Goal, starts: Sequence[MeasuredStart] = ()
+    ) -> None:
         self._sizes = sizes
         self._asked = asked
         self._engine = engine
         self._goal = goal
         self._share = expert_share(sizes.facts)
+        self._starts = starts
 
     def usable(self, gpu: Gpu) -> int:
         """Bytes that an engine could take of a GPU if it were alone on it."""
@@ -118,6 +123,8 @@ class Attempts:
         total = min(gpu.total for gpu in gpus)
         filled = replace(asked, gpu_memory_utilization=utilization)
         options = options_of(self._sizes.facts, filled, self._engine, total, ampere=_is_a100(gpus))
+        if self._starts:
+            options = replace(options, corrections=self._corrections(parallel, gpus))
         for refusal in option_refusals(self._sizes.facts, options):
             return _failed(refusal)
         cards = [_tightest(stage, utilization) for stage in seats.stages]
@@ -127,6 +134,11 @@ class Attempts:
             code = "concurrency" if found.verdict is Verdict.FITS else found.verdict.value
             return Failure(code=code, refusal=lambda: self._refusal(found, divided, options, concurrency))
         return self._judged(divided, seats, options, found, concurrency, lowered=lowered)
+
+    def _corrections(self, parallel: Parallel, gpus: Sequence[Gpu]) -> Corrections:
+        names, version = dict.fromkeys(gpu.name for gpu in gpus), self._engine.version
+        kinds = [kind_of(self._sizes.facts, parallel, version, name) for name in names]
+        return strongest(corrections_for(kind, self._starts) for kind in kinds)
 
     def _judged(
         self, parallel: Parallel, seats: Seats, options: Options, found: Start, concurrency: float, *, lowered: bool

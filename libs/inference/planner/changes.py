@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from libs.inference.planner.choice import choose
+from libs.inference.planner.calibration import MeasuredStart
+from libs.inference.planner.choice import Choice, choose
 from libs.inference.planner.devices import Gpu, Node
 from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.goal import Goal
@@ -20,17 +21,22 @@ MOST_CHANGES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """All that a choice depends on."""
+    """All that a choice depends on. `starts` are those whose measurements correct what is estimated."""
 
     facts: ModelFacts
     asked: Asked
     engine: Engine
     nodes: Sequence[Node]
     goal: Goal
+    starts: Sequence[MeasuredStart] = ()
+
+    @property
+    def choice(self) -> Choice:
+        return choose(self.facts, self.asked, self.engine, self.nodes, self.goal, self.starts)
 
     @property
     def fits(self) -> bool:
-        return bool(choose(self.facts, self.asked, self.engine, self.nodes, self.goal).instances)
+        return bool(self.choice.instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

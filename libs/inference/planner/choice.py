@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from libs.inference.planner.attempt import Attempts, Failure, Instance
+from libs.inference.planner.calibration import MeasuredStart
 from libs.inference.planner.devices import Gpu, Node
 from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.goal import Goal, Prefer, Shape, Strategy, preference, strategy_of
@@ -53,11 +54,19 @@ class Choice:
 class Chooser:
     """Chooses for one model among one set of nodes. Depends on its arguments alone."""
 
-    def __init__(self, facts: ModelFacts, asked: Asked, engine: Engine, nodes: Sequence[Node], goal: Goal) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        asked: Asked,
+        engine: Engine,
+        nodes: Sequence[Node],
+        goal: Goal,
+        starts: Sequence[MeasuredStart] = (),
+    ) -> None:
         self._facts = facts
         self._goal = goal
         self._sizes = Sizes(facts)
-        self._attempts = Attempts(self._sizes, asked, engine, goal)
+        self._attempts = Attempts(self._sizes, asked, engine, goal, starts)
         self._declined: dict[tuple[Parallel, str], Declined] = {}
         self._accepted_as: dict[Parallel, tuple[Parallel, Refusal | None]] = {}
         gpus = [gpu for node in nodes for gpu in node.gpus]
@@ -267,6 +276,13 @@ def _slowest(seats: Seats) -> int:
     return min(map(gpu_bandwidth, seats.gpus))
 
 
-def choose(facts: ModelFacts, asked: Asked, engine: Engine, nodes: Sequence[Node], goal: Goal | None = None) -> Choice:
+def choose(
+    facts: ModelFacts,
+    asked: Asked,
+    engine: Engine,
+    nodes: Sequence[Node],
+    goal: Goal | None = None,
+    starts: Sequence[MeasuredStart] = (),
+) -> Choice:
     """What to start, and why nothing else. Raises `Malformed` or `Unsupported` where the cache cannot be laid out."""
-    return Chooser(facts, asked, engine, nodes, goal or Goal()).choose()
+    return Chooser(facts, asked, engine, nodes, goal or Goal(), starts).choose()

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from libs.inference.planner.calibration import NONE, Kind, Terms
 from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.kv_cache import Demand, KvLayout
 from libs.inference.planner.options import Options
@@ -85,8 +86,8 @@ def range_need(sizes: Sizes, parallel: Parallel, options: Options, stage: int, h
     return StageNeed(
         weights=sizes.weights(parallel, stage, held),
         non_torch=non_torch_bytes(parallel, options),
-        activation=sizes.activation(parallel, options, stage),
-        graphs=graph_bytes(sizes.facts, options, len(held)),
+        activation=int(options.corrections.activation * sizes.activation(parallel, options, stage)),
+        graphs=int(options.corrections.graphs * graph_bytes(sizes.facts, options, len(held))),
         layout=sizes.layout(parallel, options.kv_cache_dtype, held),
     )
 
@@ -94,7 +95,25 @@ def range_need(sizes: Sizes, parallel: Parallel, options: Options, stage: int, h
 def non_torch_bytes(parallel: Parallel, options: Options) -> int:
     """What is kept beside PyTorch's own memory."""
     kept = TOGETHER_BYTES if parallel.gpus > 1 else ALONE_BYTES
-    return kept + (CONTEXT_BYTES if options.engine.counts_context else 0)
+    context = CONTEXT_BYTES if options.engine.counts_context else 0
+    return max(0, kept + context + options.corrections.non_torch)
+
+
+def estimated_terms(sizes: Sizes, parallel: Parallel, options: Options, stage: int = 0) -> Terms:
+    """The terms that a measured start may correct, without any correction."""
+    need = stage_need(sizes, parallel, replace(options, corrections=NONE), stage)
+    return Terms(activation=need.activation, graphs=need.graphs, non_torch=need.non_torch)
+
+
+def kind_of(facts: ModelFacts, parallel: Parallel, version: tuple[int, int], gpu: str) -> Kind:
+    """Of what kind a start on such a GPU is."""
+    return Kind(
+        architecture=facts.architecture,
+        quantisation=facts.quantisation.method if facts.quantisation else "",
+        version=version,
+        gpu=gpu,
+        together=parallel.gpus > 1,
+    )
 
 
 def budget_of(total_bytes: int, utilization: float) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from libs.inference.planner.calibration import NONE, Corrections
 from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.kv_cache import Demand
 from libs.inference.planner.split import Parallel
@@ -32,6 +33,7 @@ class Options:
     kv_cache_dtype: str
     enforce_eager: bool
     batched_tokens_given: bool
+    corrections: Corrections = NONE
 
     def demand(self, parallel: Parallel) -> Demand:
         """What a request may take of the cache.

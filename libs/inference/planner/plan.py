@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from libs.inference.planner.attempt import Instance
 from libs.inference.planner.changes import Change, Question, nearest_changes
-from libs.inference.planner.choice import Choice, Declined, choose
+from libs.inference.planner.choice import Choice, Declined
 from libs.inference.planner.command import Naming, NodeCommand, node_commands
 from libs.inference.planner.devices import Gpu, bandwidth
 from libs.inference.planner.facts import Certainty
@@ -68,7 +68,7 @@ def plan(question: Question, naming: Naming, *, device: str | None = None) -> Pl
     usable = any(gpu.free > 0 for node in question.nodes for gpu in node.gpus)
     if device == "cpu" or (device is None and not usable and not question.goal.forced):
         return _on_cpu(question, naming)
-    choice = choose(question.facts, question.asked, question.engine, question.nodes, question.goal)
+    choice = question.choice
     if not choice.instances:
         return _no_plan(question, choice)
     replicas = tuple(_replica(question, naming, instance) for instance in choice.instances)
@@ -153,6 +153,7 @@ def _reasons(question: Question, instances: Sequence[Instance]) -> tuple[str, ..
         f"{first.options.max_model_len} tokens at once.",
         f"About {first.tokens_per_second:.0f} tokens per second at {first.seconds_per_step * 1000:.1f} ms per step, by "
         "memory bandwidth alone.",
+        *_why_corrected(first),
         *(f"{doubt}." for doubt in question.facts.doubts),
     )
 
@@ -189,6 +190,11 @@ def _why_options(question: Question, instance: Instance) -> list[str]:
     if instance.parallel.expert_parallel:
         found.append("Experts are kept whole (expert parallelism): divided, they would not fit their quantised blocks.")
     return found
+
+
+def _why_corrected(instance: Instance) -> list[str]:
+    count = instance.options.corrections.starts
+    return [f"Estimated terms are corrected by {count} measured starts like this one."] if count else []
 
 
 def _why_partition(instance: Instance) -> list[str]:
