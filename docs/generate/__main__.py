@@ -8,6 +8,7 @@ from pathlib import Path
 
 from docs.generate.asyncapi import asyncapi
 from docs.generate.errors import errors
+from docs.generate.forecast_plot import forecast_plot
 from docs.generate.metrics import metrics
 from docs.generate.planner_accuracy import planner_accuracy
 from docs.generate.rest import rest
@@ -25,6 +26,7 @@ REFERENCES: Mapping[str, Callable[[], str]] = {
     "settings.md": settings,
     "work-states.md": work_states,
     "../planner-accuracy.md": planner_accuracy,
+    "../memory-forecast.svg": forecast_plot,
 }
 
 

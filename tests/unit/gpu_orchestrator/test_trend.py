@@ -1,10 +1,12 @@
 """When memory runs out, from samples of its use; and that memory which is collected raises no alarm."""
 
+import csv
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf, isfinite
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from services.gpu_orchestrator.trend import NEVER, Course, Forecast, Window, fit, forecast, line_of, went_on
 
+RECORDED = Path(__file__).parents[2] / "data/memory/recorded.csv"
 TOTAL = 65_536.0
 WINDOW = Window()
 ALARM_SECONDS = 90.0
@@ -120,6 +123,30 @@ def test_a_step_raises_no_alarm(height: float, at: int, sigma: float):
 @pytest.mark.parametrize("sigma", [0.001, 0.01, 0.05])
 def test_noise_raises_no_alarm(sigma: float):
     assert play(trembling(lambda _: 0.6, sigma), 2000).announced is None
+
+
+def recorded(column: str) -> list[float]:
+    """A second each: of a machine while test suites ran, of a program that leaks, of one that collects."""
+    with RECORDED.open(encoding="utf-8") as file:
+        return [float(row[column]) for row in csv.DictReader(file)]
+
+
+def test_a_recorded_leak_is_announced_a_minute_before_the_end():
+    used = recorded("leaking_mb")
+
+    assert play(lambda second: used[second] / 500).warning_seconds >= 60
+
+
+def test_a_recorded_garbage_collector_raises_no_alarm():
+    used = recorded("collecting_mb")
+
+    assert play(lambda second: used[second] / 180, len(used)).announced is None
+
+
+def test_a_recorded_machine_that_works_raises_no_alarm():
+    used = recorded("machine_mb")
+
+    assert play(lambda second: used[second] / 5000, len(used)).announced is None
 
 
 def test_the_time_that_is_left_is_within_its_band_and_right():
