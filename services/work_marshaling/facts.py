@@ -216,7 +216,7 @@ def _told_admission(item: WorkItem) -> Admitted:
 
 
 def asked_for(item: WorkItem) -> Submission:
-    """What was submitted, without its payload."""
+    """What was submitted, without its payload and with the defaults filled in."""
     spec = item.spec
     return Submission(
         work_id=None if item.work_id.startswith(SERVER_PREFIX) else item.work_id,
@@ -231,6 +231,8 @@ def asked_for(item: WorkItem) -> Submission:
         submitter=spec.submitter,
         retry_of=spec.retry_of,
         payload_ref=spec.payload_ref,
+        max_attempts=spec.max_attempts,
+        retry_delay_seconds=spec.retry_delay_seconds,
     )
 
 

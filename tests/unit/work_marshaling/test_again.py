@@ -44,6 +44,18 @@ async def test_a_dead_item_is_replayed_as_a_new_one(archived: bool):
         assert await status_of(instance, work_id) is WorkStatus.DEAD
 
 
+@pytest.mark.parametrize("archived", [False, True])
+async def test_a_retry_is_tried_as_often_and_as_soon_as_the_first_was(archived: bool):
+    house = House()
+    async with house.marshaling(FORGETFUL) as instance:
+        work_id = await _dead(house, instance, await _node(house, instance), retry_delay_seconds=7.0, priority=2)
+        await house.pass_time(ARCHIVED_SECONDS if archived else 0)
+        again = await instance.again.retry(work_id, RunAgain())
+        spec = instance.leading.present.term.memory.items[again.work_id].spec
+
+        assert (spec.max_attempts, spec.retry_delay_seconds, spec.priority) == (1, 7.0, 2)
+
+
 async def test_an_item_that_completed_can_be_retried_and_not_replayed():
     house = House()
     async with house.marshaling() as instance:
