@@ -224,6 +224,12 @@ class Crowd:
                     return answer.json()
         return None
 
+    async def _led(self) -> None:
+        """One that is ready may still stand by, until the lease of the one that was killed is over."""
+        async with asyncio.timeout(60):
+            while await self._get("/api/v1/stats") is None:
+                await asyncio.sleep(0.1)
+
     # The end
 
     async def settle(self, seconds: float) -> None:
@@ -294,6 +300,7 @@ class Crowd:
                 marshaling.kill()
                 marshaling.start()
         await asyncio.to_thread(self.stage.wait_ready)
+        await self._led()
         again = await self.views()
         return count(
             Evidence(

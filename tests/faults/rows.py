@@ -313,7 +313,7 @@ async def poison(scene: Scene) -> str:
     finally:
         guard.cancel()
     died = sum(len(each.pids) - 1 for each in stage.agents)
-    return f"{len(crowd.poison)} poison items of 2 attempts each, {died} agents died"
+    return f"{len(crowd.poison)} poison items, {died} agents died"
 
 
 async def _guard(stage: Stage) -> None:
