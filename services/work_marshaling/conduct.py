@@ -23,7 +23,12 @@ from libs.common.contracts.work_log import AttemptFailed, Blacklisted, Ended, Ex
 from libs.common.contracts.work_marshaling import EXTERNAL
 from services.work_marshaling.model import Attempt, ConductRules, WorkItem
 
-NODE_FAULTS = frozenset({"engine_unavailable", "engine_error", "internal", "lease"})
+NODE_FAULTS = frozenset(
+    {
+        *("engine_unavailable", "engine_error", "internal"),
+        *("containers_unavailable", "container_lost", "no_work_folder"),
+    }
+)
 NODE_FAULT_PREFIX = "node_"
 Z = 1.96
 PARTS = 20
