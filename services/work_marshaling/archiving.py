@@ -134,7 +134,7 @@ class Archiving:
 
     async def _hand_over(self, leadership: Leadership) -> None:
         while True:
-            items = _ready(leadership.term)
+            items = ready(leadership.term)
             if not items:
                 await self._clock.sleep(LOOK_SECONDS)
                 continue
@@ -234,7 +234,7 @@ class Archiving:
         self._trimmed = reached
 
 
-def _ready(term: Term) -> list[WorkItem]:
+def ready(term: Term) -> list[WorkItem]:
     """The next ended items whose ends are on disk."""
     ready: list[WorkItem] = []
     for work_id in islice(term.memory.unarchived, MOST_AT_ONCE):

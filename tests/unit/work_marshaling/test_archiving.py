@@ -12,6 +12,7 @@ from libs.common.contracts.base import Json
 from libs.common.contracts.streams import WORK_DONE
 from libs.common.contracts.work_marshaling import WorkError, WorkItem, WorkLookup, WorkStatus
 from libs.common.errors import Conflict, NotFound, Unavailable
+from services.work_marshaling.archiving import ready
 from services.work_marshaling.model import Cancel, Failed, Filter, RetryDue
 from services.work_marshaling.rows import finished, finished_of, row_of
 from services.work_marshaling.tables import WORK_ITEMS
@@ -89,6 +90,18 @@ async def test_an_archive_that_is_away_delays_nothing_and_catches_up():
         await house.pass_time(20, step=1.0)
         assert [await status_of(instance, each) for each in ids] == [WorkStatus.COMPLETED] * 5
         assert instance.archiving.problem() is None
+
+
+async def test_an_end_is_handed_over_only_when_it_is_on_disk():
+    house = House()
+    async with house.marshaling() as instance:
+        work_id = await submit(instance)
+        term = instance.leading.present.term
+        term.happen(work_id, Cancel())
+        assert (list(term.memory.unarchived), ready(term)) == ([work_id], [])
+
+        await house.settle()
+        assert [item.work_id for item in ready(term)] == [work_id]
 
 
 async def test_an_end_that_was_not_archived_when_the_leader_died_is_archived_by_the_next():

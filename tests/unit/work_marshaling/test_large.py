@@ -2,6 +2,7 @@
 
 import json
 from collections import deque
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +122,7 @@ async def test_an_object_that_was_just_put_stays():
     house = House()
     async with house.marshaling() as instance:
         await instance.bus.objects(WORK_OBJECTS).put("fresh", b"x")
+        house.clock.advance(300)
         await instance.large.sweep(instance.leading.present.term.memory, deque())
 
         assert await instance.bus.objects(WORK_OBJECTS).names() == ["fresh"]
@@ -135,6 +137,32 @@ async def test_an_object_whose_message_was_not_read_yet_stays():
         memory.in_seq -= 1
 
         assert await _sweep(house, instance) == ["named-by-what-comes"]
+
+
+async def test_an_object_whose_outcome_was_not_read_yet_stays():
+    house = House()
+    async with house.marshaling() as instance:
+        node = await _node(house, instance)
+        await instance.bus.objects(WORK_OBJECTS).put("named-by-what-comes", b"x")
+        await submit(instance)
+        await node.complete(await node.takes())
+        instance.leading.present.term.memory.out_seq -= 1
+
+        assert await _sweep(house, instance) == ["named-by-what-comes"]
+
+
+async def test_a_payload_that_cannot_be_kept_holds_up_nothing():
+    house = House()
+    async with house.marshaling() as instance:
+        node = await _node(house, instance)
+        async with house.server.connect("operator") as operator:
+            await operator.ensure_stream(replace(WORK_OBJECTS.stream, max_bytes=1_000))
+        work_id = await submit(instance, payload={"text": "x" * 50_000}, max_attempts=1)
+        await node.fail(await node.takes())
+        await house.pass_time(3)
+        memory = instance.leading.present.term.memory
+
+        assert (work_id in memory.unarchived, list(memory.far_items())) == (False, [])
 
 
 async def test_the_payload_of_an_item_that_came_to_nothing_is_kept_to_run_it_again():
