@@ -6,7 +6,18 @@ from statistics import median
 
 from docs.generate.markdown import page, table
 from docs.generate.measured_starts import MeasuredStart, measured_starts
-from docs.generate.planner_terms import ESTIMATED, FITTED, TERMS, Pair, corrected, is_refusal, refused, verdict, weights
+from docs.generate.planner_terms import (
+    ESTIMATED,
+    FITTED,
+    TERMS,
+    Pair,
+    corrected,
+    is_refusal,
+    refused,
+    started,
+    verdict,
+    weights,
+)
 from libs.inference.planner.memory import GIB, Verdict
 from libs.inference.planner.parameters import parameter_count
 
@@ -108,9 +119,10 @@ these rows are of one kind, so most are corrected upwards or not at all; that is
 
 
 def _calibrated(rows: Sequence[MeasuredStart], scored: Mapping[str, Sequence[Pair]]) -> str:
+    known = {row.id: told for row in rows if (told := started(row)) is not None}
     lines = []
     for term in ESTIMATED:
-        found = {pair.row.id: pair for row in rows if (pair := corrected(row, term, rows)) is not None}
+        found = {pair.row.id: pair for row in rows if (pair := corrected(row, term, known)) is not None}
         both = [(pair, found[pair.row.id]) for pair in scored[term] if pair.row.id in found]
         low = [sum(pair.error < 0 for pair in each) for each in zip(*both, strict=True)] or [0, 0]
         middles = [median(abs(pair.error) for pair in each) for each in zip(*both, strict=True)] or [0.0, 0.0]

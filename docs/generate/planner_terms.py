@@ -1,6 +1,6 @@
 """What the planner says of each published start, term by term; None where a row cannot decide."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from docs.generate.measured_starts import MeasuredStart, gpu_name
@@ -130,14 +130,13 @@ def started(row: MeasuredStart) -> Started | None:
     )
 
 
-def corrected(row: MeasuredStart, term: str, others: Sequence[MeasuredStart]) -> Pair | None:
-    """An estimated term as the starts of all other rows correct it."""
+def corrected(row: MeasuredStart, term: str, known: Mapping[str, Started]) -> Pair | None:
+    """An estimated term as the starts of all other rows correct it; `known` are all of them by their row."""
     column, name = ESTIMATED[term]
-    own, measured = started(row), row.number(column)
+    own, measured = known.get(row.id), row.number(column)
     if own is None or not measured or measured < 0:
         return None
-    known = [each for other in others if other.id != row.id and (each := started(other)) is not None]
-    found = corrections_for(own.kind, known)
+    found = corrections_for(own.kind, [other for place, other in known.items() if place != row.id])
     predicted = {
         "activation": found.activation * (own.predicted.activation or 0),
         "graphs": found.graphs * (own.predicted.graphs or 0),

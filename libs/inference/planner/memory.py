@@ -10,7 +10,7 @@ from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.kv_cache import Demand, KvLayout
 from libs.inference.planner.options import Options
 from libs.inference.planner.sizes import Sizes
-from libs.inference.planner.split import Parallel, stage_ranges
+from libs.inference.planner.split import Parallel, stage_ranges, stage_sizes
 
 GIB = 2**30
 ALONE_BYTES = int(0.15 * GIB)
@@ -101,8 +101,12 @@ def non_torch_bytes(parallel: Parallel, options: Options) -> int:
 
 def estimated_terms(sizes: Sizes, parallel: Parallel, options: Options, stage: int = 0) -> Terms:
     """The terms that a measured start may correct, without any correction."""
-    need = stage_need(sizes, parallel, replace(options, corrections=NONE), stage)
-    return Terms(activation=need.activation, graphs=need.graphs, non_torch=need.non_torch)
+    plain, layers = replace(options, corrections=NONE), stage_sizes(len(sizes.facts.layers), parallel)[stage]
+    return Terms(
+        activation=sizes.activation(parallel, plain, stage),
+        graphs=graph_bytes(sizes.facts, plain, layers),
+        non_torch=non_torch_bytes(parallel, plain),
+    )
 
 
 def kind_of(facts: ModelFacts, parallel: Parallel, version: tuple[int, int], gpu: str) -> Kind:
