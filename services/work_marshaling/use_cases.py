@@ -25,7 +25,7 @@ from libs.common.contracts.work_marshaling import (
     WorkView,
 )
 from libs.common.contracts.work_records import Finished
-from libs.common.errors import Conflict, Malformed, MeshError, Unavailable
+from libs.common.errors import Conflict, Malformed, MeshError, NotFound, Unavailable
 from libs.common.kit.service import Remark
 from services.work_marshaling.asking import Asking, told_refusal
 from services.work_marshaling.identity import canonical_text, digest, server_id
@@ -160,11 +160,10 @@ class WorkMarshaling:
 
     async def _ended_before(self, work_id: str) -> WorkAccepted:
         """What is known of an item that ended long ago. Raises `Conflict` when that is its id alone, and `Unavailable`
-        while this instance does not lead."""
-        self._leading.present  # noqa: B018  # raises
+        while this instance does not lead, or the archive cannot be asked."""
         try:
             known = await self._asking.find_one(work_id)
-        except MeshError as error:
+        except NotFound as error:
             raise Conflict(f"work_id: {work_id} ended and is kept no longer", work_id=work_id) from error
         return WorkAccepted(work_id=known.work_id, sequence=known.sequence, status=known.status, duplicate=True)
 

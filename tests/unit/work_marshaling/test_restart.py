@@ -161,8 +161,10 @@ async def test_forgotten_ids_are_known_after_a_checkpoint_and_a_restart(house: H
         async with house.marshaling(rules) as after:
             with pytest.raises(Unavailable):
                 await view_of(after, "w1")
-            with pytest.raises(Conflict):
+            with pytest.raises(Unavailable):
                 await submit(after, work_id="w1")
+            with pytest.raises(Conflict):
+                await submit(after, work_id="w1", priority=0)
 
 
 async def test_inputs_that_are_no_longer_needed_are_trimmed(house: House):
