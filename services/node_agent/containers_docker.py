@@ -191,12 +191,7 @@ def _start(client: docker.APIClient, *, plan: ContainerPlan, labels: Mapping[str
         stop_signal="SIGTERM",
         host_config=client.create_host_config(**_confinement(plan)),
     )
-    try:
-        client.start(made["Id"])
-    except Exception:
-        # Docker keeps what it made and could not start.
-        client.remove_container(made["Id"], force=True, v=True)
-        raise
+    client.start(made["Id"])
 
 
 def _confinement(plan: ContainerPlan) -> dict[str, Any]:

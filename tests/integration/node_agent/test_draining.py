@@ -12,7 +12,7 @@ from libs.common.contracts.work_marshaling import WorkCompleted
 from services.node_agent import use_cases
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import gate, reached
-from tests.integration.node_agent.mesh import NODE, agent, function_job, marshaling
+from tests.integration.node_agent.mesh import NODE, agent, bare_agent, function_job, marshaling
 
 SAMPLE = Path(__file__).parents[2] / "contract" / "samples" / "compute.nodes.query.v1.reply.json"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -68,12 +68,10 @@ def status(draining: bool, node_id: str = NODE) -> NodeStatus:
 
 async def test_a_node_that_the_registry_drains_takes_nothing_more_until_the_registry_says_so(tmp_path: Path):
     async with marshaling() as other, agent(other.server, tmp_path) as at_work:
-        await other.bus.publish(STATUS, status(True, "another-node"))
         await other.bus.publish(STATUS, status(True))
         await until(lambda: other.workloads and other.workloads[-1].draining)
         refused = await other.assign(function_job("echo"))
         by_owner = (await at_work.ask("POST", "/api/v1/undrain")).json()
-        await other.bus.publish(STATUS, status(False, "another-node"))
         await other.bus.publish(STATUS, status(False))
         await until(lambda: not other.workloads[-1].draining)
         taken = await other.assign(function_job("echo"))
@@ -81,6 +79,17 @@ async def test_a_node_that_the_registry_drains_takes_nothing_more_until_the_regi
     assert refused[0].reason == "this node is draining by the registry: maintenance"
     assert (by_owner["draining"], by_owner["by"]) == (True, ["registry"])
     assert taken[0].accepted
+
+
+async def test_what_the_registry_says_of_other_nodes_does_not_matter(tmp_path: Path):
+    async with bare_agent(tmp_path, slots=1) as bare:
+        await bare.node_status(status(True, "another-node"))
+        before = bare.draining_now()
+        await bare.node_status(status(True))
+        await bare.node_status(status(False, "another-node"))
+
+        assert not before.draining
+        assert bare.draining_now().draining
 
 
 async def test_an_agent_that_starts_asks_the_registry_whether_its_node_is_draining(tmp_path: Path):
