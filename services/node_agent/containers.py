@@ -56,8 +56,8 @@ class Containers(Protocol):
         ...
 
     async def start(self, plan: ContainerPlan) -> None:
-        """Make it and start it: a second one of that name is refused. Raises `JobFailed` when it cannot be started; it may
-        be there all the same."""
+        """Make it and start it: a second one of that name is refused. Raises `JobFailed` when it cannot be started; it
+        may be there all the same."""
         ...
 
     async def ours(self) -> list[ContainerFound]:

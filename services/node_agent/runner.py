@@ -1,4 +1,5 @@
-"""What runs jobs. Port of `runner_openai.py`, `runner_function.py` and `runner_container.py`."""
+"""What runs jobs. Port of `runner_openai.py`, `runner_function.py`, `runner_process.py` and
+`runner_container.py`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol

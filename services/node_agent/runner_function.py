@@ -13,6 +13,7 @@ import structlog
 
 from libs.common.contracts.work_marshaling import Assignment
 from libs.common.errors import WrongSetting
+from services.node_agent.function_call import name_in
 from services.node_agent.model import FUNCTION_TYPE, JobFailed
 from services.node_agent.runner import Tell
 
@@ -68,7 +69,7 @@ class FunctionRunner:
         self._threads = _Threads(slots)
         self._lingering: set[Future[Any]] = set()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """What still runs is left to itself; it cannot be ended, and its attempt is over."""
         self._threads.close()
 
@@ -89,14 +90,8 @@ class FunctionRunner:
 
     async def run(self, assignment: Assignment, tell: Tell) -> Any:
         payload = assignment.payload or {}
-        name = payload.get("function")
-        if not isinstance(name, str):
-            raise JobFailed("bad_payload", "`function` must be the name of a function", retryable=False)
-        function = self._functions.get(name)
-        if function is None:
-            enabled = ", ".join(sorted(self._functions))
-            raise JobFailed("no_such_function", f"{name[:64]!r} is not enabled here; {enabled} are", retryable=True)
-        return await self._called(name, function, payload.get("arguments"))
+        name = name_in(payload, self._functions)
+        return await self._called(name, self._functions[name], payload.get("arguments"))
 
     async def left(self, assignments: Sequence[Assignment]) -> frozenset[str]:
         return frozenset()

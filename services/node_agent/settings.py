@@ -59,6 +59,14 @@ class Settings(BaseSettings):
         description="Python functions that work of type `function` may call here.",
     )
     agent_function_slots: int = Field(4, ge=1, le=1000, description="Functions that run at once.")
+    agent_function_processes: bool = Field(
+        False,
+        description="Call functions in processes of their own, which are ended with all that they started when their "
+        "time is over or they are stopped. Otherwise in threads: quicker, but a function that hangs keeps its slot.",
+    )
+    agent_function_grace_seconds: float = Field(
+        5.0, ge=0, le=600, description="How long such a process has between SIGTERM and SIGKILL."
+    )
     container_images: tuple[str, ...] = Field(
         (),
         max_length=1000,

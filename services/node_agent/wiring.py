@@ -36,6 +36,7 @@ from services.node_agent.reports import Reports
 from services.node_agent.runner_container import ContainerRunner
 from services.node_agent.runner_function import FunctionRunner, load_functions
 from services.node_agent.runner_openai import EngineRunner
+from services.node_agent.runner_process import ProcessRunner
 from services.node_agent.settings import Settings
 from services.node_agent.store import Journal
 from services.node_agent.store_sqlite import SqliteJournal
@@ -108,7 +109,7 @@ class _Machinery:
 
     engines: Sequence[KeptEngine]
     pools: Sequence[Pool]
-    functions: FunctionRunner | None
+    functions: FunctionRunner | ProcessRunner | None
     containers: "_ContainerWork | None"
     launcher: PosixLauncher
     client: httpx.AsyncClient
@@ -124,7 +125,7 @@ class _Machinery:
         if self.containers is not None:
             self.containers.close()
         if self.functions is not None:
-            self.functions.close()
+            await self.functions.close()
         await self.client.aclose()
         self.launcher.close()
 
@@ -137,8 +138,7 @@ def _machinery(
     pools = [Pool(EngineRunner(engine, client, observer)) for engine in engines]
     functions = None
     if settings.functions:
-        found = load_functions(settings.functions, variable="AGENT_FUNCTIONS")
-        functions = FunctionRunner(found, slots=settings.agent_function_slots, freed=reports.workload_changed)
+        functions = _functions(settings, reports)
         pools.append(Pool(functions))
     containers = None
     if settings.container_images:
@@ -147,6 +147,16 @@ def _machinery(
     return _Machinery(
         engines=engines, pools=pools, functions=functions, containers=containers, launcher=launcher, client=client
     )
+
+
+def _functions(settings: Settings, reports: Reports) -> FunctionRunner | ProcessRunner:
+    """Raises `WrongSetting` for a function that is not there."""
+    found = load_functions(settings.functions, variable="AGENT_FUNCTIONS")
+    slots, freed = settings.agent_function_slots, reports.workload_changed
+    if settings.agent_function_processes:
+        grace_seconds = settings.agent_function_grace_seconds
+        return ProcessRunner(settings.functions, slots=slots, grace_seconds=grace_seconds, freed=freed)
+    return FunctionRunner(found, slots=slots, freed=freed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,8 @@
 """Functions that tests let the agent call."""
 
+import os
+import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -42,3 +45,27 @@ def huge(arguments: Any) -> Any:
 
 def not_json(_: Any) -> Any:
     return {1, 2, 3}
+
+
+def say(arguments: Any) -> Any:
+    print(arguments)  # noqa: T201  # what it prints is the job's output
+    return "said"
+
+
+def sleep_with_child(arguments: Any) -> Any:
+    """Ignores SIGTERM if it is asked to, and has a child that does."""
+    if arguments["stubborn"]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen(["sh", "-c", f"trap '' TERM; sleep {arguments['seconds']} & wait; wait"])
+    Path(arguments["file"]).write_text(f"{os.getpid()}\n", encoding="utf-8")
+    child.wait()
+    return "woke up"
+
+
+def die(arguments: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return arguments
+
+
+def own_pid(_: Any) -> Any:
+    return os.getpid()

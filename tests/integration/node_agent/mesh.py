@@ -222,5 +222,5 @@ async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
                 engines=[],
             )
         finally:
-            functions.close()
+            await functions.close()
             await journal.close()
