@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -27,6 +28,9 @@ NOBODY = "65534:65534"
 CALL_SECONDS = 15.0
 WAIT_SECONDS = 10.0
 TELL_SECONDS = 0.25
+HEARSAY_SECONDS = 1.0
+POLL_SECONDS = 0.05
+KILLED = 137
 MOST_PROCESSES = 256
 TEMPORARY_BYTES = 64 * 1024 * 1024
 SHOWN_BYTES = 32 * 1024
@@ -242,7 +246,7 @@ def _listen(stream: CancellableStream, heard: _Heard) -> None:
 
 
 def _end_of(client: docker.APIClient, *, name: str) -> ContainerEnd:
-    state = client.inspect_container(name)["State"]
+    state = _state_at_the_end(client, name)
     stdout = client.logs(name, stdout=True, stderr=False)
     stderr = client.logs(name, stdout=False, stderr=True)
     return ContainerEnd(
@@ -253,6 +257,16 @@ def _end_of(client: docker.APIClient, *, name: str) -> ContainerEnd:
         stderr=stderr[-SHOWN_BYTES:].decode(errors="replace"),
         output_cut=max(len(stdout), len(stderr)) > SHOWN_BYTES,
     )
+
+
+def _state_at_the_end(client: docker.APIClient, name: str) -> Mapping[str, Any]:
+    """Docker may hear that something was killed for its memory only after it heard that the container ended."""
+    until = time.monotonic() + HEARSAY_SECONDS
+    while True:
+        state: Mapping[str, Any] = client.inspect_container(name)["State"]
+        if state["ExitCode"] != KILLED or state["OOMKilled"] or time.monotonic() > until:
+            return state
+        time.sleep(POLL_SECONDS)
 
 
 def _seconds_between(started: str, ended: str) -> float:

@@ -187,6 +187,9 @@ class ContainerRunner:
             await _to_its_end(self._containers.start(plan))
         except Unavailable as error:
             raise JobFailed("containers_unavailable", error.message, retryable=True) from error
+        except asyncio.CancelledError:
+            await self._stopped(name)
+            raise
         return afterwards
 
     def _spec(self, assignment: Assignment) -> ContainerSpec:
