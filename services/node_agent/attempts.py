@@ -98,7 +98,8 @@ class Attempts:
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                whole = await self._large.with_payload(assignment)
+                taken_up = job.taken_up_after is not None
+                whole = assignment if taken_up else await self._large.with_payload(assignment)
                 return await job.pool.runner.run(whole, lambda text: self._reports.produced(job.running, text))
         except TimeoutError:
             if not limit.expired():

@@ -2,5 +2,5 @@
 
 END_OF_OUTPUT = b"\0mesh: end of output\0"
 """Written after everything that a function printed."""
-LARGEST_RESULT = 2 * 1024 * 1024
+LARGEST_RESULT = 33 * 1024 * 1024
 """Bytes of a result that the process still tells; what the mesh takes is less."""
