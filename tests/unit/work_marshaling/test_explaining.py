@@ -197,3 +197,18 @@ def test_what_is_explained_is_what_is_decided(asked: dict[str, object], slots: l
     assert bool(chosen) == bool(open_nodes)
     assert set(chosen) <= open_nodes
     assert (told.smallest_change is None) == bool(open_nodes)
+
+
+def test_free_slots_for_other_kinds_of_work_are_no_free_slots():
+    pools = [
+        {"work_types": ["chat"], "slots": 1, "free_slots": 1},
+        {"work_types": ["function"], "slots": 4, "free_slots": 4},
+    ]
+    known, leases = nodes(workload(slots=5, work_types=("chat", "function"), pools=pools)), Leases()
+    leases.open("other", "t", "n1", "chat", now=0.0, seconds=30, most_seconds=60)
+    queue = queue_of(item("w", 1))
+
+    taken = queue.now_taken(wanted(item("w", 1)), known["n1"], known, leases.free(known))
+
+    assert taken is not None
+    assert taken.field == "slots"
