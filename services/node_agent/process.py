@@ -17,6 +17,10 @@ class Process(Protocol):
         """Its exit status or signal in words, where that can be known."""
         ...
 
+    def exit_code(self) -> int | None:
+        """Of one that ended, negative for a signal; None where that cannot be known."""
+        ...
+
     def memory_mb(self) -> int | None:
         """Resident memory, measured."""
         ...
@@ -28,6 +32,12 @@ class Process(Protocol):
     async def end(self, grace_seconds: float) -> None:
         """SIGTERM, and after the grace SIGKILL for all of its process group. Returns when it is gone."""
         ...
+
+
+class WaitingProcess(Process, Protocol):
+    """One that waits for a word before it becomes what it is to be, and ends when we do."""
+
+    def go(self) -> None: ...
 
 
 class Hold(Protocol):
@@ -45,6 +55,14 @@ class Launcher(Protocol):
 
     async def start(self, command: Sequence[str], *, log: Path, hold: Hold) -> Process:
         """Start a process in a session of its own, output to `log`. It keeps the lock for as long as it lives."""
+        ...
+
+    async def start_waiting(self, command: Sequence[str], *, log: Path, hold: Hold) -> WaitingProcess:
+        """The same, for a command that waits for a line on its standard input."""
+        ...
+
+    def end_group(self, pid: int) -> None:
+        """SIGKILL for what is left of the group that this process led."""
         ...
 
     def find(self, pid: int) -> Process | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from libs.common.errors import TimedOut, Unavailable
-from services.node_agent.process import Hold, Process
+from services.node_agent.process import Hold, Process, WaitingProcess
 
 POLL_SECONDS = 0.05
 MIB = 1024 * 1024
@@ -55,6 +55,21 @@ class PosixProcess:
         status = self._child.returncode
         return f"with {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
 
+    def exit_code(self) -> int | None:
+        return None if self._child is None else self._child.poll()
+
+    def go(self) -> None:
+        """One that died meanwhile does not listen: whoever watches it sees that."""
+        if self._child is not None and self._child.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._child.stdin.write(b"\n")
+            self._close_gate()
+
+    def _close_gate(self) -> None:
+        if self._child is not None and self._child.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._child.stdin.close()
+
     def memory_mb(self) -> int | None:
         try:
             return int(self._process.memory_info().rss // MIB)
@@ -77,6 +92,7 @@ class PosixProcess:
                 await self._gone()
         self._signal(signal.SIGKILL, group=True)
         await self._gone()
+        self._close_gate()
 
     async def _gone(self) -> None:
         while self.alive():  # noqa: ASYNC110  # a process that is not our child tells nobody that it ended
@@ -109,19 +125,29 @@ class PosixLauncher:
         return FileHold(descriptor)
 
     async def start(self, command: Sequence[str], *, log: Path, hold: Hold) -> Process:
+        return await self._started(command, log, hold, subprocess.DEVNULL)
+
+    async def start_waiting(self, command: Sequence[str], *, log: Path, hold: Hold) -> WaitingProcess:
+        return await self._started(command, log, hold, subprocess.PIPE)
+
+    def end_group(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+    async def _started(self, command: Sequence[str], log: Path, hold: Hold, stdin: int) -> PosixProcess:
         if not isinstance(hold, FileHold):
             raise TypeError("the lock is not one of this launcher's")
         try:
-            return await self._off_loop(command, log, hold.descriptor)
+            return await self._off_loop(command, log, hold.descriptor, stdin)
         except OSError as error:
             raise Unavailable(f"cannot start {command[0]}: {error}") from error
 
-    async def _off_loop(self, command: Sequence[str], log: Path, descriptor: int) -> Process:
-        def start() -> Process:
+    async def _off_loop(self, command: Sequence[str], log: Path, descriptor: int, stdin: int) -> PosixProcess:
+        def start() -> PosixProcess:
             with log.open("ab") as output:
                 child = subprocess.Popen(
                     list(command),
-                    stdin=subprocess.DEVNULL,
+                    stdin=stdin,
                     stdout=output,
                     stderr=output,
                     start_new_session=True,

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.-]*=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _IMAGES = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9._/:@*?\[\]-]{0,255}")
+_PROGRAM = re.compile(r"(vllm|llama\.cpp)(=\S+)?")
 _MAGIC = b"GGUF"
 
 
@@ -53,6 +54,12 @@ class Settings(BaseSettings):
     )
     engine_embeddings: bool = Field(False, description="Also take work of type `embedding`; makes prompts slower.")
     engine_start_seconds: float = Field(300.0, ge=1, le=3600, description="How long loading the model may take.")
+    engine_programs: tuple[str, ...] = Field(
+        ("vllm", "llama.cpp"),
+        max_length=2,
+        json_schema_extra={"allowed": "vllm, llama.cpp, separated by commas; vllm=/path/of/vllm says where it is"},
+        description="Engines that deployments may start here; empty: none. llama.cpp is built in.",
+    )
     agent_functions: tuple[str, ...] = Field(
         (),
         json_schema_extra={"allowed": "a list such as name=module:function, its parts separated by commas"},
@@ -126,6 +133,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"{pattern!r} is no pattern for names of images, such as busybox:1.36 or team/*")
         return patterns
 
+    @field_validator("engine_programs")
+    @classmethod
+    def _are_programs(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        for part in parts:
+            if not _PROGRAM.fullmatch(part):
+                raise ValueError(f"{part!r} is not vllm, llama.cpp or vllm=/path/of/vllm")
+        return parts
+
     @field_validator("agent_functions")
     @classmethod
     def _are_functions(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -144,3 +159,8 @@ class Settings(BaseSettings):
     def functions(self) -> dict[str, str]:
         """From a function's name to where it is."""
         return dict(part.split("=", 1) for part in self.agent_functions)
+
+    @property
+    def programs(self) -> dict[str, str]:
+        """From an engine that may be started to its program."""
+        return {name: path or name for name, _, path in (part.partition("=") for part in self.engine_programs)}

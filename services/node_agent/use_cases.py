@@ -39,7 +39,10 @@ MOST_UNDELIVERED = 2000
 
 
 class NodeAgent:
-    """`pools` say what this machine can run. The outbox delivers outcomes; the reports tell what runs."""
+    """`pools` say what this machine can run; they and `engines` may change from outside.
+
+    The outbox delivers outcomes; the reports tell what runs.
+    """
 
     def __init__(
         self,

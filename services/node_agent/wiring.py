@@ -9,6 +9,8 @@ from pathlib import Path
 
 import httpx
 
+from libs.common.contracts.engine_hosting import StartEngine
+from libs.common.contracts.gpu_orchestrator import COMMIT, Commit
 from libs.common.contracts.node_registry import EngineState
 from libs.common.contracts.streams import WORK_OBJECTS, WORK_OUT
 from libs.common.errors import WrongSetting
@@ -19,12 +21,16 @@ from services.node_agent.attempts import Pool
 from services.node_agent.container_spec import ContainerRules
 from services.node_agent.containers_folder import DiskWorkFolders
 from services.node_agent.draining import Draining
-from services.node_agent.engine import KeptEngine
+from services.node_agent.engine import EngineDoor, KeptEngine
 from services.node_agent.engine_facts import EngineSpec
 from services.node_agent.engine_folder import EngineFolder
 from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_openai import OpenAIEngine
 from services.node_agent.engine_tiny import TinyModel
+from services.node_agent.hosted import Hosted, HostedFiles
+from services.node_agent.hosted_folder import DiskHostedFolders
+from services.node_agent.hosted_process import HostedProcess
+from services.node_agent.hosting import Hosting
 from services.node_agent.http_api import routes
 from services.node_agent.large import Large
 from services.node_agent.life import AgentLife, Work
@@ -46,6 +52,7 @@ TINY_MODEL = "tiny-random-llama"
 ENGINE_ID = "llama-1"
 THEIR_ENGINE_ID = "openai-1"
 FORGET_SECONDS = 600.0
+COMMIT_SECONDS = 10.0
 
 
 def build(platform: Platform, settings: Settings | None = None) -> Service:
@@ -68,7 +75,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         draining=draining,
         observer=observer,
         pools=machinery.pools,
-        engines=machinery.engines,
+        engines=machinery.doors,
     )
     observer.watch(
         Sight(
@@ -93,7 +100,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         port=chosen.port,
         streams=[WORK_OUT, WORK_OBJECTS.stream],
         lifespan=life.alive,
-        subscriptions=partial(open_doors, platform.bus, agent, platform.node_id),
+        subscriptions=partial(open_doors, platform.bus, agent, machinery.hosting, platform.node_id),
         loops=[
             life.nothing_ended,
             every(FORGET_SECONDS, agent.forget, platform.clock, name="forget_old_attempts"),
@@ -105,10 +112,12 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
 
 @dataclass(frozen=True, kw_only=True)
 class _Machinery:
-    """What runs jobs, and what is to be closed afterwards."""
+    """What runs jobs, and what is to be closed afterwards. `doors` and `pools` change with the hosted engines."""
 
     engines: Sequence[KeptEngine]
-    pools: Sequence[Pool]
+    doors: list[EngineDoor]
+    pools: list[Pool]
+    hosting: Hosting
     functions: FunctionRunner | ProcessRunner | None
     containers: "_ContainerWork | None"
     launcher: PosixLauncher
@@ -117,9 +126,11 @@ class _Machinery:
     def works(self) -> Mapping[str, Work]:
         """What must go on for as long as the agent lives."""
         works: dict[str, Work] = {f"engine {engine.now().engine_id}": engine.run for engine in self.engines}
+        works["hosting"] = self.hosting.run
         return works | {"containers": self.containers.runner.upkeep} if self.containers else works
 
     async def close(self) -> None:
+        await self.hosting.close()
         for engine in self.engines:
             await engine.stop()
         if self.containers is not None:
@@ -144,8 +155,77 @@ def _machinery(
     if settings.container_images:
         containers = _containers(platform, settings, folder, observer, reports)
         pools.append(Pool(containers.runner))
+    doors: list[EngineDoor] = [*engines]
+    hosting = _hosting(_Workshop(platform, settings, folder, launcher, client, reports), doors, pools, observer)
     return _Machinery(
-        engines=engines, pools=pools, functions=functions, containers=containers, launcher=launcher, client=client
+        engines=engines,
+        doors=doors,
+        pools=pools,
+        hosting=hosting,
+        functions=functions,
+        containers=containers,
+        launcher=launcher,
+        client=client,
+    )
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """What hosted engines are made with."""
+
+    platform: Platform
+    settings: Settings
+    folder: Path
+    launcher: PosixLauncher
+    client: httpx.AsyncClient
+    reports: Reports
+
+    def make(self, asked: StartEngine, files: HostedFiles) -> HostedProcess:
+        return HostedProcess(
+            asked,
+            files=files,
+            launcher=self.launcher,
+            client=self.client,
+            clock=self.platform.clock,
+            allowed=self.settings.programs,
+            commit=self.commit,
+            test_model=self.test_model,
+            changed=self.reports.workload_changed,
+        )
+
+    async def commit(self, asked: StartEngine, pid: int) -> None:
+        if asked.reservation_id is not None:
+            held = Commit(reservation_id=asked.reservation_id, token=asked.reservation_token, pid=pid)
+            await self.platform.bus.request(COMMIT, held, node_id=self.platform.node_id, timeout=COMMIT_SECONDS)
+
+    async def test_model(self) -> str:
+        tiny = TinyModel(self.launcher, path=(self.folder / f"{TINY_MODEL}.gguf").resolve())
+        await tiny.ensure()
+        return str(tiny.path)
+
+
+def _hosting(workshop: _Workshop, doors: list[EngineDoor], pools: list[Pool], observer: PrometheusObserver) -> Hosting:
+    at_work: dict[int, Pool] = {}
+
+    def shown(engine: Hosted) -> None:
+        doors.append(engine)
+        if engine.asked.serves:
+            at_work[id(engine)] = Pool(EngineRunner(engine, workshop.client, observer))
+            pools.append(at_work[id(engine)])
+
+    def hidden(engine: Hosted) -> None:
+        doors.remove(engine)
+        if engine.asked.serves:
+            pools.remove(at_work.pop(id(engine)))
+        workshop.reports.workload_changed()
+
+    return Hosting(
+        DiskHostedFolders(workshop.folder / "engines"),
+        workshop.make,
+        node_id=workshop.platform.node_id,
+        boot_id=workshop.platform.boot_id,
+        shown=shown,
+        hidden=hidden,
     )
 
 

@@ -1,0 +1,93 @@
+"""Engines that others ask for: what is kept of each on disk, and how one is looked after. Port of `hosted_folder.py`
+and `hosted_process.py`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from libs.common.contracts.engine_hosting import EngineKey, HostedEngine, StartEngine
+from services.node_agent.engine import EngineDoor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How it ended. `asked`: somebody wanted it."""
+
+    at: datetime
+    asked: bool
+    exit_code: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What was asked, and what was chosen for it before it began. `pid` is known once there is a process."""
+
+    asked: StartEngine
+    port: int
+    at: datetime
+    pid: int | None = None
+
+
+class HostedFiles(Protocol):
+    """What is kept of one engine. What is written is on disk when a method returns; `Unavailable` when it cannot be."""
+
+    lock: Path
+    log: Path
+    report: Path
+
+    def begin(self, begun: Begun) -> None: ...
+
+    def begun(self) -> Begun | None: ...
+
+    def end(self, ended: Ended) -> None: ...
+
+    def ended(self) -> Ended | None: ...
+
+    def last_characters(self, count: int) -> str:
+        """The end of its log."""
+        ...
+
+    def bound_log(self) -> None:
+        """Keep its log from filling the disk."""
+        ...
+
+
+class HostedFolders(Protocol):
+    """Where engines are kept, by instance, generation and rank."""
+
+    def files(self, key: EngineKey) -> HostedFiles: ...
+
+    def kept(self) -> Sequence[HostedFiles]:
+        """Of every engine that was ever asked for and is not forgotten yet."""
+        ...
+
+    def forget(self, files: HostedFiles) -> None: ...
+
+
+class Hosted(EngineDoor, Protocol):
+    """One engine that was asked for."""
+
+    asked: StartEngine
+
+    async def start(self) -> None:
+        """Returns when it runs, its reservation its own. Raises `MeshError`; then it does not run."""
+        ...
+
+    async def adopt(self) -> bool:
+        """Whether an earlier agent left it running; if not, that it ended is kept."""
+        ...
+
+    async def watch(self) -> None:
+        """Returns when it has ended, of itself or because it was told to."""
+        ...
+
+    async def end(self, reason: str, grace_seconds: float) -> None:
+        """Returns when nothing of it runs any more."""
+        ...
+
+    def tell(self) -> HostedEngine: ...
+
+    def log(self, characters: int) -> str: ...

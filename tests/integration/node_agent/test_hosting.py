@@ -1,0 +1,288 @@
+"""Engines that others ask for, as real processes: begun once, found again, ended whole."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from libs.common.clock import SystemClock
+from libs.common.contracts.engine_hosting import (
+    EngineProgram,
+    HostedEngine,
+    LookAtEngines,
+    ReadEngineLog,
+    StartEngine,
+    StopEngine,
+)
+from libs.common.contracts.node_registry import EngineState
+from libs.common.errors import Conflict, Forbidden, Malformed
+from services.node_agent.hosted import Hosted
+from services.node_agent.hosted_folder import LOG_BYTES, DiskHostedFolders, HostedFolder
+from services.node_agent.hosted_process import HostedProcess
+from services.node_agent.hosting import Hosting
+from services.node_agent.process_posix import PosixLauncher
+from services.node_agent.wiring import engine_client
+from tests.fake_engine import begun, fake_vllm
+from tests.integration.node_agent.conftest import runs, until
+
+
+class Host:
+    """What an agent makes of hosting, without the rest of the agent."""
+
+    def __init__(self, folder: Path, program: Path | None = None) -> None:
+        self.launcher, self.client = PosixLauncher(), engine_client()
+        self.shown: list[Hosted] = []
+        self.committed: list[tuple[str, int]] = []
+        self.refusal: Conflict | None = None
+        allowed = {"vllm": str(program)} if program else {}
+
+        async def commit(asked: StartEngine, pid: int) -> None:
+            if self.refusal is not None:
+                raise self.refusal
+            self.committed.append((asked.instance, pid))
+
+        async def test_model() -> str:
+            raise AssertionError("no test model is wanted here")
+
+        def make(asked: StartEngine, files: object) -> HostedProcess:
+            return HostedProcess(
+                asked,
+                files=files,  # type: ignore[arg-type]
+                launcher=self.launcher,
+                client=self.client,
+                clock=SystemClock(),
+                allowed=allowed,
+                commit=commit,
+                test_model=test_model,
+                changed=lambda: None,
+            )
+
+        self.hosting = Hosting(
+            DiskHostedFolders(folder),
+            make,
+            node_id="node-1",
+            boot_id="boot-1",
+            shown=self.shown.append,
+            hidden=self.shown.remove,
+        )
+        self.task: asyncio.Future[None] = asyncio.ensure_future(self.hosting.run())
+
+    async def one(self) -> HostedEngine:
+        return (await self.hosting.look(LookAtEngines())).engines[-1]
+
+    async def until_state(self, state: EngineState) -> HostedEngine:
+        async with asyncio.timeout(20):
+            while (found := await self.one()).state is not state:
+                await asyncio.sleep(0.02)
+        return found
+
+    async def until_ended(self) -> HostedEngine:
+        async with asyncio.timeout(20):
+            while (found := await self.one()).ended_at is None:
+                await asyncio.sleep(0.02)
+        return found
+
+    async def forget(self) -> None:
+        """What a `kill -9` of the agent does: nobody looks after the engines any more."""
+        self.task.cancel()
+        for watching in self.hosting._watched.values():  # a kill asks nobody
+            watching.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.client.aclose()
+        self.launcher.close()
+
+    async def close(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.hosting.close()
+        await self.client.aclose()
+        self.launcher.close()
+
+
+@asynccontextmanager
+async def host(folder: Path, *starts: str) -> AsyncIterator[Host]:
+    made = Host(folder / "engines", fake_vllm(folder / "vllm", *starts))
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def start_of(generation: int = 1, **changes: object) -> StartEngine:
+    return StartEngine.model_validate(
+        {
+            "instance": "tiny",
+            "generation": generation,
+            "program": "vllm",
+            "model_name": "m",
+            "arguments": ("m", "--max-model-len", "64"),
+            "environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        }
+        | changes
+    )
+
+
+async def test_an_engine_that_is_asked_for_comes_up_and_answers(tmp_path):
+    async with host(tmp_path) as made:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+
+        assert httpx.get(f"{ready.url}/v1/models", trust_env=False).json()["data"][0]["id"] == "m"
+        assert made.committed == [("tiny", ready.pid)]
+        assert begun(tmp_path / "vllm")[0]["environment"] == {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        assert made.shown[0].work_types() == ("inference", "chat")
+
+
+async def test_the_same_request_again_starts_nothing_more(tmp_path):
+    async with host(tmp_path) as made:
+        first = await made.hosting.start(start_of())
+        again = await asyncio.gather(*(made.hosting.start(start_of()) for _ in range(5)))
+        await made.until_state(EngineState.READY)
+
+        assert {each.pid for each in again} == {first.pid}
+        assert len(begun(tmp_path / "vllm")) == 1
+
+
+async def test_an_agent_that_was_killed_finds_its_engine_again_and_starts_none_beside_it(tmp_path):
+    async with host(tmp_path) as first:
+        await first.hosting.start(start_of())
+        ready = await first.until_state(EngineState.READY)
+        await first.forget()
+        second = Host(tmp_path / "engines", tmp_path / "vllm" / "vllm")
+        try:
+            await second.hosting.start(start_of())
+            again = await second.until_state(EngineState.READY)
+
+            assert (again.pid, again.url) == (ready.pid, ready.url)
+            assert len(begun(tmp_path / "vllm")) == 1
+        finally:
+            await second.close()
+        assert ready.pid is not None
+        assert not runs(ready.pid)
+
+
+async def test_an_engine_that_ended_unseen_is_told_as_failed_and_not_started_again(tmp_path):
+    async with host(tmp_path) as first:
+        await first.hosting.start(start_of())
+        ready = await first.until_state(EngineState.READY)
+        await first.forget()
+        assert ready.pid is not None
+        os.kill(ready.pid, signal.SIGKILL)
+        await until(lambda: not runs(ready.pid or 0))
+        second = Host(tmp_path / "engines", tmp_path / "vllm" / "vllm")
+        try:
+            assert (await second.hosting.start(start_of())).state is EngineState.FAILED
+            assert len(begun(tmp_path / "vllm")) == 1
+        finally:
+            await second.close()
+
+
+async def test_a_refused_reservation_lets_nothing_begin(tmp_path):
+    async with host(tmp_path) as made:
+        made.refusal = Conflict("it has expired")
+        with pytest.raises(Conflict):
+            await made.hosting.start(start_of())
+
+        assert begun(tmp_path / "vllm") == []
+        assert (await made.hosting.look(LookAtEngines())).engines == ()
+
+
+@pytest.mark.parametrize(
+    ("how", "words", "status"), [("oom_at_load", "out of memory", 1), ("bad_flag", "--no-such", 2)]
+)
+async def test_an_engine_that_fails_tells_its_exit_code_and_last_words(tmp_path, how, words, status):
+    async with host(tmp_path, how) as made:
+        await made.hosting.start(start_of())
+        failed = await made.until_state(EngineState.FAILED)
+
+        assert failed.exit_code == status
+        assert words in failed.last_words
+        log = await made.hosting.read_log(ReadEngineLog(instance="tiny", generation=1, characters=200))
+        assert words in log.text
+        assert len(log.text) <= 200
+        assert made.shown == []
+
+
+async def test_an_engine_that_is_killed_tells_by_which_signal(tmp_path):
+    async with host(tmp_path) as made:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+        assert ready.pid is not None
+        os.kill(ready.pid, signal.SIGKILL)
+
+        assert (await made.until_state(EngineState.FAILED)).exit_code == -signal.SIGKILL
+
+
+async def test_an_engine_that_ignores_sigterm_is_ended_all_the_same(tmp_path):
+    async with host(tmp_path, "deaf") as made:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+        await made.hosting.stop(StopEngine(instance="tiny", generation=1, grace_seconds=0.2))
+
+        stopped = await made.until_ended()
+        assert stopped.state is EngineState.STOPPED
+        assert not runs(ready.pid or 0)
+
+
+async def test_a_later_generation_takes_the_place_of_an_earlier_one_and_not_the_other_way(tmp_path):
+    async with host(tmp_path) as made:
+        await made.hosting.start(start_of(1))
+        first = await made.until_state(EngineState.READY)
+        await made.hosting.start(start_of(3))
+
+        assert not runs(first.pid or 0)
+        assert (await made.hosting.start(start_of(1))).state is EngineState.STOPPED
+        with pytest.raises(Conflict):
+            await made.hosting.start(start_of(2))
+
+
+async def test_an_engine_that_was_stopped_before_it_was_started_never_begins(tmp_path):
+    async with host(tmp_path) as made:
+        await made.hosting.stop(StopEngine(instance="tiny", generation=1))
+        with pytest.raises(Conflict):
+            await made.hosting.start(start_of())
+        assert begun(tmp_path / "vllm") == []
+
+
+async def test_a_program_that_the_owner_did_not_allow_is_refused(tmp_path):
+    async with host(tmp_path) as made:
+        with pytest.raises(Forbidden, match=r"ENGINE_PROGRAMS allows: vllm"):
+            await made.hosting.start(start_of(program=EngineProgram.LLAMA))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"environment": {"LD_PRELOAD": "/tmp/x.so"}}, Forbidden),
+        ({"arguments": ("m", "--host", "0.0.0.0")}, Malformed),
+        ({"arguments": ("m", "--port=80")}, Malformed),
+    ],
+)
+async def test_what_is_the_nodes_to_choose_cannot_be_chosen_by_others(tmp_path, changes, error):
+    async with host(tmp_path) as made:
+        with pytest.raises(error):
+            await made.hosting.start(start_of(**changes))
+        assert begun(tmp_path / "vllm") == []
+
+
+def test_a_long_log_is_cut_and_keeps_its_end(tmp_path):
+    files = HostedFolder(tmp_path)
+    files.log.write_bytes(b"x" * LOG_BYTES + b"the end")
+    files.bound_log()
+    with files.log.open("ab") as more:
+        more.write(b" and more")
+
+    assert files.log.stat().st_size < 100
+    assert files.last_characters(12) == "end and more"
+    assert len(files.last_characters(10_000)) == 10_000
+
+
+def test_a_folder_with_a_torn_record_is_no_engine(tmp_path):
+    (tmp_path / "begun.json").write_text(json.dumps({"port": 1}))
+    assert HostedFolder(tmp_path).begun() is None
