@@ -73,8 +73,8 @@ class NoopAgent:
 
 async def measure(items: int, directory: Path) -> tuple[float, float, float, float]:
     """Submits per second, drained per second, and the median and 99th percentile of the latency in milliseconds."""
-    async with nats_server(ServerOptions(directory=directory / "nats", port=_free_port())) as server:
-        port = _free_port()
+    async with nats_server(ServerOptions(directory=directory / "nats", port=free_port())) as server:
+        port = free_port()
         environment = {
             **os.environ,
             "NATS_URL": server.url,
@@ -97,12 +97,12 @@ async def measure(items: int, directory: Path) -> tuple[float, float, float, flo
 
 
 async def _run(items: int, bus: Bus, client: httpx.AsyncClient) -> tuple[float, float, float, float]:
-    await _ready(client)
+    await ready(client)
     agent = NoopAgent(bus)
     await bus.serve(ASSIGN, agent.assign, node_id=NODE)
     reporters = [asyncio.create_task(agent.report()) for _ in range(64)]
     try:
-        submitted = await _submit(items, client)
+        submitted = await submit(items, client)
         drained = await _drain(items, bus, client, agent)
         return submitted, drained, *await _latency(client)
     finally:
@@ -111,7 +111,7 @@ async def _run(items: int, bus: Bus, client: httpx.AsyncClient) -> tuple[float, 
         await asyncio.gather(*reporters, return_exceptions=True)
 
 
-async def _submit(items: int, client: httpx.AsyncClient) -> float:
+async def submit(items: int, client: httpx.AsyncClient) -> float:
     started = time.perf_counter()
     for first in range(0, items, BATCH):
         count = min(BATCH, items - first)
@@ -123,7 +123,7 @@ async def _submit(items: int, client: httpx.AsyncClient) -> float:
 
 async def _drain(items: int, bus: Bus, client: httpx.AsyncClient, agent: NoopAgent) -> float:
     started = time.perf_counter()
-    await _announce(bus)
+    await announce(bus)
     while True:
         if (await client.get("/api/v1/stats")).json()["totals"].get("completed", 0) >= items:
             break
@@ -144,14 +144,14 @@ async def _latency(client: httpx.AsyncClient) -> tuple[float, float]:
     return 1000 * statistics.median(seconds), 1000 * seconds[int(len(seconds) * 0.99)]
 
 
-async def _announce(bus: Bus) -> None:
+async def announce(bus: Bus) -> None:
     workload = NodeWorkload(
         node_id=NODE, boot_id="b", at=SystemClock().now(), slots=SLOTS, free_slots=SLOTS, work_types=("noop",)
     )
     await bus.publish(WORKLOAD, workload)
 
 
-async def _ready(client: httpx.AsyncClient) -> None:
+async def ready(client: httpx.AsyncClient) -> None:
     until = time.perf_counter() + 20
     while time.perf_counter() < until:
         try:
@@ -162,7 +162,7 @@ async def _ready(client: httpx.AsyncClient) -> None:
     raise RuntimeError("work marshaling did not become ready")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

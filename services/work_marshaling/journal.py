@@ -1,6 +1,6 @@
 """The leader's way into the log: group commit, and checkpoints when the log has grown enough."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -66,6 +66,7 @@ class Journal:
         self._records = 0
         self._bytes = 0
         self._snapshot: Snapshot | None = None
+        self._pieces: Iterator[Callable[[Stamp], WorkRecord]] | None = None
         self._snapshot_bytes = 0
 
     @property
@@ -107,7 +108,7 @@ class Journal:
         await self._commit.run(self._write, self._checkpoint)
 
     async def _write(self, steps: Sequence[Step]) -> None:
-        if self._checkpoint_due() and not self._commit.waiting:
+        if self._pieces is None and self._checkpoint_due() and not self._commit.waiting:
             self._snapshot = self._memory.snapshot()
         facts = tuple(fact for step in steps for fact in step.facts)
         last = steps[-1]
@@ -163,25 +164,40 @@ class Journal:
         return self._records >= self._rules.checkpoint_records or self._bytes >= enough
 
     async def _checkpoint(self) -> None:
-        snapshot, self._snapshot = self._snapshot, None
-        if snapshot is None:
-            return
-        self.checkpoint_wanted = False
-        self._records = self._bytes = 0
+        """Piece by piece, so that decisions never wait for more than one of them."""
         try:
-            await self._log.begin_checkpoint(self._origins)
-            await self._write_snapshot(snapshot)
-            await self._log.purge()
+            if self._snapshot is not None and self._pieces is None:
+                self._pieces = await self._begin_checkpoint(self._snapshot)
+                self._snapshot = None
+            while self._pieces is not None:
+                await self._write_piece(self._pieces)
+                if self._commit.waiting:
+                    return
         except Unavailable as error:
             _log.error("checkpoint_unfinished", reason=error.message)
+            self._snapshot = self._pieces = None
 
-    async def _write_snapshot(self, snapshot: Snapshot) -> None:
+    async def _begin_checkpoint(self, snapshot: Snapshot) -> Iterator[Callable[[Stamp], WorkRecord]]:
+        self.checkpoint_wanted = False
+        self._records = self._bytes = 0
+        await self._log.begin_checkpoint(self._origins)
+        return self._parts(snapshot)
+
+    def _parts(self, snapshot: Snapshot) -> Iterator[Callable[[Stamp], WorkRecord]]:
         self._snapshot_bytes = 0
         for piece in chunks(snapshot):
             self._snapshot_bytes += sum(map(weight, piece))
-            await self._log.append(_part(snapshot, RecordKind.CHECKPOINT, piece))
-        await self._log.append(_part(snapshot, RecordKind.DONE, ()))
+            yield _part(snapshot, RecordKind.CHECKPOINT, piece)
+        yield _part(snapshot, RecordKind.DONE, ())
         _log.info("checkpoint_written", epoch=self.epoch, items=len(snapshot.items), bytes=self._snapshot_bytes)
+
+    async def _write_piece(self, pieces: Iterator[Callable[[Stamp], WorkRecord]]) -> None:
+        piece = next(pieces, None)
+        if piece is not None:
+            await self._log.append(piece)
+        else:
+            self._pieces = None
+            await self._log.purge()
 
 
 def _part(snapshot: Snapshot, kind: RecordKind, facts: tuple[Fact, ...]) -> Callable[[Stamp], WorkRecord]:

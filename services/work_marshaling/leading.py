@@ -1,7 +1,9 @@
 """Who leads: follows the log, takes it over, and serves a term. Use cases ask here for the leader."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import gc
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -243,7 +245,8 @@ class Leading:
         origins = await self._origins()
         state = await self._bus.stream_state(WORK_LOG)
         if state.messages:
-            await following.position.reached(state.last_sequence)
+            with _no_garbage():
+                await following.position.reached(state.last_sequence)
         seconds = self._clock.monotonic() - started
         _log.info("log_replayed", records=following.records, open_items=memory.open_items, seconds=round(seconds, 3))
         self._standing = _Standing(memory, following.position, origins)
@@ -352,3 +355,15 @@ def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
         found = found.exceptions[0]
     assert isinstance(found, MeshError)
     return found
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Reading a long log makes objects that all stay: to look for garbage among them again and again takes as long as
+    reading them. What is there afterwards is not looked at any more."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

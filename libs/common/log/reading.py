@@ -61,6 +61,8 @@ class LogReader(Generic[R]):
         self._rebuild = rebuild
         self._epoch = 0
         self._last: int | None = None
+        self._restoring = False
+        self._held: list[tuple[R, int]] = []
         self._take: Callable[[Stored], None] = self._decided
 
     async def run(self) -> None:
@@ -93,12 +95,15 @@ class LogReader(Generic[R]):
         _log.warning("stranger_in_the_log", stream=stored.stream, sequence=stored.sequence, subject=stored.subject)
 
     def _begin(self, epoch: LogEpoch, sequence: int) -> None:
+        if self._restoring:
+            raise Malformed(f"{self._stream.name} begins with a checkpoint that is not whole", epoch=self._epoch)
         self._epoch = epoch.epoch
         self._take = self._decided
         if epoch.checkpoint:
             self._take = self._known_already
             if sequence != self.position.value + 1:
                 self._take = self._restored
+                self._restoring = True
                 self._rebuild.begin_checkpoint()
         self._rebuild.begin_epoch(epoch)
 
@@ -107,21 +112,25 @@ class LogReader(Generic[R]):
         self._rebuild.apply(self._bus.decode(self._topic, stored), stored.sequence)
 
     def _known_already(self, stored: Stored) -> None:
+        """Facts that were decided while the checkpoint was written lie among its pieces."""
         kind = decode(LogRecord, stored.payload).kind
-        if kind is RecordKind.DONE:
-            self._finish()
-        elif kind is RecordKind.FACTS:  # the checkpoint was given up
-            self._take = self._decided
+        if kind is RecordKind.FACTS:
             self._decided(stored)
+        elif kind is RecordKind.DONE:
+            self.since_checkpoint = 0
+            self._take = self._decided
 
     def _restored(self, stored: Stored) -> None:
+        """The same, but they are about what the checkpoint has yet to tell."""
         piece = self._bus.decode(self._topic, stored)
         if piece.kind is RecordKind.FACTS:
-            raise Malformed(f"{stored.stream} begins with a checkpoint that is not whole", sequence=stored.sequence)
+            self._held.append((piece, stored.sequence))
+            return
         self._rebuild.restore(piece)
         if piece.kind is RecordKind.DONE:
-            self._finish()
-
-    def _finish(self) -> None:
-        self.since_checkpoint = 0
-        self._take = self._decided
+            self._take = self._decided
+            self._restoring = False
+            self.since_checkpoint = len(self._held)
+            for record, sequence in self._held:
+                self._rebuild.apply(record, sequence)
+            self._held.clear()

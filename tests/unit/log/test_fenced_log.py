@@ -192,6 +192,25 @@ async def test_a_reader_past_whom_the_log_was_purged_begins_anew_with_the_checkp
     assert (await replayed(second, house)).texts == ["all", "new"]
 
 
+@pytest.mark.parametrize("purged", [True, False])
+async def test_what_is_decided_while_a_checkpoint_is_written_comes_after_it(house: House, purged: bool):
+    first, second = await house.writer("a"), await house.writer("b")
+    await first.take_over({})
+    await first.append(note("one"))
+    await first.begin_checkpoint({})
+    await first.append(note("one", RecordKind.CHECKPOINT))
+    await first.append(note("two"))
+    await first.append(note("and", RecordKind.CHECKPOINT))
+    await first.append(note("", RecordKind.DONE))
+    await first.append(note("three"))
+    if purged:
+        await first.purge()
+    await second.take_over({})
+
+    told = (await replayed(second, house)).texts
+    assert told == (["one", "and", "two", "three"] if purged else ["one", "two", "three"])
+
+
 async def test_a_log_that_begins_with_a_checkpoint_that_is_not_whole_is_an_error(house: House):
     first, second = await house.writer("a"), await house.writer("b")
     await first.take_over({})
@@ -200,6 +219,7 @@ async def test_a_log_that_begins_with_a_checkpoint_that_is_not_whole_is_an_error
     await first.append(note("half", RecordKind.CHECKPOINT))
     await first.append(note("more"))
     await second.take_over({})
+    await (await house.writer("c")).take_over({})
 
     with pytest.raises(Malformed, match="not whole"):
         await replayed(second, house)

@@ -1,12 +1,16 @@
 """Whatever was acknowledged is there after a restart, and nothing fills up in the long run."""
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from libs.common.contracts.streams import WORK_IN, WORK_LOG, WORK_OUT
-from libs.common.contracts.work_marshaling import CancelWork, WorkStatus
+from libs.common.bus.bus import Bus, Receipt, Stored
+from libs.common.contracts.streams import WORK_IN, WORK_LOG, WORK_OUT, Stream
+from libs.common.contracts.work_marshaling import CancelWork, SubmitMany, WorkStatus
 from libs.common.errors import Conflict, NotFound, StreamFull, Unavailable
 from tests.unit.work_marshaling.builders import engine
 from tests.unit.work_marshaling.house import (
@@ -239,3 +243,35 @@ async def test_a_full_input_refuses_and_loses_nothing(house: House):
             await submit(queue, payload={"text": "x" * 90_000})
 
         assert [await status_of(queue, work_id) for work_id in kept] == [WorkStatus.PENDING] * 3
+
+
+async def test_work_goes_on_while_a_checkpoint_is_written(house: House):
+    many = SubmitMany(items=tuple({"work_type": "chat"} for _ in range(2_000)))
+    async with house.bus("test") as bus:
+        async with house.marshaling() as before:
+            assert (await before.marshaling.submit_many(many)).accepted == 2_000
+            before.leading.present.term.journal.checkpoint_wanted = True
+            append = before.bus.append
+
+            async def append_slowly(*told: Any, **named: Any) -> Receipt:
+                for _ in range(30):
+                    await asyncio.sleep(0)
+                return await append(*told, **named)
+
+            before.bus.append = append_slowly  # type: ignore[method-assign]
+            for _ in range(20):
+                await publish_plainly(bus)
+                await house.settle()
+            kinds = [json.loads(stored.payload).get("kind", "epoch") async for stored in stored_in(bus, WORK_LOG)]
+            assert kinds[0] == "epoch"
+            assert kinds.index("facts") < kinds.index("done")
+        async with house.marshaling() as after:
+            assert (await after.marshaling.stats()).by_status["pending"] == 2_020
+
+
+async def stored_in(bus: Bus, stream: Stream) -> AsyncIterator[Stored]:
+    state = await bus.stream_state(stream)
+    for sequence in range(state.first_sequence, state.last_sequence + 1):
+        stored = await bus.message(stream, sequence)
+        if stored is not None:
+            yield stored
