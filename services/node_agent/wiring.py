@@ -98,7 +98,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     )
     return Service(
         port=chosen.port,
-        streams=[WORK_OUT, WORK_OBJECTS.stream],
+        uses=[WORK_OUT, WORK_OBJECTS.stream],
         lifespan=life.alive,
         subscriptions=partial(open_doors, platform.bus, agent, machinery.hosting, platform.node_id),
         loops=[

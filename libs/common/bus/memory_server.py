@@ -99,14 +99,14 @@ class MemoryCore:
         self.tell()
         return receipt
 
-    def ensure_stream(self, stream: Stream) -> None:
+    def ensure_stream(self, stream: Stream, *, change: bool) -> None:
         for other in self._streams.values():
             if other.description.name != stream.name and any(other.covers(subject) for subject in stream.subjects):
                 raise Conflict(f"stream {other.description.name} already keeps a subject of {stream.name}")
         known = self._streams.get(stream.name)
         if known is None:
             self._streams[stream.name] = MemoryStream(stream, self.clock.now())
-        else:
+        elif change:
             known.description = stream
 
     def stream(self, name: str) -> MemoryStream:

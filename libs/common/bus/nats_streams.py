@@ -19,8 +19,9 @@ class Declarations:
         self._replicas = replicas
         self._max_bytes = max_bytes
 
-    async def ensure_stream(self, stream: Stream) -> None:
-        """Raises `Conflict` with what differs where the server cannot change it."""
+    async def ensure_stream(self, stream: Stream, *, change: bool = True) -> None:
+        """Without `change` one that is there stays as it is. Raises `Conflict` with what differs where the server
+        cannot change it."""
         await self._ensure(
             {
                 "name": stream.name,
@@ -30,7 +31,8 @@ class Declarations:
                 "max_bytes": self._max_bytes.get(stream.name, stream.max_bytes),
                 "duplicate_window": stream.duplicate_window_seconds * NANOSECONDS,
                 "allow_rollup_hdrs": stream.rollup,
-            }
+            },
+            change=change,
         )
 
     async def ensure_bucket(self, bucket: Bucket) -> None:
@@ -51,7 +53,7 @@ class Declarations:
             }
         )
 
-    async def _ensure(self, particular: Mapping[str, Any]) -> None:
+    async def _ensure(self, particular: Mapping[str, Any], *, change: bool = True) -> None:
         wanted = {
             "retention": "limits",
             "storage": "file",
@@ -65,7 +67,7 @@ class Declarations:
         except NotFound:
             there = await self._create(name, wanted)
         different = {key: (there.get(key), value) for key, value in wanted.items() if there.get(key) != value}
-        if different:
+        if different and change:
             await self._update(name, {**there, **wanted}, different)
 
     async def _create(self, name: str, wanted: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -157,8 +157,11 @@ class Transport(Protocol):
         """End every subscription and endpoint; what was delivered already is still handled by its receiver."""
         ...
 
-    async def ensure_stream(self, stream: Stream) -> None:
-        """Create it, or bring it to this description. Raises `Conflict` where the server cannot change it."""
+    async def ensure_stream(self, stream: Stream, *, change: bool = True) -> None:
+        """Create it, or bring it to this description; without `change` one that is there stays as it is.
+
+        Raises `Conflict` where the server cannot change it.
+        """
         ...
 
     async def append(

@@ -160,9 +160,9 @@ class MemoryTransport:
             task.cancel()
         await asyncio.gather(*ended.values(), return_exceptions=True)
 
-    async def ensure_stream(self, stream: Stream) -> None:
+    async def ensure_stream(self, stream: Stream, *, change: bool = True) -> None:
         await self._core.reach()
-        self._core.ensure_stream(stream)
+        self._core.ensure_stream(stream, change=change)
 
     async def append(
         self,

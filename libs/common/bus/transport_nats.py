@@ -98,8 +98,8 @@ class NatsTransport:
     async def stop_listening(self) -> None:
         await self._listening.stop()
 
-    async def ensure_stream(self, stream: Stream) -> None:
-        await self._declarations.ensure_stream(stream)
+    async def ensure_stream(self, stream: Stream, *, change: bool = True) -> None:
+        await self._declarations.ensure_stream(stream, change=change)
 
     async def append(
         self,

@@ -57,10 +57,7 @@ class WorkStatus(StrEnum):
 
 
 def _known(kind: type[StrEnum], name: str | None) -> str | None:
-    if name is None:
-        return None
-    allowed = [str(each) for each in kind]
-    if name.strip().upper() not in allowed:
+    if name is not None and name.strip().upper() not in (allowed := [str(each) for each in kind]):
         raise ValueError(f"{name!r} is none of {', '.join(allowed)}")
     return name
 

@@ -50,7 +50,7 @@ class Within:
     async def ask(self, method: str, path: str, query: str, body: str) -> Told:
         """Raises `TooLarge` for an answer without an end."""
         told = Told()
-        sent = asyncio.Event()
+        sent, endless = asyncio.Event(), asyncio.Event()
 
         async def receive() -> dict[str, Any]:
             if sent.is_set():
@@ -63,11 +63,21 @@ class Within:
                 told.status = message["status"]
                 told.headers = {name.decode(): value.decode() for name, value in message["headers"]}
                 if told.headers.get("content-type", "").startswith(ENDLESS):
-                    raise TooLarge("an answer without an end")
+                    endless.set()
             else:
                 told.body += message.get("body", b"")
 
-        await self._app(_scope(method, path, query), receive, send)  # type: ignore[arg-type]  # these are ASGI's shapes
+        answering = self._app(_scope(method, path, query), receive, send)  # type: ignore[arg-type]  # ASGI's shapes
+        tasks = [asyncio.ensure_future(answering), asyncio.create_task(endless.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if endless.is_set():
+                raise TooLarge("an answer without an end")
+            await tasks[0]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         return told
 
 

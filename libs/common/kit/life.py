@@ -113,9 +113,10 @@ class Life:
             leaving.create_task(bus.drain(seconds))
 
     async def _declare(self, transport: Transport, service: Service) -> None:
-        # Every service declares every stream: strangers' work is kept even when its own service is away.
-        for stream in dict.fromkeys([*STREAMS, *service.streams]):
-            await self._patiently(partial(transport.ensure_stream, stream))
+        # Every service makes every stream: strangers' work is kept even when its own service is away. But only one says
+        # how large each is: otherwise the settings of whoever starts last would hold.
+        for stream in dict.fromkeys([*STREAMS, *service.uses, *service.streams]):
+            await self._patiently(partial(transport.ensure_stream, stream, change=stream in service.streams))
         for bucket in service.buckets:
             await self._patiently(partial(transport.ensure_bucket, bucket))
 

@@ -67,11 +67,13 @@ class Service:
     """What a service consists of.
 
     Brought up in the order of the fields below and taken down in the reverse: streams are declared, `lifespan` is
-    entered, `subscriptions` opens the NATS door, `loops` start, the HTTP door opens on `port`.
+    entered, `subscriptions` opens the NATS door, `loops` start, the HTTP door opens on `port`. `streams` are those that
+    this service owns: its settings say how large they are. Those it only `uses` it makes where they are missing.
     """
 
     port: int
     streams: Sequence[Stream] = ()
+    uses: Sequence[Stream] = ()
     buckets: Sequence[Bucket] = ()
     lifespan: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
     subscriptions: Callable[[], Awaitable[None]]

@@ -115,6 +115,16 @@ async def test_what_cannot_be_changed_about_a_stream_is_named(ours: NatsTranspor
         await ours.ensure_stream(stream)
 
 
+async def test_a_stream_that_is_there_stays_as_it_is_for_whoever_does_not_own_it(ours: NatsTransport) -> None:
+    sized = Stream(name="SIZED", subjects=("test.sized.v1",), max_bytes=3 * MIB, summary="Sized.")
+    larger = replace(sized, max_bytes=4 * MIB)
+    await ours.ensure_stream(sized, change=False)
+    await ours.ensure_stream(larger, change=False)
+    assert (await ours.stream_state(sized.name)).max_bytes == 3 * MIB
+    await ours.ensure_stream(larger)
+    assert (await ours.stream_state(sized.name)).max_bytes == 4 * MIB
+
+
 async def test_streams_that_would_share_a_subject_are_refused(ours: NatsTransport) -> None:
     with pytest.raises(Conflict, match="overlap"):
         await ours.ensure_stream(replace(NUMBERS, name="OTHER"))

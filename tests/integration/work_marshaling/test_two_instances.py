@@ -1,15 +1,19 @@
 """Two processes on one nats-server: one leads, the other stands by, and neither kills nor halts cost anything."""
 
 import asyncio
+import contextlib
 import signal
 import time
 
 import httpx
+import nats as nats_py
 import pytest
+from nats.js.errors import APIError
 
 from libs.common.bus.bus import Bus
 from libs.common.contracts.work_marshaling import WORK_STATUS, WorkLookup
 from tests.integration.work_marshaling.conftest import Marshaling, Worker, done, eventually, submit_all
+from tests.nats_process import NatsProcess
 
 TAKE_OVER_SECONDS = 5.0
 
@@ -136,3 +140,45 @@ async def stands_by(marshaling: Marshaling) -> bool:
         return "stands by" in await marshaling.role()
     except httpx.TransportError:
         return False
+
+
+async def test_a_log_that_is_full_refuses_work_until_anybody_makes_it_larger(
+    nats: NatsProcess, marshaling: Marshaling, worker: Worker
+):
+    marshaling.environment["WORK_LOG_MAX_MB"] = "1"
+    marshaling.start()
+    await marshaling.ready()
+    await eventually(marshaling.leads, 5)
+    client = await nats_py.connect(nats.url)
+    stream = client.jetstream()
+    for size in (50_000, 1000, 10):
+        with contextlib.suppress(APIError):
+            while True:
+                await stream.publish("compute.work.log.v1", b"x" * size)
+    item = {"work_type": "echo", "payload": {"number": 1}}
+    accepted = await marshaling.client.post("/api/v1/work/submit", json=item)
+
+    async def refused() -> bool:
+        answer = await marshaling.client.post("/api/v1/work/submit", json=item)
+        return answer.status_code == 503 and answer.json()["code"] == "stream_full" and "retry-after" in answer.headers
+
+    await eventually(refused, 10)
+    config = (await stream.stream_info("WORK_LOG")).config
+    config.max_bytes = 8 * 1024 * 1024
+    await stream.update_stream(config)
+    await client.close()
+    await worker.open()
+
+    again = await marshaling.ask("POST", "/api/v1/work/submit", json=item)
+    for receipt in (accepted, again):
+        path = f"/api/v1/work/{receipt.json()['work_id']}/result"
+        assert (await marshaling.ask("GET", path, params={"wait_seconds": 20})).json()["status"] == "completed"
+
+
+async def test_a_stream_without_an_end_is_told_by_the_leader_alone(both: tuple[Marshaling, Marshaling]):
+    leader, standby = both
+    receipt = (await leader.ask("POST", "/api/v1/work/submit", json={"work_type": "echo"})).json()
+    answer = await standby.client.get(f"/api/v1/work/{receipt['work_id']}/events")
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert f"port {leader.client.base_url.port}" in answer.json()["detail"]
