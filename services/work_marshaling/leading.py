@@ -360,10 +360,9 @@ def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
 @contextmanager
 def _no_garbage() -> Iterator[None]:
     """Reading a long log makes objects that all stay: to look for garbage among them again and again takes as long as
-    reading them. What is there afterwards is not looked at any more."""
+    reading them."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
