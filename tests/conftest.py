@@ -4,8 +4,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.nats_process import NatsProcess, nats_process
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("mesh", deadline=None, print_blob=True)
+settings.load_profile("mesh")
 
 
 @pytest.fixture
