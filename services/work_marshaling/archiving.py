@@ -1,7 +1,8 @@
 """Brings finished work into the archive: from the memory into WORK_DONE, and from there into the database.
 
 An item stays in memory, and so in the log, until WORK_DONE has it; a message stays in WORK_DONE until the database has
-it. However long the archive is away, nothing else waits for it, and nothing is lost.
+it. However long the archive is away, nothing else waits for it, and nothing is lost. It is the other way round: while
+much work is done finished work waits, within bounds, because it loses nothing by that.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from libs.common.archive.writer import ArchiveWriter
 from libs.common.bus.bus import Bus, Stored, StreamState
 from libs.common.bus.codec import encode
 from libs.common.clock import Clock
+from libs.common.contracts.base import Written
 from libs.common.contracts.streams import WORK_DONE, WORK_IN
 from libs.common.contracts.work_log import Archived, PayloadStored
 from libs.common.contracts.work_records import FINISHED, Finished, FinishedWork
@@ -42,6 +44,11 @@ BREATH = 20
 LOOK_SECONDS = 0.25
 AGAIN_SECONDS = 1.0
 TRIM_SECONDS = 1.0
+BUSY_DECISIONS = 100
+"""In one look: a hundred items a second, about."""
+GIVES_WAY_SECONDS = 5.0
+GIVES_WAY_ITEMS = 10_000
+OWN_MESSAGES = 20
 
 _log = structlog.get_logger()
 
@@ -53,6 +60,14 @@ class _Place:
     made: datetime
     sequence: int
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """A message that we wrote into WORK_DONE ourselves: read back, it need not be understood again."""
+
+    json: bytes
+    items: tuple[Finished, ...]
 
 
 class Archiving:
@@ -76,6 +91,7 @@ class Archiving:
         self._large = large
         self._keep = timedelta(days=keep_days) if keep_days else None
         self._places: OrderedDict[int, _Place] = OrderedDict()
+        self._own: OrderedDict[int, _Own] = OrderedDict()
         self._number = 0
         self._made: datetime | None = None
         self._handed_over = 0
@@ -134,24 +150,39 @@ class Archiving:
 
     async def _hand_over(self, leadership: Leadership) -> None:
         while True:
-            items = ready(leadership.term)
-            if not items:
-                await self._clock.sleep(LOOK_SECONDS)
-                continue
-            try:
-                items = [await self._with_payload(leadership, item) for item in items]
-                for group in _groups(await _told(items, leadership.results)):
-                    told = FinishedWork.model_construct(items=group)
-                    self._handed_over = (await self._bus.append(FINISHED, told, message_id=None)).sequence
-                    leadership.term.keep((Archived(work_ids=tuple(each.work_id for each in group)),))
-            except StreamFull as error:
-                self._wait_for(f"the stream WORK_DONE is full: {error.message}")
-            except Unavailable as error:
-                self._wait_for(f"finished work cannot be handed over: {error.message}")
-            else:
-                self._stuck = None
-                continue
-            await self._clock.sleep(AGAIN_SECONDS)
+            await self._turn(leadership.term)
+            while items := ready(leadership.term):
+                try:
+                    await self._hand_over_these(items, leadership)
+                except StreamFull as error:
+                    self._wait_for(f"the stream WORK_DONE is full: {error.message}")
+                except Unavailable as error:
+                    self._wait_for(f"finished work cannot be handed over: {error.message}")
+                else:
+                    self._stuck = None
+                    continue
+                await self._clock.sleep(AGAIN_SECONDS)
+
+    async def _turn(self, term: Term) -> None:
+        """Wait for a moment when there is little to do, or until finished work has waited long enough."""
+        began = self._clock.monotonic()
+        while True:
+            before = term.journal.decisions
+            await self._clock.sleep(LOOK_SECONDS)
+            decisions, waited = term.journal.decisions - before, self._clock.monotonic() - began
+            if not gives_way(decisions, waiting=len(term.memory.unarchived), waited_seconds=waited):
+                return
+
+    async def _hand_over_these(self, items: Sequence[WorkItem], leadership: Leadership) -> None:
+        """Raises `StreamFull`, `Unavailable`."""
+        items = [await self._with_payload(leadership, item) for item in items]
+        for own in _messages(await _told(items, leadership.results)):
+            written = Written(FinishedWork, own.json)
+            self._handed_over = (await self._bus.append(FINISHED, written, message_id=None)).sequence
+            self._own[self._handed_over] = own
+            if len(self._own) > OWN_MESSAGES:
+                self._own.popitem(last=False)
+            leadership.term.keep((Archived(work_ids=tuple(each.work_id for each in own.items)),))
 
     async def _with_payload(self, leadership: Leadership, item: WorkItem) -> WorkItem:
         """An item that came to nothing is likely to be run again: a payload that only WORK_IN has is kept for that."""
@@ -199,13 +230,20 @@ class Archiving:
         self._number += 1
         self._places[self._number] = _Place(made, stored.sequence, stored.at)
         try:
-            rows = [row_of(told, log_seq=stored.sequence) for told in self._bus.decode(FINISHED, stored).items]
+            rows = [row_of(told, log_seq=stored.sequence) for told in self._finished(stored)]
             await self.writer.put(WORK_ITEMS, rows, cursor=self._number)
         except Malformed as error:
             _log.error("finished_work_unreadable", sequence=stored.sequence, reason=error.message)
             with suppress(MeshError):
                 await self._bus.dead_letter(stored, error)
             self.writer.mark(self._number)
+
+    def _finished(self, stored: Stored) -> tuple[Finished, ...]:
+        """Raises `Malformed`."""
+        own = self._own.pop(stored.sequence, None)
+        if own is not None and own.json == stored.payload:
+            return own.items
+        return self._bus.decode(FINISHED, stored).items
 
     def _committed(self, number: int) -> None:
         """The writer says: everything up to this message is in the database."""
@@ -244,6 +282,11 @@ def ready(term: Term) -> list[WorkItem]:
     return ready
 
 
+def gives_way(decisions: int, *, waiting: int, waited_seconds: float) -> bool:
+    """Whether finished work waits on: so many `decisions` were made in one look, so many items are `waiting`."""
+    return decisions >= BUSY_DECISIONS and waiting < GIVES_WAY_ITEMS and waited_seconds < GIVES_WAY_SECONDS
+
+
 async def _told(items: Sequence[WorkItem], results: Results) -> list[Finished]:
     told: list[Finished] = []
     for item in items:
@@ -257,16 +300,20 @@ async def _told(items: Sequence[WorkItem], results: Results) -> list[Finished]:
     return told
 
 
-def _groups(told: Sequence[Finished]) -> Iterator[tuple[Finished, ...]]:
-    """As many as fit into one message."""
-    group: list[Finished] = []
-    total = 0
+def _messages(told: Sequence[Finished]) -> Iterator[_Own]:
+    """As many items in each as fit."""
+    items: list[Finished] = []
+    parts: list[bytes] = []
     for each in told:
-        size = len(encode(each))
-        if group and total + size > MOST_BYTES:
-            yield tuple(group)
-            group, total = [], 0
-        group.append(each)
-        total += size
-    if group:
-        yield tuple(group)
+        part = encode(each)
+        if parts and sum(map(len, parts)) + len(part) > MOST_BYTES:
+            yield _message(items, parts)
+            items, parts = [], []
+        items.append(each)
+        parts.append(part)
+    if parts:
+        yield _message(items, parts)
+
+
+def _message(items: Sequence[Finished], parts: Sequence[bytes]) -> _Own:
+    return _Own(b'{"items":[' + b",".join(parts) + b"]}", tuple(items))

@@ -78,6 +78,11 @@ class Journal:
         """How many decisions are not yet on disk."""
         return self._commit.added - self._commit.written
 
+    @property
+    def decisions(self) -> int:
+        """How many there were since this leadership began."""
+        return self._commit.added
+
     def add(self, facts: tuple[Fact, ...], work_ids: tuple[str, ...], follow: tuple[Effect, ...]) -> None:
         heavy = sum(map(weight, facts))
         step = Step(facts, work_ids, self._memory.in_seq, self._memory.out_seq, follow, heavy)

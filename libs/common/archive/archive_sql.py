@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic_core import to_json
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -43,6 +44,7 @@ class SqlArchive:
         self._file = file
         self._errors: tuple[type[Exception], ...] = (exc.SQLAlchemyError, OSError, TimeoutError, *errors)
         self._tables: dict[Table, sa.Table] = {}
+        self._upserts: dict[Table, sa.Executable] = {}
         self._problem: str | None = None
 
     async def prepare(self, schema: Schema) -> None:
@@ -58,9 +60,8 @@ class SqlArchive:
         checked = checked_rows(table, rows)
         if not checked:
             return
-        statement = sql_tables.upsert(table, self._known(table), self._engine.dialect.name)
         async with self._transaction() as connection:
-            await connection.execute(statement, checked)
+            await connection.execute(self._upsert(table), checked)
 
     async def page(
         self,
@@ -105,6 +106,11 @@ class SqlArchive:
             self._tables[table] = sql_tables.sql_table(table)
         return self._tables[table]
 
+    def _upsert(self, table: Table) -> sa.Executable:
+        if table not in self._upserts:
+            self._upserts[table] = sql_tables.upsert(table, self._known(table), self._engine.dialect.name)
+        return self._upserts[table]
+
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
         async with self._answered(ANSWER_SECONDS), self._engine.begin() as connection:
@@ -139,6 +145,7 @@ def sqlite_archive(file: Path, *, lock_seconds: float = LOCK_SECONDS) -> SqlArch
         max_overflow=0,
         pool_timeout=ANSWER_SECONDS,
         connect_args={"timeout": lock_seconds},
+        json_serializer=_json_text,
     )
     sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return SqlArchive(engine, file=file)
@@ -155,8 +162,13 @@ def postgresql_archive(url: str) -> SqlArchive:
         pool_timeout=ANSWER_SECONDS,
         pool_pre_ping=True,
         connect_args={"timeout": CONNECT_SECONDS},
+        json_serializer=_json_text,
     )
     return SqlArchive(engine, file=None, errors=(asyncpg.PostgresError, asyncpg.InterfaceError))
+
+
+def _json_text(value: Any) -> str:
+    return to_json(value).decode()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -15,7 +15,15 @@ EXPONENT_FROM = 1e16
 """From here on Python writes floats as `1e+16`, which PostgreSQL's JSON gives back as a whole number."""
 
 
-def checked_rows(table: Table, rows: Sequence[Row]) -> list[dict[str, Any]]:
+class CheckedRow(dict[str, Any]):
+    """A row that was found fit for its table: whoever gets it need not look again. Not to be changed."""
+
+    def __init__(self, table: Table, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.table = table
+
+
+def checked_rows(table: Table, rows: Sequence[Row]) -> list[CheckedRow]:
     """Rows with every column, fit for every back end.
 
     A nullable column that is missing becomes None. What PostgreSQL cannot keep in text (U+0000, lone surrogates) is
@@ -83,11 +91,14 @@ def _column(table: Table, name: str) -> Column:
     return column
 
 
-def checked_row(table: Table, row: Row) -> dict[str, Any]:
+def checked_row(table: Table, row: Row) -> CheckedRow:
     """One row, as `checked_rows` says."""
-    if unknown := set(row) - set(table.names):
+    if isinstance(row, CheckedRow) and row.table is table:
+        return row
+    values = {column.name: _checked_value(table, column, row.get(column.name)) for column in table.columns}
+    if unknown := row.keys() - values.keys():
         raise Malformed(f"{table.name} has no column {', '.join(sorted(unknown))}")
-    return {column.name: _checked_value(table, column, row.get(column.name)) for column in table.columns}
+    return CheckedRow(table, values)
 
 
 def _checked_value(table: Table, column: Column, value: Any) -> Any:
@@ -137,7 +148,7 @@ def _text(value: Any) -> str:
 
 def _keepable(text: str) -> str:
     if text.isascii():
-        return text.replace("\0", REPLACEMENT)
+        return text.replace("\0", REPLACEMENT) if "\0" in text else text
     return "".join(REPLACEMENT if mark == "\0" or "\ud800" <= mark <= "\udfff" else mark for mark in text)
 
 
@@ -173,19 +184,28 @@ def _timestamp(value: Any) -> datetime:
 
 def _json(value: Any) -> Any:
     """A copy, as it would be read back. Floats without a fraction that are written with an exponent become whole."""
-    return _cleaned(json.loads(json.dumps(value, allow_nan=False)))
-
-
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, str):
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is str:
         return _keepable(value)
-    if isinstance(value, float) and abs(value) >= EXPONENT_FROM:
-        return int(value)
-    if isinstance(value, list):
-        return [_cleaned(each) for each in value]
-    if isinstance(value, dict):
-        return {_keepable(name): _cleaned(each) for name, each in value.items()}
-    return value
+    if kind is list or kind is tuple:
+        return [_json(each) for each in value]
+    if kind is dict and all(type(name) is str for name in value):
+        return {_keepable(name): _json(each) for name, each in value.items()}
+    if kind is int and -INTEGER_LIMIT <= value < INTEGER_LIMIT:
+        return value
+    if kind is float and abs(value) < EXPONENT_FROM:
+        return value
+    return _rarer_json(value)
+
+
+def _rarer_json(value: Any) -> Any:
+    """What JSON makes of it is left to JSON's own code."""
+    read = json.loads(json.dumps(value, allow_nan=False))
+    if isinstance(read, float):
+        return int(read) if abs(read) >= EXPONENT_FROM else read
+    return read if isinstance(read, int) else _json(read)
 
 
 _CHECKS: Mapping[Kind, Any] = {

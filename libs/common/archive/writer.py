@@ -173,7 +173,7 @@ class ArchiveWriter:
         batch = list(islice(self._waiting, MOST_ROWS))
         refused: list[tuple[Table, Row, str]] = []
         for table in _in_order(self._schema.tables, batch):
-            refused += await self._write(table, _newest(table, [row for owner, row in batch if owner == table]))
+            refused += await self._write(table, _newest(table, [row for owner, row in batch if owner is table]))
         for table, row, reason in refused:
             self.put_aside(table, row, reason)
         for _ in batch:
@@ -212,8 +212,9 @@ class ArchiveWriter:
 
 def _in_order(tables: Sequence[Table], batch: Sequence[Entry]) -> list[Table]:
     """Tables as their schema orders them; one that it does not name is written last."""
-    places = {table: place for place, table in enumerate(tables)}
-    return sorted({table for table, _ in batch}, key=lambda table: places.get(table, len(places)))
+    present = {id(table): table for table, _ in batch}
+    places = {id(table): place for place, table in enumerate(tables)}
+    return sorted(present.values(), key=lambda table: places.get(id(table), len(places)))
 
 
 def _newest(table: Table, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ class Bus:
     async def append(
         self,
         topic: Topic[M],
-        message: M,
+        message: M | Written[M],
         *,
         message_id: str | None,
         expect: Expect | None = None,

@@ -11,8 +11,9 @@ from libs.common.archive.checks import checked_row
 from libs.common.contracts.base import Json
 from libs.common.contracts.streams import WORK_DONE
 from libs.common.contracts.work_marshaling import WorkError, WorkItem, WorkLookup, WorkStatus
+from libs.common.contracts.work_records import FINISHED, FinishedWork
 from libs.common.errors import Conflict, NotFound, Unavailable
-from services.work_marshaling.archiving import ready
+from services.work_marshaling.archiving import GIVES_WAY_ITEMS, GIVES_WAY_SECONDS, gives_way, ready
 from services.work_marshaling.model import Cancel, Failed, Filter, RetryDue
 from services.work_marshaling.rows import finished, finished_of, row_of
 from services.work_marshaling.tables import WORK_ITEMS
@@ -292,3 +293,33 @@ def test_long_errors_of_earlier_attempts_are_shortened():
     told = finished(story.item, None)
 
     assert [len(attempt.error.message) for attempt in told.attempts if attempt.error] == [200, 4000]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "waiting", "waited_seconds", "waits_on"),
+    [
+        (1_000, 1, 0.25, True),
+        (3, 1, 0.25, False),
+        (1_000, GIVES_WAY_ITEMS, 0.25, False),
+        (1_000, 1, GIVES_WAY_SECONDS, False),
+    ],
+)
+def test_finished_work_gives_way_to_work_within_bounds(
+    decisions: int, waiting: int, waited_seconds: float, waits_on: bool
+):
+    assert gives_way(decisions, waiting=waiting, waited_seconds=waited_seconds) is waits_on
+
+
+async def test_what_was_written_into_the_stream_by_somebody_else_is_archived_as_it_says():
+    """What an instance wrote itself it knows; that must not hide what the stream really holds."""
+    house = House()
+    async with house.marshaling(FORGETFUL) as instance:
+        node = await _node(house, instance)
+        work_id = await _done(house, instance, node)
+        told = await house.archive.get(WORK_ITEMS, {"work_id": work_id})
+        assert told is not None
+        other = finished_of(told).model_copy(update={"work_id": "somebody-elses"})
+        await instance.bus.append(FINISHED, FinishedWork(items=(other,)), message_id=None)
+        await house.pass_time(HANDED_OVER_SECONDS)
+
+        assert (await view_of(instance, "somebody-elses")).status is WorkStatus.COMPLETED
