@@ -35,6 +35,8 @@ PARTS = 20
 DEATHS_APART_SECONDS = 10.0
 FORGIVEN = timedelta(days=1)
 
+AttemptEnd = Ended | AttemptFailed | Expired
+
 Key = tuple[str, str | None]
 """A node, or (with a model) a node as far as this model goes."""
 
@@ -98,7 +100,7 @@ class Conduct:
 
     def hear(self, item: WorkItem, fact: Fact, slots: int) -> str | None:
         """Count the end of an attempt. Which node it says something about, if any. `slots`: of that node."""
-        if not isinstance(fact, Ended | AttemptFailed | Expired) or fact.attempt is None:
+        if not isinstance(fact, AttemptEnd) or fact.attempt is None:
             return None
         attempt = next((each for each in item.attempts if each.number == fact.attempt), None)
         if attempt is None or attempt.node_id == EXTERNAL:
@@ -111,7 +113,7 @@ class Conduct:
         self._adjust(attempt.node_id, failed, fast, slots)
         return attempt.node_id
 
-    def _judged(self, item: WorkItem, attempt: Attempt, fact: Ended | AttemptFailed | Expired) -> bool | None:
+    def _judged(self, item: WorkItem, attempt: Attempt, fact: AttemptEnd) -> bool | None:
         """Whether the node failed; None when this says nothing about it."""
         if isinstance(fact, Ended):
             return False if fact.status == "completed" else None

@@ -57,7 +57,8 @@ def _attempt_fact(item: WorkItem, fact: AttemptFact) -> WorkItem:
             )
             return replace(item, status=WorkStatus.ASSIGNED, attempts=(*item.attempts, given))
         case Started():
-            return replace(_with_attempt(item, fact.attempt, started_at=fact.at), status=WorkStatus.RUNNING)
+            begun = _with_attempt(item.attempts, fact.attempt, started_at=fact.at)
+            return replace(item, status=WorkStatus.RUNNING, attempts=begun)
         case Expired():
             return _expired(item, fact)
         case AttemptFailed():
@@ -109,26 +110,24 @@ def _admitted(fact: Admitted) -> WorkItem:
     )
 
 
-def _with_attempt(item: WorkItem, number: int, **changes: object) -> WorkItem:
-    attempts = tuple(
+def _with_attempt(attempts: tuple[Attempt, ...], number: int, **changes: object) -> tuple[Attempt, ...]:
+    return tuple(
         replace(attempt, **changes) if attempt.number == number else attempt  # type: ignore[arg-type]
-        for attempt in item.attempts
+        for attempt in attempts
     )
-    return replace(item, attempts=attempts)
 
 
 def _expired(item: WorkItem, fact: Expired) -> WorkItem:
-    error = WorkError(code=fact.reason.value, message=fact.detail)
-    after = _with_attempt(
-        item,
+    attempts = _with_attempt(
+        item.attempts,
         fact.attempt,
         ended_at=fact.at,
         outcome=Outcome.EXPIRED,
-        error=error,
+        error=WorkError(code=fact.reason.value, message=fact.detail),
         counted=fact.counted,
         died=fact.reason is ExpiryReason.DIED,
     )
-    return replace(after, status=WorkStatus.PENDING, attempts=_without_old_refusals(after.attempts))
+    return replace(item, status=WorkStatus.PENDING, attempts=_without_old_refusals(attempts))
 
 
 def _without_old_refusals(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
@@ -144,8 +143,8 @@ def _without_old_refusals(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
 def _attempt_failed(item: WorkItem, fact: AttemptFailed) -> WorkItem:
     changes: dict[str, object] = {"ended_at": fact.at, "outcome": Outcome.FAILED, "error": fact.error}
     changes |= {"out_seq": fact.out_seq, "counted": fact.counted, "died": not fact.counted}
-    after = _with_attempt(item, fact.attempt, **changes, **_start(fact))
-    return replace(after, status=WorkStatus.PENDING)
+    attempts = _with_attempt(item.attempts, fact.attempt, **changes, **_start(fact))
+    return replace(item, status=WorkStatus.PENDING, attempts=attempts)
 
 
 def _start(fact: AttemptFailed | Ended) -> dict[str, datetime]:
@@ -154,11 +153,15 @@ def _start(fact: AttemptFailed | Ended) -> dict[str, datetime]:
 
 
 def _ended(item: WorkItem, fact: Ended) -> WorkItem:
+    attempts = item.attempts
     if fact.status == "completed" and fact.attempt is not None:
         done = {"ended_at": fact.at, "outcome": Outcome.COMPLETED, "error": None, "out_seq": fact.out_seq}
-        item = _with_attempt(item, fact.attempt, **done, **_start(fact))
+        attempts = _with_attempt(attempts, fact.attempt, **done, **_start(fact))
     return replace(
-        _without_live(item, fact.at),
+        item,
+        attempts=_without_live(attempts, fact.at),
+        ended_at=fact.at,
+        retry_at=None,
         status=WorkStatus(fact.status),
         error=fact.error,
         out_seq=fact.out_seq,
@@ -167,17 +170,22 @@ def _ended(item: WorkItem, fact: Ended) -> WorkItem:
 
 
 def _cancelled(item: WorkItem, fact: Cancelled) -> WorkItem:
-    error = WorkError(code="cancelled", message=fact.reason, retryable=False)
-    return replace(_without_live(item, fact.at), status=WorkStatus.CANCELLED, error=error)
-
-
-def _without_live(item: WorkItem, at: datetime) -> WorkItem:
-    """An ended item: nobody holds a lease any more, nothing is waited for."""
-    attempts = tuple(
-        replace(attempt, outcome=Outcome.CANCELLED, ended_at=at) if attempt.outcome is None else attempt
-        for attempt in item.attempts
+    return replace(
+        item,
+        attempts=_without_live(item.attempts, fact.at),
+        ended_at=fact.at,
+        retry_at=None,
+        status=WorkStatus.CANCELLED,
+        error=WorkError(code="cancelled", message=fact.reason, retryable=False),
     )
-    return replace(item, attempts=attempts, ended_at=at, retry_at=None)
+
+
+def _without_live(attempts: tuple[Attempt, ...], at: datetime) -> tuple[Attempt, ...]:
+    """Those of an ended item: nobody holds a lease any more."""
+    return tuple(
+        replace(attempt, outcome=Outcome.CANCELLED, ended_at=at) if attempt.outcome is None else attempt
+        for attempt in attempts
+    )
 
 
 def without_payload(item: WorkItem) -> WorkItem:

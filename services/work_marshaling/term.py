@@ -20,7 +20,7 @@ from libs.common.contracts.work_log import Blacklisted, Fact, ItemFact, Paroled,
 from libs.common.contracts.work_marshaling import EXTERNAL, WorkStatus
 from libs.common.errors import Unavailable
 from libs.common.log.fenced_log import FencedLog
-from services.work_marshaling.conduct import Conduct
+from services.work_marshaling.conduct import AttemptEnd, Conduct
 from services.work_marshaling.explaining import Possible
 from services.work_marshaling.journal import Journal
 from services.work_marshaling.leases import Leases
@@ -159,7 +159,7 @@ class Term:
         """What the fact says about a node counts for how much work it gets, and whether any."""
         if isinstance(fact, Blacklisted | Paroled):
             self._distrust(fact)
-        elif change is not None and change.before is not None:
+        elif change is not None and change.before is not None and isinstance(fact, AttemptEnd):
             live = change.before.live
             slots = 0 if live is None else sum(pool.slots for pool in self.nodes[live.node_id].pools)
             node_id = self.conduct.hear(change.before, fact, max(1, slots))

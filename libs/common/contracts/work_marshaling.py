@@ -69,6 +69,10 @@ class Requirements(Demands):
     avoid_node_ids: tuple[Identifier, ...] = Field((), max_length=1000, description="none of these")
     ram_mb: Mib | None = Field(None, description="RAM that is free now, and that the item is taken to use")
 
+    def __hash__(self) -> int:
+        """Without one pydantic takes it for changeable, and copies the default of every item that asks for nothing."""
+        return hash(self.model_dump_json())
+
     @field_validator("tier", "min_tier")
     @classmethod
     def _tier(cls, name: str | None) -> str | None:
