@@ -90,11 +90,11 @@ class Attempts:
 
     async def _result(self, job: Job) -> Any:
         assignment = job.running.assignment
-        seconds, too_late = self._limit_for(assignment)
+        seconds, by_deadline = self._limit_for(assignment)
         if job.taken_up_after is not None:
             seconds = max(seconds - job.taken_up_after, LEAST_SECONDS_TO_LOOK)
         if seconds <= 0:
-            raise too_late
+            raise _too_late(assignment, by_deadline=by_deadline)
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
@@ -104,19 +104,22 @@ class Attempts:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise too_late from None
+            raise _too_late(assignment, by_deadline=by_deadline) from None
 
-    def _limit_for(self, assignment: Assignment) -> tuple[float, JobFailed]:
-        """How long an attempt may take, and what it then failed of."""
+    def _limit_for(self, assignment: Assignment) -> tuple[float, bool]:
+        """How long an attempt may take, and whether it is the item's deadline that says so."""
         seconds = assignment.timeout_seconds
-        timed_out = JobFailed("timed_out", f"the attempt took longer than {seconds:g} s", retryable=True)
         if assignment.deadline is None:
-            return seconds, timed_out
+            return seconds, False
         left = (assignment.deadline - self._clock.now()).total_seconds()
-        if left > seconds:
-            return seconds, timed_out
-        deadline = assignment.deadline.isoformat()
-        return left, JobFailed("deadline_passed", f"the item's deadline, {deadline}, has passed", retryable=False)
+        return min(left, seconds), left <= seconds
 
     def _failed(self, running: Running, code: str, message: str) -> Outcome:
         return failed(code, message, retryable=True, started_at=running.started_at, ended_at=self._clock.now())
+
+
+def _too_late(assignment: Assignment, *, by_deadline: bool) -> JobFailed:
+    if by_deadline and assignment.deadline is not None:
+        deadline = assignment.deadline.isoformat()
+        return JobFailed("deadline_passed", f"the item's deadline, {deadline}, has passed", retryable=False)
+    return JobFailed("timed_out", f"the attempt took longer than {assignment.timeout_seconds:g} s", retryable=True)

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import importlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -22,37 +23,69 @@ log = structlog.get_logger()
 Function = Callable[[Any], Any]
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """`ended` gets what the function returned, and what it raised. `over`: its thread does something else by now."""
+
+    function: Function
+    arguments: Any
+    ended: "asyncio.Future[_Ended]"
+    over: bool = False
+
+
+_Ended = tuple[Any, BaseException | None]
+
+
 class _Threads:
-    """Threads that do not keep the process from ending, whatever their function does."""
+    """Threads that do not keep the process from ending, whatever their function does.
 
-    def __init__(self, most: int) -> None:
+    The loop is woken once for all that ended by the time it looks. `abandoned`: a call is over that nobody waited for.
+    """
+
+    def __init__(self, most: int, abandoned: Callable[[_Call], None]) -> None:
         self._most = most
+        self._abandoned = abandoned
         self._started = 0
-        self._waiting: SimpleQueue[tuple[Future[Any], Function, Any] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
+        self._over: deque[tuple[_Call, _Ended]] = deque()
+        self._woken = False
 
-    def submit(self, function: Function, arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._waiting.put((future, function, arguments))
+    def submit(self, function: Function, arguments: Any) -> _Call:
+        call = _Call(function, arguments, asyncio.get_running_loop().create_future())
+        self._waiting.put(call)
         if self._started < self._most:
             self._started += 1
             Thread(target=self._work, name=f"function-{self._started}", daemon=True).start()
-        return future
+        return call
 
     def close(self) -> None:
         for _ in range(self._started):
             self._waiting.put(None)
 
     def _work(self) -> None:
-        while True:
-            item = self._waiting.get()
-            if item is None:
-                return
-            future, function, arguments = item
-            if future.set_running_or_notify_cancel():
+        while (call := self._waiting.get()) is not None:
+            ended: _Ended = (None, None)
+            if not call.ended.cancelled():
                 try:
-                    future.set_result(function(arguments))
-                except BaseException as error:  # noqa: BLE001  # raised where the result is awaited
-                    future.set_exception(error)
+                    ended = (call.function(call.arguments), None)
+                except BaseException as error:  # noqa: BLE001  # told where it is awaited
+                    ended = (None, error)
+            self._over.append((call, ended))
+            if not self._woken:
+                self._woken = True
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    call.ended.get_loop().call_soon_threadsafe(self._look)
+
+    def _look(self) -> None:
+        # The flag first: what is put down from here on wakes the loop again.
+        self._woken = False
+        while self._over:
+            call, ended = self._over.popleft()
+            call.over = True
+            if call.ended.cancelled():
+                self._abandoned(call)
+            else:
+                call.ended.set_result(ended)
 
 
 class FunctionRunner:
@@ -66,8 +99,8 @@ class FunctionRunner:
         self._functions = functions
         self._slots = slots
         self._freed = freed
-        self._threads = _Threads(slots)
-        self._lingering: set[Future[Any]] = set()
+        self._threads = _Threads(slots, self._no_longer)
+        self._lingering: set[_Call] = set()
 
     async def close(self) -> None:
         """What still runs is left to itself; it cannot be ended, and its attempt is over."""
@@ -79,7 +112,6 @@ class FunctionRunner:
 
     @property
     def lingering(self) -> int:
-        self._lingering = {future for future in self._lingering if not future.done()}
         return len(self._lingering)
 
     def work_types(self) -> tuple[str, ...]:
@@ -99,29 +131,25 @@ class FunctionRunner:
     async def forget(self, assignment: Assignment) -> None:
         return None
 
-    def _linger(self, future: Future[Any]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def freed(_: Future[Any]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody needs the slot any more
-                loop.call_soon_threadsafe(self._freed)
-
-        self._lingering.add(future)
-        future.add_done_callback(freed)
+    def _no_longer(self, call: _Call) -> None:
+        if call in self._lingering:
+            self._lingering.discard(call)
+            self._freed()
 
     async def _called(self, name: str, function: Function, arguments: Any) -> Any:
-        future = self._threads.submit(function, arguments)
+        call = self._threads.submit(function, arguments)
         try:
-            return await asyncio.wrap_future(future)
+            result, error = await call.ended
         except asyncio.CancelledError:
-            if not future.cancel() and not future.done():
-                self._linger(future)
+            if not call.over:
+                self._lingering.add(call)
             raise
-        except JobFailed:
-            raise
-        except Exception as error:
-            log.info("function_failed", function=name, error=repr(error), exc_info=True)
-            raise JobFailed("function_failed", f"{type(error).__name__}: {error}", retryable=True) from error
+        if error is None:
+            return result
+        if isinstance(error, JobFailed):
+            raise error
+        log.info("function_failed", function=name, error=repr(error), exc_info=error)
+        raise JobFailed("function_failed", f"{type(error).__name__}: {error}", retryable=True) from error
 
 
 def load_functions(named: Mapping[str, str], *, variable: str) -> dict[str, Function]:

@@ -313,7 +313,7 @@ class NodeAgent:
         self._observer.ended(assignment.work_type, outcome.error.code if outcome.error else "completed")
         if outcome.error is not None:
             log.info("attempt_failed", work=assignment.work_id, code=outcome.error.code, reason=outcome.error.message)
-        await asyncio.shield(self._outbox.end(assignment, outcome))
+        await self._outbox.end(assignment, outcome)
 
     async def _keep_output(self, job: Job) -> None:
         output = job.running.output
