@@ -29,9 +29,10 @@ load average at the start {load_before:.1f} ({at}). Medians; what counts is the 
 - **synced**: nothing is confirmed before it is on the disk. A ratio compares queues of the same kind.
 
 The truth are times that the jobs append to a file. Ours carries the whole life of an item: durable submission,
-assignment to a node that journals it, an attempt token, a durable outcome, the archive. The others keep no result, and
-acknowledge after the run where they can: Celery with two processes, Dramatiq with two of eight threads, arq with 100
-jobs and 10 ms between polls, taskiq-nats with two processes, procrastinate with 50 jobs.
+assignment to a node that journals it, an attempt token, a durable outcome. Into the archive it goes as soon as there
+is less to do, 5 seconds later at most: a run that is shorter than that does not show what the archive costs. The others
+keep no result, and acknowledge after the run where they can: Celery with two processes, Dramatiq with two of eight
+threads, arq with 100 jobs and 10 ms between polls, taskiq-nats with two processes, procrastinate with 50 jobs.
 
 """
 
