@@ -107,9 +107,7 @@ def with_a_rule(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Call
     def make() -> None:
         back_end = request.node.callspec.params["bare"]
         constraint = f"alter table node_events add constraint a_rule check ({RULE})"
-        if back_end == "memory":
-            pytest.skip("has no rules of its own")
-        elif back_end == "sqlite":
+        if back_end == "sqlite":
             trigger = f"create trigger a_rule before insert on node_events when not (new.{RULE}) begin "
             with sqlite3.connect(tmp_path / "archive.db") as connection:
                 connection.execute(f"{trigger} select raise(abort, 'a_rule'); end")
@@ -125,6 +123,7 @@ def with_a_rule(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Call
         yield make
 
 
+@pytest.mark.parametrize("bare", ["sqlite", "postgresql", "supabase"], indirect=True)
 async def test_a_row_that_the_database_refuses_is_put_aside_and_keeps_nobody_back(
     kept: Archive, archiving: Archiving, with_a_rule: Callable[[], None]
 ):
