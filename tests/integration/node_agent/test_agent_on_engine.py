@@ -153,11 +153,12 @@ async def test_a_job_that_is_stopped_leaves_the_engines_slot(tmp_path: Path):
         while (await counters(url))["requests_processing"] == 0:  # asked of another process
             await asyncio.sleep(0.01)
         await other.stop(assignment.attempt_token or "")
-        async with asyncio.timeout(5):
-            while (await counters(url))["requests_processing"] > 0:
+        async with asyncio.timeout(60):
+            while (left := await counters(url))["requests_processing"] > 0:
                 await asyncio.sleep(0.01)
 
     assert other.outcomes == []
+    assert left["tokens_predicted_total"] < 7000
 
 
 async def test_no_connection_to_the_engine_is_kept(engine: EngineMaker):
