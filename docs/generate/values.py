@@ -113,7 +113,7 @@ class _Builder:
         return {name: self.value(name, inner) for name, inner in schema.get("properties", {}).items()}
 
     def value(self, name: str, schema: Mapping[str, Any]) -> Any:
-        if "$ref" in schema:
+        if "$ref" in schema and not schema.get("examples"):
             return self.value(name, self._definitions[schema["$ref"].rsplit("/", 1)[-1]])
         for choices in ("anyOf", "oneOf"):
             if choices in schema:

@@ -2,8 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
+from libs.common.contracts.vllm_instances import (
+    ComposeFile,
+    DeployRequest,
+    InstanceEvents,
+    InstanceLog,
+    InstancesFound,
+    InstanceView,
+)
 from libs.common.contracts.vllm_orchestrator import (
     FittingModels,
     PlacedEngines,
@@ -12,6 +20,7 @@ from libs.common.contracts.vllm_orchestrator import (
     ServedModels,
     Strategies,
 )
+from services.vllm_orchestrator.deployments import Deployments
 from services.vllm_orchestrator.planning import Planning
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
 
@@ -20,10 +29,16 @@ Length = Annotated[int, Query(ge=1, le=2**31, description="tokens; a model that 
 Concurrency = Annotated[float, Query(ge=1, le=1_000_000, description="requests of that length at once")]
 
 
-def routes(orchestrator: VllmOrchestrator, planning: Planning) -> APIRouter:
+Name = Annotated[str, Path(min_length=1, max_length=48, description="an instance's name")]
+Rank = Annotated[int, Query(ge=0, le=1000, description="of which of its processes")]
+Characters = Annotated[int, Query(ge=1, le=200_000, description="so many from the end")]
+
+
+def routes(orchestrator: VllmOrchestrator, planning: Planning, deployments: Deployments) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
     router.include_router(_served(orchestrator))
     router.include_router(_planned(planning))
+    router.include_router(_deployed(deployments))
     return router
 
 
@@ -55,5 +70,43 @@ def _planned(planning: Planning) -> APIRouter:
     @router.get("/models", summary="Which models of the catalogue fit the machines that are online now.")
     async def fitting(max_model_len: Length = 8192, concurrency: Concurrency = 1.0) -> FittingModels:
         return await planning.fitting(max_model_len, concurrency)
+
+    return router
+
+
+def _deployed(deployments: Deployments) -> APIRouter:
+    router = APIRouter(prefix="/vllm", tags=["instances"])
+
+    @router.post("/deploy", status_code=202, summary="Serve a model; the same again changes nothing.")
+    async def deploy(request: DeployRequest) -> InstanceView:
+        return await deployments.deploy(request)
+
+    @router.get("/instances", summary="Every instance, and how it is.")
+    async def instances() -> InstancesFound:
+        return await deployments.all()
+
+    @router.get("/instances/{name}", summary="One instance.")
+    async def instance(name: Name) -> InstanceView:
+        return await deployments.one(name)
+
+    @router.get("/instances/{name}/events", summary="What happened to it, the latest last.")
+    async def events(name: Name) -> InstanceEvents:
+        return await deployments.events(name)
+
+    @router.get("/instances/{name}/logs", summary="The end of what its engine wrote.")
+    async def logs(name: Name, rank: Rank = 0, characters: Characters = 20_000) -> InstanceLog:
+        return await deployments.log(name, rank, characters)
+
+    @router.get("/instances/{name}/compose", summary="The same engine for Docker Compose, on its node.")
+    async def compose(name: Name, rank: Rank = 0) -> ComposeFile:
+        return await deployments.compose(name, rank)
+
+    @router.post("/instances/{name}/restart", status_code=202, summary="End it and start it anew, failed ones too.")
+    async def restart(name: Name) -> InstanceView:
+        return await deployments.restart(name)
+
+    @router.delete("/instances/{name}", status_code=202, summary="End it, give back its memory, and forget it.")
+    async def delete(name: Name) -> InstanceView:
+        return await deployments.delete(name)
 
     return router

@@ -70,8 +70,12 @@ class Planning:
 
     async def plan(self, request: PlanRequest) -> PlanAnswer:
         """Raises `UnknownModel`, `GatedModel`, `Malformed`, `Unsupported`, `NoUsableDevice` or `Unavailable`."""
+        nodes = await self.registered() if request.nodes is None else from_request(request.nodes)
+        return await self.plan_on(request, nodes)
+
+    async def plan_on(self, request: PlanRequest, nodes: Sequence[Node]) -> PlanAnswer:
+        """The same on these machines, whatever the request names."""
         documents = await self._documents(request)
-        nodes = await self._registered() if request.nodes is None else from_request(request.nodes)
         if not any(node.ram or any(gpu.free for gpu in node.gpus) for node in nodes):
             raise NoUsableDevice(
                 f"none of the {len(nodes)} machines has a GPU with free memory, or says how much RAM is free"
@@ -83,7 +87,7 @@ class Planning:
 
     async def fitting(self, max_model_len: int, concurrency: float) -> FittingModels:
         """Every model of the catalogue on the machines that are online now. Raises `Unavailable`."""
-        nodes = await self._registered()
+        nodes = await self.registered()
         found = [await self._fitting(entry, nodes, max_model_len, concurrency) for entry in self._catalogue]
         return FittingModels(models=tuple(found))
 
@@ -120,7 +124,8 @@ class Planning:
         assert request.model_name is not None
         return await self._models.read(request.model_name, request.revision)
 
-    async def _registered(self) -> tuple[Node, ...]:
+    async def registered(self) -> tuple[Node, ...]:
+        """The machines that are online and may get something new. Raises `Unavailable`."""
         wanted = NodeQuery(online_only=True, draining=False, limit=MOST_NODES)
         found = await self._bus.request(QUERY, wanted, timeout=QUERY_SECONDS)
         now = self._clock.monotonic()

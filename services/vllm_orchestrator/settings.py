@@ -45,3 +45,10 @@ class Settings(BaseSettings):
     hub_seconds: float = Field(
         20.0, ge=0.1, le=600, validation_alias="VLLM_HUB_SECONDS", description="How long the hub may take to answer."
     )
+    start_seconds: float = Field(
+        1800.0,
+        ge=1,
+        le=86400,
+        validation_alias="VLLM_START_SECONDS",
+        description="How long an engine may take until it serves; then it is ended and started anew.",
+    )

@@ -1,24 +1,31 @@
 """The only place where the orchestrator's parts meet."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
-from prometheus_client import Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
+from libs.common.contracts.streams import VLLM_LOG, VLLM_ORCHESTRATOR
+from libs.common.contracts.vllm_instances import InstanceState
 from libs.common.errors import WrongSetting
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
 from services.vllm_orchestrator.catalogue import catalogue_of, joined
+from services.vllm_orchestrator.deployments import Deployments
 from services.vllm_orchestrator.http_api import routes
+from services.vllm_orchestrator.keeping import Keeping
 from services.vllm_orchestrator.model import CatalogueEntry
 from services.vllm_orchestrator.models_files import FileModels
 from services.vllm_orchestrator.models_hub import HubModels
 from services.vllm_orchestrator.nats_api import open_doors
 from services.vllm_orchestrator.planning import Planning
 from services.vllm_orchestrator.settings import Settings
+from services.vllm_orchestrator.tending import Tending
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
 
 OURS = Path(__file__).with_name("catalogue.json")
@@ -41,6 +48,23 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     known = Gauge("mesh_orchestrator_engines_ready", "Engines that would take a request.", registry=platform.metrics)
     known.set_function(orchestrator.ready)
 
+    keeping = Keeping(
+        platform.bus,
+        platform.clock,
+        holder=f"{platform.node_id[:64]}.{uuid4().hex[:12]}",
+        new_id=lambda: uuid4().hex,
+    )
+    tending = Tending(
+        platform.bus,
+        platform.clock,
+        planning,
+        start_seconds=chosen.start_seconds,
+        chance=random.random,
+        wake=keeping.wake,
+    )
+    deployments = Deployments(platform.bus, platform.clock, keeping, tending)
+    _count(deployments, platform.metrics)
+
     @asynccontextmanager
     async def alive() -> AsyncIterator[None]:
         async with client:
@@ -48,10 +72,19 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
 
     return Service(
         port=chosen.port,
+        streams=[VLLM_LOG],
+        buckets=[VLLM_ORCHESTRATOR],
         lifespan=alive,
         subscriptions=partial(open_doors, platform.bus, orchestrator, planning),
-        router=routes(orchestrator, planning),
+        loops=[partial(keeping.run, deployments.look_after)],
+        router=routes(orchestrator, planning, deployments),
     )
+
+
+def _count(deployments: Deployments, metrics: CollectorRegistry) -> None:
+    counted = Gauge("mesh_orchestrator_instances", "Instances by their state.", ["state"], registry=metrics)
+    for state in InstanceState:
+        counted.labels(state=state.value).set_function(partial(deployments.count, state))
 
 
 def _hub_client(chosen: Settings) -> httpx.AsyncClient:

@@ -81,6 +81,12 @@ WORK_DONE = Stream(
     max_bytes=1024 * MIB,
     summary="Finished work on its way into the archive. What the archive has is removed.",
 )
+VLLM_LOG = Stream(
+    name="VLLM_LOG",
+    subjects=("compute.vllm.log.v1", "compute.vllm.epoch.v1"),
+    max_bytes=128 * MIB,
+    summary="What the vLLM orchestrator decided about instances. Written by its leader only.",
+)
 DEAD_LETTERS = Stream(
     name="DEAD_LETTERS",
     subjects=("compute.dead_letters.v1",),
@@ -100,7 +106,7 @@ INLINE_MOST_BYTES = 512 * 1024
 RESULT_OBJECT = "result-{token}"
 """How a worker names the object of a large result."""
 
-STREAMS = (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, DEAD_LETTERS)
+STREAMS = (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE, VLLM_LOG, DEAD_LETTERS)
 
 NODE_REGISTRY = Bucket(
     name="NODE_REGISTRY",
@@ -115,4 +121,9 @@ WORK_MARSHALING = Bucket(
 GPU_RESERVATIONS = Bucket(
     name="GPU_RESERVATIONS",
     summary="Open reservations of each node, as it last told: a copy, for others, while the node is away.",
+)
+
+VLLM_ORCHESTRATOR = Bucket(
+    name="VLLM_ORCHESTRATOR",
+    summary="Which vLLM orchestrator looks after instances: a lease, renewed all the time. The log alone decides.",
 )

@@ -1,0 +1,199 @@
+"""Deployments: models that are to be served, and what became of them."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from libs.common.contracts.base import Identifier, JsonObject, Message, Moment, Topic
+from libs.common.contracts.engine_hosting import EngineProgram, InstanceName
+from libs.common.contracts.log import LogEpoch, LogRecord
+from libs.common.contracts.node_registry import EngineState
+from libs.common.contracts.vllm_orchestrator import PlanRequest
+
+MOST_RAM_MB = 1 << 26
+MOST_EVENTS = 100
+
+
+class InstanceState(StrEnum):
+    """PLANNED: it waits for a place. RESERVED: memory is kept for it. DEGRADED: it serves, but something is wrong.
+    FAILED: given up, with a reason; a restart or a changed deploy tries again."""
+
+    PLANNED = "PLANNED"
+    RESERVED = "RESERVED"
+    STARTING = "STARTING"
+    READY = "READY"
+    DEGRADED = "DEGRADED"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+
+class RestartPolicy(StrEnum):
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class DeployRequest(PlanRequest):
+    """A model that is to be served, and how. The same again changes nothing; another under that name replaces it."""
+
+    instance_name: InstanceName
+    engine: EngineProgram = EngineProgram.VLLM
+    auto_start: bool = Field(True, description="false: only write it down; a restart starts it")
+    restart_policy: RestartPolicy = RestartPolicy.ALWAYS
+    node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000, description="only on these nodes")
+    model_path: Annotated[str, Field(pattern=r"^/[^\x00]{1,1023}$")] | None = Field(
+        None,
+        examples=["/models/qwen.gguf"],
+        description="with llama.cpp: the GGUF file on the machine; left out: the test model",
+    )
+    ram_mb: Annotated[int, Field(ge=1, le=MOST_RAM_MB)] | None = Field(
+        None, description="with llama.cpp: what it may take: the file, its context, and some"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_deployed(self) -> "DeployRequest":
+        if self.model_name is None:
+            raise ValueError("model_name is wanted: what is deployed must be known by a name")
+        if self.nodes is not None:
+            raise ValueError("nodes cannot be given: deployments go to machines that the registry knows; see node_ids")
+        if self.replicas not in (None, 1):
+            raise ValueError("replicas must be 1: deploy the others under names of their own")
+        if self.engine is EngineProgram.VLLM and (self.model_path or self.ram_mb):
+            raise ValueError("model_path and ram_mb are for llama.cpp: what vLLM needs is planned")
+        if self.model_path is not None and self.ram_mb is None:
+            raise ValueError("ram_mb is wanted with model_path: nobody else knows how large that file is")
+        return self
+
+
+class InstancePart(Message):
+    """One process of an instance, and the memory it claims on its node."""
+
+    rank: int
+    node_id: Identifier
+    arguments: tuple[str, ...]
+    environment: dict[str, str] = {}
+    gpu_uuids: tuple[str, ...] = ()
+    required_mb: int = 0
+    ram_mb: int = 0
+    reservation_id: Identifier
+    token: int | None = None
+
+
+class Eased(Message):
+    """What is asked of an engine less than was wanted, because it ran out of memory. Null: as wanted."""
+
+    max_num_seqs: int | None = None
+    max_model_len: int | None = None
+
+
+class Instance(Message):
+    """An instance as the log keeps it. `generation` grows with each start. `lost`: nodes it failed on."""
+
+    name: InstanceName
+    request: DeployRequest = Field(examples=[{"model_name": "tiny-llama", "instance_name": "tiny"}])
+    wanted: Literal["running", "stopped", "gone"] = "running"
+    state: InstanceState = InstanceState.PLANNED
+    reason: str = ""
+    generation: int = 0
+    strategy: str | None = None
+    slots: int = 1
+    context_tokens: int | None = None
+    parts: tuple[InstancePart, ...] = ()
+    failures: int = Field(0, description="in a row, since it last served for a while")
+    not_before: Moment | None = Field(None, description="when the next start is tried at the earliest")
+    given_up: bool = Field(False, description="it is not tried again by itself")
+    eased: Eased = Eased()
+    lost: tuple[str, ...] = ()
+    created_at: Moment
+    since: Moment = Field(description="since when it is in this state")
+
+
+class InstanceEvent(Message):
+    name: InstanceName
+    at: Moment
+    generation: int
+    state: InstanceState
+    message: str
+
+
+class PartView(Message):
+    """One process of an instance as its node's agent tells it; null: that has not been told."""
+
+    rank: int
+    node_id: str
+    gpu_uuids: tuple[str, ...] = ()
+    required_mb: int = 0
+    ram_mb: int = 0
+    state: EngineState | None = None
+    pid: int | None = None
+    url: str | None = None
+
+
+class InstanceView(Message):
+    """An instance as it is. `problem` says why it is not READY."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    instance_name: str
+    model_name: str
+    engine: EngineProgram
+    state: InstanceState
+    wanted: str
+    problem: str = ""
+    generation: int
+    strategy: str | None = None
+    parts: tuple[PartView, ...] = ()
+    failures: int = 0
+    not_before: Moment | None = None
+    eased: Eased = Eased()
+    created_at: Moment
+    since: Moment
+    request: DeployRequest
+
+
+class InstancesFound(Message):
+    instances: tuple[InstanceView, ...]
+
+
+class InstanceEvents(Message):
+    """What happened to an instance, the latest last."""
+
+    events: tuple[InstanceEvent, ...]
+
+
+class InstanceLog(Message):
+    instance_name: str
+    rank: int
+    node_id: str
+    text: str
+
+
+class ComposeFile(Message):
+    """A file for Docker Compose, which reads JSON as it reads YAML: start what this node would have."""
+
+    services: dict[str, JsonObject]
+
+
+class VllmRecord(LogRecord):
+    """What was decided: instances as they are from here on, those that are no more, and what is told of them."""
+
+    kept: tuple[Instance, ...] = ()
+    gone: tuple[str, ...] = ()
+    events: tuple[InstanceEvent, ...] = ()
+
+
+VLLM_EPOCH = Topic(
+    subject="compute.vllm.epoch.v1",
+    message=LogEpoch,
+    owner="vllm_orchestrator",
+    summary="Who writes the log of instances from here on.",
+    stream="VLLM_LOG",
+)
+VLLM_RECORD = Topic(
+    subject="compute.vllm.log.v1",
+    message=VllmRecord,
+    owner="vllm_orchestrator",
+    summary="What was decided about instances.",
+    stream="VLLM_LOG",
+)

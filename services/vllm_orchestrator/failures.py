@@ -1,0 +1,85 @@
+"""Why an engine failed, read from how it ended and what it wrote, and what is to be done about it."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from libs.common.contracts.engine_hosting import HostedEngine
+
+
+class Remedy(StrEnum):
+    """What may help. WAIT: nothing is wrong with it, there is only no place for it now."""
+
+    WAIT = "wait"
+    LATER = "later"
+    ELSEWHERE = "elsewhere"
+    EASE = "ease"
+    GIVE_UP = "give_up"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    kind: str
+    remedy: Remedy
+    sentence: str
+
+
+# In the order of how much they explain. The words are vLLM's, of `config`, `gpu_worker`, `kv_cache_utils`, argparse,
+# and those of torch, NCCL and huggingface_hub that it lets through.
+_SIGNS: tuple[tuple[str, str, Remedy, str], ...] = (
+    (
+        "bad_flag",
+        r"error: (?:unrecognized arguments|argument )[^\n]*",
+        Remedy.GIVE_UP,
+        "vLLM does not know an argument",
+    ),
+    ("gated_model", r"GatedRepoError|gated repo[^\n]*", Remedy.GIVE_UP, "the model is gated: set HF_TOKEN on its node"),
+    ("unknown_model", r"RepositoryNotFoundError|is not a local folder[^\n]*", Remedy.GIVE_UP, "no such model"),
+    (
+        "not_supported",
+        r"Model architectures [^\n]* are not supported[^\n]*|Total number of attention heads[^\n]*",
+        Remedy.GIVE_UP,
+        "this vLLM does not serve that model so",
+    ),
+    ("card_in_use", r"Free memory on device[^\n]*", Remedy.ELSEWHERE, "others use the card"),
+    ("no_cache", r"No available memory for the cache blocks[^\n]*", Remedy.EASE, "nothing is left for the KV cache"),
+    ("short_cache", r"KV cache is needed[^\n]*", Remedy.EASE, "the KV cache is too small for one request"),
+    ("port_taken", r"Address already in use", Remedy.LATER, "its port was taken meanwhile"),
+    (
+        "nccl",
+        r"NCCL error[^\n]*|ncclUnhandled\w*|ncclRemoteError",
+        Remedy.LATER,
+        "its ranks did not find each other",
+    ),
+    (
+        "download",
+        r"couldn't connect to [^\n]*|Connection error[^\n]*|MaxRetryError|LocalEntryNotFoundError",
+        Remedy.LATER,
+        "the model could not be fetched",
+    ),
+)
+_OUT_OF_MEMORY = re.compile(r"(?:CUDA|HIP) out of memory[^\n]*|OutOfMemoryError[^\n]*")
+_KILLED = -9
+_QUOTED = 300
+
+
+def classify(engine: HostedEngine) -> Failure:
+    words = engine.last_words
+    if found := _OUT_OF_MEMORY.search(words):
+        return _out_of_memory(words, found.group())
+    for kind, sign, remedy, meaning in _SIGNS:
+        if found := re.search(sign, words):
+            return Failure(kind, remedy, f"{meaning}: {found.group()[:_QUOTED]}")
+    if engine.exit_code == _KILLED:
+        return Failure("killed", Remedy.LATER, "it was killed; the machine may have run out of RAM")
+    last = next((line for line in reversed(words.splitlines()) if line.strip()), "")
+    return Failure("crash", Remedy.LATER, f"{engine.reason or 'it ended'}: {last[:_QUOTED]}".rstrip(": "))
+
+
+def _out_of_memory(words: str, said: str) -> Failure:
+    """Fewer sequences do not make weights smaller; what comes after them is."""
+    if "Model loading took" not in words:
+        return Failure("oom_at_load", Remedy.ELSEWHERE, f"out of memory while it loaded: {said[:_QUOTED]}")
+    if "GPU KV cache size" not in words:
+        return Failure("oom_at_profiling", Remedy.EASE, f"out of memory while it was profiled: {said[:_QUOTED]}")
+    return Failure("oom_at_capture", Remedy.EASE, f"out of memory while graphs were captured: {said[:_QUOTED]}")

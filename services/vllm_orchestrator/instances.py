@@ -1,0 +1,33 @@
+"""All instances as the log says they are, with what was told of them last."""
+
+from collections import deque
+
+from libs.common.contracts.log import LogEpoch
+from libs.common.contracts.vllm_instances import MOST_EVENTS, Instance, InstanceEvent, VllmRecord
+
+
+class Instances:
+    """A replay fills it; whoever leads goes on with it."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Instance] = {}
+        self.events: dict[str, deque[InstanceEvent]] = {}
+
+    def begin_epoch(self, epoch: LogEpoch) -> None:
+        return None
+
+    def begin_checkpoint(self) -> None:
+        self.by_name.clear()
+        self.events.clear()
+
+    def restore(self, piece: VllmRecord) -> None:
+        self.apply(piece, 0)
+
+    def apply(self, record: VllmRecord, sequence: int) -> None:
+        for instance in record.kept:
+            self.by_name[instance.name] = instance
+        for event in record.events:
+            self.events.setdefault(event.name, deque(maxlen=MOST_EVENTS)).append(event)
+        for name in record.gone:
+            self.by_name.pop(name, None)
+            self.events.pop(name, None)

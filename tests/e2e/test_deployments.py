@@ -1,0 +1,210 @@
+"""Deployments over REST on a whole mesh: what a user is promised, with real engines of llama.cpp and a program in
+vLLM's place."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.fake_engine import begun, fake_vllm
+from tests.mesh_process import MeshProcess, mesh_process
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": True,
+}
+
+
+class Deploying:
+    """A mesh, and who speaks with its orchestrator."""
+
+    def __init__(self, mesh: MeshProcess, programs: Path) -> None:
+        self.mesh = mesh
+        self.programs = programs
+        self.client = httpx.Client(trust_env=False, timeout=30)
+
+    def call(self, method: str, path: str, **more: Any) -> httpx.Response:
+        return self.client.request(method, f"{self.mesh.url('vllm_orchestrator')}/api/v1/vllm{path}", **more)
+
+    def deploy(self, **fields: Any) -> dict[str, Any]:
+        asked = {"model_name": "tiny", "instance_name": "one", "device": "cpu"} | fields
+        answer = self.call("POST", "/deploy", json=asked)
+        assert answer.status_code == httpx.codes.ACCEPTED, answer.text
+        return answer.json()
+
+    def until(self, holds: Callable[[dict[str, Any]], object], name: str = "one") -> dict[str, Any]:
+        until = time.monotonic() + 60
+        while True:
+            answer = self.call("GET", f"/instances/{name}")
+            if answer.is_success and holds(answer.json()):
+                return answer.json()
+            assert time.monotonic() < until, f"{answer.text}\n{self.events(name)}\n{self.mesh.output}"
+            time.sleep(0.05)
+
+    def until_ready(self, name: str = "one") -> dict[str, Any]:
+        return self.until(lambda told: told["state"] == "READY", name)
+
+    def until_gone(self, name: str = "one") -> None:
+        until = time.monotonic() + 60
+        while self.call("GET", f"/instances/{name}").status_code != httpx.codes.NOT_FOUND:
+            assert time.monotonic() < until, self.events(name)
+            time.sleep(0.05)
+
+    def events(self, name: str = "one") -> list[str]:
+        told = self.call("GET", f"/instances/{name}/events").json()
+        return [f"{event['state']} {event['message']}" for event in told.get("events", [])]
+
+    def reservations(self) -> list[dict[str, Any]]:
+        url = f"{self.mesh.url('gpu_orchestrator')}/api/v1/gpu/reservations"
+        return [each for each in self.client.get(url).json()["reservations"] if each["owner"] == "vllm_orchestrator"]
+
+
+def runs(pid: int) -> bool:
+    """Nobody may be there to collect one whose parent was killed."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def deploying(tmp_path: Path) -> Iterator[Deploying]:
+    programs = tmp_path / "vllm"
+    vllm = fake_vllm(programs)
+    models = tmp_path / "models"
+    (models / "tiny").mkdir(parents=True)
+    (models / "tiny" / "config.json").write_text(json.dumps(TINY))
+    with mesh_process(
+        tmp_path / "data",
+        ENGINE="none",
+        ENGINE_PROGRAMS=f"vllm={vllm},llama.cpp",
+        VLLM_MODELS_FOLDER=str(models),
+    ) as mesh:
+        mesh.start().wait_ready()
+        mesh.wait_until_listed()
+        made = Deploying(mesh, programs)
+        with made.client:
+            yield made
+
+
+def test_llama_cpp_is_deployed_serves_takes_work_and_leaves_nothing(deploying: Deploying):
+    deploying.deploy(engine="llama.cpp", model_name="tiny-llama", max_model_len=512, concurrency=2)
+    ready = deploying.until_ready()
+    (part,) = ready["parts"]
+    asked = {"model": "tiny-llama", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    answer = deploying.client.post(f"{part['url']}/v1/chat/completions", json=asked)
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    (held,) = deploying.reservations()
+    assert (held["state"], held["pid"], held["ram_mb"]) == ("committed", part["pid"], part["ram_mb"])
+
+    work = deploying.client.post(
+        f"{deploying.mesh.url('work_marshaling')}/api/v1/work/submit",
+        json={"work_id": "w-1", "work_type": "chat", "model_name": "tiny-llama", "payload": asked},
+    )
+    assert work.is_success, work.text
+    until = time.monotonic() + 30
+    while True:
+        item = deploying.client.get(f"{deploying.mesh.url('work_marshaling')}/api/v1/work/w-1").json()
+        if item["status"] == "completed":
+            break
+        assert time.monotonic() < until, item
+        time.sleep(0.05)
+
+    assert deploying.call("DELETE", "/instances/one").status_code == httpx.codes.ACCEPTED
+    deploying.until_gone()
+    assert not runs(part["pid"])
+    assert [each for each in deploying.reservations() if each["state"] in ("held", "committed")] == []
+
+
+def test_a_deployment_survives_what_happens_to_it(deploying: Deploying):
+    """One mesh for the whole life of one instance: starting a mesh is what takes time."""
+    created = deploying.deploy()["created_at"]
+    assert deploying.deploy()["created_at"] == created
+    ready = deploying.until_ready()
+    assert (ready["generation"], len(begun(deploying.programs))) == (1, 1)
+    assert "--max-model-len" in begun(deploying.programs)[0]["arguments"]
+    assert "Application startup complete" in deploying.call("GET", "/instances/one/logs").json()["text"]
+
+    os.kill(ready["parts"][0]["pid"], signal.SIGKILL)
+    again = deploying.until(lambda told: told["state"] == "READY" and told["generation"] == 2)
+    assert any("killed" in event for event in deploying.events())
+
+    deploying.mesh.kill()
+    deploying.mesh.start().wait_ready()
+    after = deploying.until(lambda told: told["parts"] and told["parts"][0]["pid"] == again["parts"][0]["pid"])
+    assert after["generation"] == 2
+    assert len(begun(deploying.programs)) == 2
+
+    deploying.deploy(max_model_len=256)
+    changed = deploying.until(lambda told: told["state"] == "READY" and told["generation"] == 3)
+    assert changed["request"]["max_model_len"] == 256
+    assert not runs(again["parts"][0]["pid"])
+
+    deploying.call("POST", "/instances/one/restart")
+    deploying.until(lambda told: told["state"] == "READY" and told["generation"] == 4)
+    deploying.call("DELETE", "/instances/one")
+    deploying.until_gone()
+    assert [each for each in deploying.reservations() if each["state"] in ("held", "committed")] == []
+
+
+def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
+    fake_vllm(deploying.programs, "oom_at_profiling", "crash", "ok", "bad_flag")
+    deploying.deploy()
+    ready = deploying.until_ready()
+    assert ready["generation"] == 3
+    assert ready["eased"]["max_num_seqs"] is not None
+    assert len([event for event in deploying.events() if event.startswith("STOPPING")]) == 2
+
+    deploying.deploy(instance_name="two")
+    failed = deploying.until(lambda told: told["state"] == "FAILED", "two")
+    assert "--no-such-flag" in failed["problem"]
+    assert (failed["generation"], failed["parts"]) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"model_name": "no/such/model"}, 422, "model_name"),
+        ({"instance_name": "two words"}, 422, "instance_name"),
+        ({"instance_name": "a/b"}, 422, "instance_name"),
+        ({"replicas": 2}, 422, "replicas"),
+        ({"engine": "tensorrt"}, 422, "engine"),
+        ({"engine": "llama.cpp", "ram_mb": 60_000_000}, 409, "RAM"),
+        ({"engine": "llama.cpp", "model_path": "/m.gguf"}, 422, "ram_mb"),
+    ],
+)
+def test_bad_input_reserves_and_starts_nothing(deploying_once: Deploying, fields, status, words):
+    asked = {"model_name": "tiny", "instance_name": "one", "device": "cpu"} | fields
+    answer = deploying_once.call("POST", "/deploy", json=asked)
+
+    assert answer.status_code == status, answer.text
+    assert words in answer.text
+    assert deploying_once.call("GET", "/instances").json()["instances"] == []
+    assert deploying_once.reservations() == []
+
+
+@pytest.fixture(scope="module")
+def deploying_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
+    folder = tmp_path_factory.mktemp("bad")
+    with mesh_process(folder / "data", ENGINE="none", HF_HUB_OFFLINE="true") as mesh:
+        mesh.start().wait_ready()
+        mesh.wait_until_listed()
+        made = Deploying(mesh, folder)
+        with made.client:
+            yield made
