@@ -21,6 +21,7 @@ from libs.common.contracts.work_marshaling import (
     WorkStatus,
 )
 from libs.common.errors import MeshError, NobodyAnswers, Unavailable
+from libs.common.log.fenced_log import SteppedDown
 from services.work_marshaling.model import Effect, NodeRefused, Offer, PayloadLost, Stop, WorkItem
 from services.work_marshaling.payloads import Payloads
 from services.work_marshaling.term import Term
@@ -243,12 +244,16 @@ class Dispatcher:
         return min(self._term.rules.avoid_seconds, doubled)
 
     async def _tell_stops(self, node_id: str) -> None:
+        """Raises `SteppedDown`: one that was replaced while it stood still knows nothing of the attempts made since."""
         stops = self._stops.pop(node_id, None)
         if not stops:
             return
         tokens = tuple(stops)[:1000]
         reason = stops[tokens[0]] if len(set(stops.values())) == 1 else "no longer wanted"
         try:
+            await self._term.journal.lead()
             await self._bus.request(STOP, StopAttempts(attempt_tokens=tokens, reason=reason), node_id=node_id)
+        except SteppedDown:
+            raise
         except MeshError as error:
             _log.info("stop_not_told", node_id=node_id, attempts=len(tokens), reason=error.message)

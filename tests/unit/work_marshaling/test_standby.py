@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from libs.common.contracts.log import LogEpoch
 from libs.common.contracts.streams import WORK_LOG, WORK_MARSHALING
 from libs.common.contracts.work_leading import Leader
+from libs.common.contracts.work_log import EPOCH
 from libs.common.contracts.work_marshaling import WORK_STATUS, WorkLookup, WorkStatus, WorkView
 from libs.common.errors import Conflict, StreamFull, Unavailable
 from libs.common.kit.service import Remark
@@ -206,3 +208,18 @@ async def test_a_lease_of_somebody_who_was_never_there_holds_nobody_up(house: Ho
         await bus.put(WORK_MARSHALING, LEASE_KEY, told, revision=0)
         async with house.marshaling() as queue:
             assert await status_of(queue, await submit(queue)) is WorkStatus.PENDING
+
+
+async def test_a_leader_that_was_replaced_while_it_stood_still_stops_nothing(house: House):
+    async with house.marshaling() as first, house.bus("test") as bus:
+        node = Node(house, bus, "n1")
+        await node.open()
+        told = LogEpoch(epoch=2, holder="another", at=house.clock.now(), checkpoint=False, origins={})
+        await bus.append(EPOCH, told, message_id="another")
+        dispatcher = first.leading.present.dispatcher
+
+        dispatcher.stop("n1", "token-of-the-other", "this attempt holds no lease")
+        await house.settle()
+
+        assert node.stopped == []
+        assert not first.leading.leads()
