@@ -46,7 +46,7 @@ docs-check: .venv/ready-dev
 migrations: .venv/ready-dev ## write the Supabase migrations anew from those of the services
 	$(BIN)/python -m tools.supabase_migrations
 
-faults: .venv/ready-dev ## kill everything at random instants and count what became of the work (about ten minutes)
+faults: .venv/ready-dev ## kill everything at random instants and count what became of the work (about half an hour)
 	$(BIN)/python -m tests.faults
 	$(BIN)/python -m tests.faults table
 

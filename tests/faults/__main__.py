@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import fcntl
 import json
 import signal
 import sys
@@ -54,10 +55,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _keep(found: dict[str, Any]) -> None:
-    told = json.loads(RAW.read_text()) if RAW.exists() else []
-    by_name = {each["fault"]: each for each in (*told, found)}
-    kept = [by_name[row.name] for row in ROWS if row.name in by_name]
-    RAW.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Some rows may be played beside others, by a program of their own."""
+    with RAW.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        told = json.loads(file.read() or "[]")
+        by_name = {each["fault"]: each for each in (*told, found)}
+        kept = [by_name[row.name] for row in ROWS if row.name in by_name]
+        file.truncate(0)
+        file.write(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from tests.faults.stage import Stage
-from tests.faults.truth import ENDED, Count, Evidence, Lines, count
+from tests.faults.truth import ENDED, Evidence, Lines
 
 BACKLOG = 500
 AT_LEAST_RUNNING = 100
@@ -44,7 +44,7 @@ class Crowd:
         self.results_go = False
         self._backlog = BACKLOG
         self._chance = chance
-        self._most = most
+        self.most = most
         self._enough = asyncio.Event()
         self._sequences: dict[str, set[int]] = {}
         self._seen: dict[str, Mapping[str, Any]] = {}
@@ -79,7 +79,6 @@ class Crowd:
             "work_type": "function",
             "payload": {"function": "poison" if poison else "note", "arguments": arguments, "padding": padding},
             "labels": {"name": name},
-            "max_attempts": 2 if poison else 60,
         }
         if own_id:
             body["work_id"] = f"own-{name}"
@@ -90,7 +89,7 @@ class Crowd:
 
     async def _turn(self) -> bool:
         """Wait for one's turn to submit; False when it is enough."""
-        while not self._enough.is_set() and len(self.names) < self._most:
+        while not self._enough.is_set() and self._promised() < self.most:
             if self._promised() - len(self.lines.read().over) < self._backlog:
                 return True
             await asyncio.sleep(PAUSE_SECONDS)
@@ -181,6 +180,11 @@ class Crowd:
 
     # Watching
 
+    async def reach(self, items: int) -> None:
+        """Wait until so many were promised."""
+        while self._promised() < items:
+            await asyncio.sleep(0.02)
+
     async def busy(self, least: int = AT_LEAST_RUNNING, *, seconds: float = 30, jitter: float = 1.0) -> None:
         """Wait for a random instant at which so many jobs run; keep the least number there ever was."""
         until = time.monotonic() + seconds
@@ -190,6 +194,12 @@ class Crowd:
                 break
             await asyncio.sleep(0.02)
         self.least_running = running if self.least_running is None else min(self.least_running, running)
+
+    async def all_ended(self) -> None:
+        """Wait until all that is to be submitted was, and has ended."""
+        await self.reach(self.most)
+        while (stats := await self._get("/api/v1/stats")) is None or stats["open_items"]:
+            await asyncio.sleep(PAUSE_SECONDS)
 
     def running(self) -> int:
         return self.lines.read().running(self.stage.agent_pids())
@@ -287,7 +297,7 @@ class Crowd:
         await asyncio.gather(*(one(work_id) for work_id in ids))
         return found
 
-    async def count(self) -> Count:
+    async def evidence(self) -> Evidence:
         """Ask for everything, kill the leader, and ask again: what has ended must not change."""
         first = await self.views()
         for work_id, view in first.items():
@@ -302,17 +312,15 @@ class Crowd:
         await asyncio.to_thread(self.stage.wait_ready)
         await self._led()
         again = await self.views()
-        return count(
-            Evidence(
-                names=self.names,
-                receipts=self.receipts,
-                before=self._seen,
-                after=again,
-                lines=self.lines.read(),
-                mortal=self.stage.mortal,
-                poison=self.poison,
-                results_go=self.results_go,
-            )
+        return Evidence(
+            names=self.names,
+            receipts=self.receipts,
+            before=self._seen,
+            after=again,
+            lines=self.lines.read(),
+            mortal=self.stage.mortal,
+            poison=self.poison,
+            results_go=self.results_go,
         )
 
     async def close(self) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from tests.faults.crowd import Crowd
 from tests.faults.rows import Row, Scene, prepare_clock, step_clock
-from tests.faults.stage import Stage, small_disk, stage
+from tests.faults.stage import Stage, database, small_disk, stage
+from tests.faults.truth import count, count_archived
 
 SETTLE_SECONDS = 90.0
 
@@ -26,7 +27,8 @@ async def play(row: Row, seed: int, *, scale: float = 1.0, keep: Path | None = N
             folder = keep / row.name.replace(" ", "-")
             shutil.rmtree(folder, ignore_errors=True)
         store = held.enter_context(small_disk(folder / "disk", row.store_mib)) if row.store_mib else None
-        made = held.enter_context(stage(folder, row.settings, store=store))
+        archive = held.enter_context(database()) if row.archive else None
+        made = held.enter_context(stage(folder, row.settings, store=store, archive=archive))
         if row.act is step_clock:
             prepare_clock(made)
         if row.standby:
@@ -45,10 +47,15 @@ async def _on(made: Stage, row: Row, seed: int, scale: float) -> dict[str, Any]:
     submitting = asyncio.create_task(crowd.submit())
     try:
         done = await row.act(Scene(stage=made, crowd=crowd, chance=chance, scale=scale))
-        crowd.enough()
+        if not row.whole:
+            crowd.enough()
         await submitting
         await crowd.settle(SETTLE_SECONDS)
-        found = await crowd.count()
+        evidence = await crowd.evidence()
+        found = count(evidence)
+        if made.archive is not None:
+            archived = await asyncio.to_thread(made.archive_rows, found.ended_once, SETTLE_SECONDS)
+            count_archived(found, evidence, archived)
     finally:
         for task in (watching, submitting):
             task.cancel()

@@ -59,8 +59,8 @@ Act = Callable[[Scene], Awaitable[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`act` does it, and says in a few words how often. `most` items are submitted at most; with `standby` a second
-    marshaler runs from the start on."""
+    """`act` does it, and says in a few words how often. `most` items are accepted at most, and with `whole` all of
+    them; with `standby` a second marshaler runs from the start on; with `archive` finished work goes to PostgreSQL."""
 
     name: str
     act: Act
@@ -70,6 +70,8 @@ class Row:
     padding: int = 0
     results_go: bool = False
     standby: bool = False
+    whole: bool = False
+    archive: bool = False
 
 
 async def kill_marshaling(scene: Scene) -> str:
@@ -104,18 +106,13 @@ async def kill_nats(scene: Scene) -> str:
 
 
 async def kill_all(scene: Scene) -> str:
-    return await _kill_all(scene, scene.times(3), 1.5)
-
-
-async def kill_all_again_and_again(scene: Scene) -> str:
-    return await _kill_all(scene, scene.times(10), 0.3)
-
-
-async def _kill_all(scene: Scene, times: int, pause: float) -> str:
-    for _ in range(times):
+    """Spread over the whole run."""
+    share = scene.crowd.most / (1.1 * (times := scene.times(10)))
+    for number in range(times):
+        await scene.crowd.reach(round(share * scene.chance.uniform(number, number + 1)))
         await scene.crowd.busy()
         await asyncio.to_thread(scene.stage.kill_all)
-        await scene.pause(0, pause)
+        await scene.pause(0, 1)
         await asyncio.to_thread(scene.stage.nats.start)
         scene.stage.whole()
         await scene.ready()
@@ -135,14 +132,33 @@ async def halt_agent(scene: Scene) -> str:
 
 
 async def halt_nats(scene: Scene) -> str:
-    seconds = [scene.chance.uniform(20, 40) * scene.scale]
-    for each in seconds:
+    await scene.crowd.busy()
+    os.kill(scene.stage.nats.pid, signal.SIGSTOP)
+    await asyncio.sleep(seconds := 60 * scene.scale)
+    os.kill(scene.stage.nats.pid, signal.SIGCONT)
+    await scene.ready()
+    return f"nats-server stands still (SIGSTOP) for {seconds:.0f} s"
+
+
+async def lose_archive(scene: Scene) -> str:
+    """It goes without a farewell while rows are on their way to it, and comes again when all work has ended."""
+    archive = scene.stage.archive
+    assert archive is not None
+    await scene.crowd.busy()
+    written = len(await asyncio.to_thread(scene.stage.archive_rows, 1, TAKE_OVER_SECONDS))
+    await asyncio.to_thread(archive.stop, signal.SIGQUIT)
+    for _ in range(times := scene.times(2)):
         await scene.crowd.busy()
-        os.kill(scene.stage.nats.pid, signal.SIGSTOP)
-        await asyncio.sleep(each)
-        os.kill(scene.stage.nats.pid, signal.SIGCONT)
+        leader = await scene.leader()
+        leader.kill()
+        leader.start()
         await scene.ready()
-    return f"nats-server stands still (SIGSTOP) for {' and '.join(f'{each:.0f}' for each in seconds)} s"
+    await scene.crowd.all_ended()
+    await asyncio.to_thread(archive.start)
+    return (
+        f"PostgreSQL stopped (SIGQUIT) when it had {written} rows, started when all work had ended; "
+        f"{times} kills of the leader in between; at the end every item was there once"
+    )
 
 
 async def halt_marshaling(scene: Scene) -> str:
@@ -304,16 +320,17 @@ async def poison(scene: Scene) -> str:
     crowd, stage = scene.crowd, scene.stage
     guard = asyncio.create_task(_guard(stage))
     try:
-        for _ in range(scene.times(8)):
-            await crowd.busy(jitter=0.3)
+        await crowd.busy()
+        for number in range(poisonous := scene.times(50)):
+            await crowd.reach(number * crowd.most // poisonous)
             await crowd.insist(crowd.item(own_id=True, poison=True))
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(420):
             while not await crowd.poison_is_over():
                 await asyncio.sleep(0.2)
     finally:
         guard.cancel()
     died = sum(len(each.pids) - 1 for each in stage.agents)
-    return f"{len(crowd.poison)} poison items, {died} agents died"
+    return f"{poisonous} poison items among {crowd.most}, {died} agents died"
 
 
 async def _guard(stage: Stage) -> None:
@@ -396,18 +413,18 @@ ROWS = (
     Row(name="marshaling killed", act=kill_marshaling),
     Row(name="agents killed", act=kill_agents),
     Row(name="nats-server killed", act=kill_nats, standby=True),
-    Row(name="all killed at once", act=kill_all),
-    Row(name="all killed ten times in a row", act=kill_all_again_and_again, standby=True, most=6000),
+    Row(name="all killed at once", act=kill_all, standby=True, most=20_000, whole=True),
     Row(name="agent stopped past its leases", act=halt_agent, settings=SHORT_LEASE),
     Row(name="marshaling stopped past all leases", act=halt_marshaling, settings=SHORT_LEASE),
     Row(name="NATS unreachable", act=halt_nats),
+    Row(name="archive unreachable", act=lose_archive, standby=True, whole=True, archive=True),
     Row(name="clock steps of an hour", act=step_clock),
     Row(name="duplicate deliveries", act=repeat_everything),
     Row(name="leader killed", act=kill_leader, standby=True, most=6000),
-    Row(name="standby killed", act=kill_standby, standby=True),
+    Row(name="standby killed", act=kill_standby, standby=True, most=9000),
     Row(name="leader and standby killed", act=kill_both, standby=True),
     Row(name="leader stopped past its lease", act=halt_leader, standby=True, settings=SHORT_LEASE),
-    Row(name="poison items among good ones", act=poison, most=1200),
+    Row(name="poison items among good ones", act=poison, most=1000, whole=True),
     Row(
         name="submissions run full",
         act=fill_input,

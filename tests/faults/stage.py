@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from tests.nats_process import NatsProcess, free_port
+from tests.postgres_process import PostgresProcess, postgres_process, postgres_programs
 
 PLACE = "tests.faults.jobs"
 SLOTS = 60
@@ -24,6 +25,10 @@ QUEUE = {
     "WORK_UPKEEP_SECONDS": "1",
     "WORK_CHECKPOINT_RECORDS": "150",
 }
+
+ARCHIVED = (
+    "select work_id, status, to_char(ended_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') from work_items"
+)
 
 
 class Service:
@@ -112,13 +117,21 @@ class Stage:
     """A nats-server on disk, one marshaling, three agents and a node registry."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, str], *, agents: int = 3, store: Path | None = None
+        self,
+        folder: Path,
+        settings: Mapping[str, str],
+        *,
+        agents: int = 3,
+        store: Path | None = None,
+        archive: PostgresProcess | None = None,
     ) -> None:
         self.folder = folder
+        self.archive = archive
         folder.mkdir(parents=True, exist_ok=True)
         self.nats = NatsProcess(folder) if store is None else on_small_disk(store)
         self.lines = folder / "lines.txt"
-        self.settings = {**QUEUE, **settings, "NATS_URL": self.nats.url}
+        where = {} if archive is None else {"ARCHIVE_URL": archive.url()}
+        self.settings = {**QUEUE, **settings, **where, "NATS_URL": self.nats.url}
         self.marshaling = self.another_marshaling("marshaling")
         self.registry = Service("services.node_registry", folder / "registry", self.settings, "NODE_REGISTRY_PORT")
         self.agents = [self._agent(number) for number in range(1, agents + 1)]
@@ -191,6 +204,20 @@ class Stage:
         for service in self.services:
             service.start()
 
+    def archive_rows(self, least: int, seconds: float) -> list[tuple[str, str, str]]:
+        """Id, status and end of all work in the archive, once so many rows are there, or after so long."""
+        assert self.archive is not None
+        until = time.monotonic() + seconds
+        while True:
+            told = self.archive.sql(ARCHIVED)
+            rows = [
+                (work_id, status, ended_at)
+                for work_id, status, ended_at in (line.split("|") for line in told.splitlines())
+            ]
+            if len(rows) >= least or time.monotonic() > until:
+                return rows
+            time.sleep(0.2)
+
     def close(self) -> None:
         for service in self.services:
             service.send(signal.SIGCONT)
@@ -213,6 +240,16 @@ def stage(folder: Path, settings: Mapping[str, str], **options: object) -> Itera
 
 class CannotPlay(Exception):
     """This machine lacks something that a fault needs."""
+
+
+@contextlib.contextmanager
+def database() -> Iterator[PostgresProcess]:
+    """Raises `CannotPlay` where PostgreSQL is not installed."""
+    programs = postgres_programs()
+    if programs is None:
+        raise CannotPlay("PostgreSQL is not installed (Debian: postgresql)")
+    with postgres_process(programs) as server:
+        yield server
 
 
 @contextlib.contextmanager

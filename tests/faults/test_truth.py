@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.truth import Count, Evidence, Lines, count
+from tests.faults.truth import Count, Evidence, Lines, count, count_archived
 
 RUN = "7-a"
 
@@ -104,3 +104,31 @@ def test_a_line_that_is_not_written_to_its_end_is_read_later(tmp_path: Path):
         file.write(f" {RUN}\n")
 
     assert (lines.read().running({7}), lines.over) == (0, {"i1"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "lost", "doubled"),
+    [
+        ([("w1", "completed", "2030-01-01T00:00:00.5")], 0, 0),
+        ([], 1, 0),
+        ([("w1", "completed", "2030-01-01T00:00:00.5")] * 2, 0, 1),
+        ([("w1", "dead", "2030-01-01T00:00:00.5")], 0, 1),
+        ([("w1", "completed", "2030-01-01T00:00:01")], 0, 1),
+    ],
+)
+def test_what_ended_is_in_the_archive_once_and_as_it_ended(
+    tmp_path: Path, rows: list[tuple[str, str, str]], lost: int, doubled: int
+):
+    told = Evidence(
+        names=["i1"],
+        receipts={"i1": ["w1"]},
+        before={},
+        after={"w1": view(ended_at="2030-01-01T00:00:00.500000Z")},
+        lines=Lines(tmp_path / "none"),
+        mortal=(),
+    )
+    found = Count()
+
+    count_archived(found, told, rows)
+
+    assert (found.lost, found.doubled, len(found.problems)) == (lost, doubled, lost + doubled)

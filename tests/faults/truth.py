@@ -1,8 +1,9 @@
 """What really happened: the receipts that submitters hold, and the lines that the jobs wrote."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Count:
     lost: int = 0
     doubled: int = 0
     ran_again: int = 0
+    archived: int = 0
     problems: list[str] = field(default_factory=list)
 
     def problem(self, text: str) -> None:
@@ -112,6 +114,27 @@ def count(told: Evidence) -> Count:
             found.doubled += 1
             found.problem(f"{name} ran {len(runs)} times, {len(unexplained)} of them where nothing had died")
     return found
+
+
+def count_archived(found: Count, told: Evidence, rows: Sequence[tuple[str, str, str]]) -> None:
+    """`rows` are id, status and end (UTC, ISO 8601) of what the archive has: each end once, and as it was told.
+
+    Lost: ended and not archived. Doubled: archived twice, or as something else.
+    """
+    by_id: dict[str, list[tuple[str, datetime]]] = defaultdict(list)
+    for work_id, status, ended_at in rows:
+        by_id[work_id].append((status, datetime.fromisoformat(ended_at).replace(tzinfo=UTC)))
+    for work_id in {each for ids in told.receipts.values() for each in ids}:
+        view = told.after.get(work_id)
+        if view is None or view["status"] not in ENDED:
+            continue  # lost already
+        wanted = (view["status"], datetime.fromisoformat(view["ended_at"]))
+        archived = by_id[work_id]
+        if archived != [wanted]:
+            found.lost += not archived
+            found.doubled += bool(archived)
+            found.problem(f"{work_id}: ended as {wanted}, in the archive as {archived}")
+    found.archived = len(by_id)
 
 
 def _one(found: Count, told: Evidence, name: str, ids: set[str], views: list[Mapping[str, Any]]) -> None:
