@@ -1,7 +1,7 @@
 # The verbs of this repository. `make up` and `make test` need nothing but: git make python3-venv libgomp1;
 # tests of the archive in PostgreSQL and Supabase are skipped without: postgresql npm
 .DEFAULT_GOAL := help
-.PHONY: help up demo down reset test check lint types docs docs-check migrations benchmarks faults
+.PHONY: help up demo down reset test check lint types docs docs-check migrations benchmarks peers faults
 
 PYTHON ?= python3
 # Most tests wait for a process or a clock: more of them at once than there are processors.
@@ -55,6 +55,9 @@ benchmarks: .venv/ready-dev ## measure: bus, start, idle, detector, registry (ea
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.detector
 	$(BIN)/python -m benchmarks.registry --minutes 0.3
+
+peers: .venv/ready-dev ## measure our queue beside Celery, Dramatiq, arq, taskiq and procrastinate (about ten minutes)
+	$(BIN)/python -m benchmarks.peers; $(BIN)/python -m benchmarks.peers table
 
 .venv/ready: pyproject.toml constraints.txt tools/environment.sh
 	@PYTHON="$(PYTHON)" sh tools/environment.sh engine,containers

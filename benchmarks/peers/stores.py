@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +22,8 @@ SYNCED_POSTGRES = ("unix_socket_directories=", "listen_addresses=127.0.0.1", "ma
 def redis(appendfsync: str) -> Store:
     @contextlib.asynccontextmanager
     async def running(directory: Path) -> AsyncIterator[str]:
+        if shutil.which("redis-server") is None:
+            raise SystemExit("Redis is missing: apt-get install redis-server")
         port = free_port()
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
         with _process([*command, "--appendonly", "yes", "--appendfsync", appendfsync], directory / "redis.log"):
