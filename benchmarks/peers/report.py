@@ -52,7 +52,7 @@ def write(source: Path, target: Path) -> None:
     runs = min(len(row["runs"]) for row in results["rows"])
     limits = table(("ours", "figure", "measured", "limit", "ratio", ""), _limits(results))
     text = INTRODUCTION.format(runs=runs, **{key: results[key] for key in ("items", "machine", "load_before", "at")})
-    target.write_text(text + table(HEAD, _rows(results)) + "\n## What we ask of ourselves\n\n" + limits)
+    target.write_text(text + table(HEAD, _rows(results)) + "\n\n## What we ask of ourselves\n\n" + limits + "\n")
 
 
 def _rows(results: Mapping[str, Any]) -> list[list[str]]:
