@@ -1,16 +1,17 @@
-"""A process of an instance as a service of Docker Compose, v1.29 and v2."""
+"""A process of an instance as a file for Docker Compose, v1.29 and v2."""
 
 from libs.common.contracts.base import JsonObject
 from libs.common.contracts.engine_hosting import EngineProgram
-from libs.common.contracts.vllm_instances import Instance, InstancePart
+from libs.common.contracts.vllm_instances import ComposeFile, Instance, InstancePart
 from libs.common.errors import Conflict
 
 IMAGE = "vllm/vllm-openai:latest"
 SHARED_MEMORY = "16g"
+MODELS = "models"
 _OF_THE_MACHINE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 
-def service_of(instance: Instance, part: InstancePart) -> JsonObject:
+def compose_file(instance: Instance, part: InstancePart) -> ComposeFile:
     """A container sees only its GPUs, so that which of the machine's they are is not told. Raises `Conflict`."""
     if instance.request.engine is not EngineProgram.VLLM or not part.gpu_uuids:
         raise Conflict(f"{instance.name} is not vLLM on GPUs: there is no image to name for it")
@@ -19,11 +20,12 @@ def service_of(instance: Instance, part: InstancePart) -> JsonObject:
     service: JsonObject = {
         "image": IMAGE,
         "command": [*part.arguments, "--host", "0.0.0.0", "--port", "8000"],  # published on loopback
-        "environment": dict(environment),
-        "volumes": ["~/.cache/huggingface:/root/.cache/huggingface"],
+        "environment": {**environment, "HF_HOME": f"/{MODELS}"},
+        "volumes": [f"{MODELS}:/{MODELS}"],
         "shm_size": SHARED_MEMORY,
         "restart": "unless-stopped",
     }
     service |= {"network_mode": "host"} if spread else {"ports": ["127.0.0.1:8000:8000"]}
     device: JsonObject = {"driver": "nvidia", "device_ids": [*part.gpu_uuids], "capabilities": ["gpu"]}
-    return service | {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
+    service |= {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
+    return ComposeFile(version="3.8", services={instance.name: service}, volumes={MODELS: {}})

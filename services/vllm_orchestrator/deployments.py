@@ -17,7 +17,7 @@ from libs.common.contracts.vllm_instances import (
     PartView,
 )
 from libs.common.errors import Conflict, NotFound
-from services.vllm_orchestrator.compose import service_of
+from services.vllm_orchestrator.compose import compose_file
 from services.vllm_orchestrator.keeping import Keeping, Term
 from services.vllm_orchestrator.tending import Tending
 
@@ -90,7 +90,7 @@ class Deployments:
     async def compose(self, name: str, rank: int) -> ComposeFile:
         """Raises `NotFound`, `Conflict` for an engine that has no image."""
         instance = self._known(name)
-        return ComposeFile(services={name: service_of(instance, _part(instance, rank))})
+        return compose_file(instance, _part(instance, rank))
 
     def count(self, state: InstanceState) -> float:
         """How many instances are in it; none while another orchestrator looks after them."""

@@ -172,7 +172,9 @@ class InstanceLog(Message):
 class ComposeFile(Message):
     """A file for Docker Compose, which reads JSON as it reads YAML: start what this node would have."""
 
+    version: str = Field(description="Docker Compose v1.29 reads it, v2 passes it over.")
     services: dict[str, JsonObject]
+    volumes: dict[str, JsonObject] = Field(description="Where weights that were downloaded are kept between starts.")
 
 
 class VllmRecord(LogRecord):

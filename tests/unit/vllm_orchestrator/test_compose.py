@@ -1,0 +1,40 @@
+"""An engine as a file for Docker Compose."""
+
+import pytest
+
+from libs.common.contracts.engine_hosting import EngineProgram
+from libs.common.errors import Conflict
+from services.vllm_orchestrator.compose import compose_file
+from tests.unit.vllm_orchestrator.test_machine import instance_of
+
+
+def test_an_engine_gets_its_gpus_by_uuid_and_listens_on_loopback_only():
+    instance = instance_of()
+    part = instance.parts[0].model_copy(
+        update={
+            "gpu_uuids": ("GPU-a", "GPU-b"),
+            "arguments": ("some/model", "--tensor-parallel-size", "2"),
+            "environment": {"CUDA_VISIBLE_DEVICES": "4,5", "VLLM_PP_LAYER_PARTITION": "20,12"},
+        }
+    )
+
+    told = compose_file(vllm(instance), part)
+
+    service = told.services["one"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["device_ids"] == ["GPU-a", "GPU-b"]
+    assert service["ports"] == ["127.0.0.1:8000:8000"]
+    assert service["command"][:3] == ["some/model", "--tensor-parallel-size", "2"]
+    assert service["environment"] == {"VLLM_PP_LAYER_PARTITION": "20,12", "HF_HOME": "/models"}
+    assert [volume.split(":")[0] for volume in service["volumes"]] == list(told.volumes)
+
+
+def test_an_engine_without_gpus_has_no_image():
+    instance = vllm(instance_of())
+    with pytest.raises(Conflict, match="no image"):
+        compose_file(instance, instance.parts[0].model_copy(update={"gpu_uuids": ()}))
+
+
+def vllm(instance):
+    request = instance.request.model_copy(update={"engine": EngineProgram.VLLM})
+    return instance.model_copy(update={"request": request})
