@@ -4,18 +4,11 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 
-import pytest
-
 from libs.common.contracts.streams import WORK_IN
 from libs.common.contracts.work_log import RECORD
 from libs.common.contracts.work_marshaling import SUBMITTED, WorkBatch, WorkItem, WorkStatus
 from libs.common.errors import StreamFull
 from tests.unit.work_marshaling.house import RULES, House, Node, publish_plainly, submit, view_of
-
-
-@pytest.fixture
-def house() -> House:
-    return House()
 
 
 async def test_outcomes_are_read_also_while_as_many_items_are_open_as_may_be(house: House):

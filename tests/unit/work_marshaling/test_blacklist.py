@@ -1,6 +1,6 @@
 """Nodes that fail: less work, then none, then a trial."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -152,23 +152,6 @@ def test_a_death_counts_once_and_not_at_all_when_a_suspect_was_aboard():
     later = [died.model_copy(update={"at": NOW + timedelta(seconds=20 * number)}) for number in range(10)]
     assert due(conduct_after(later, suspect), {}, later[-1].at) == []
     assert due(conduct_after(later), {}, later[-1].at) != []
-
-
-@pytest.fixture
-def house() -> House:
-    return House()
-
-
-@pytest.fixture
-async def queue(house: House) -> AsyncIterator[Instance]:
-    async with house.marshaling() as instance:
-        yield instance
-
-
-@pytest.fixture
-async def bus(house: House) -> AsyncIterator[Bus]:
-    async with house.bus("test") as connected:
-        yield connected
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Why an item waits, and what is said of one that no node could ever run."""
 
-from collections.abc import AsyncIterator
-
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -20,23 +18,6 @@ from tests.unit.work_marshaling.test_scheduling import announced, gpus, item, no
 
 START = NOW.timestamp()
 NEEDS_ELSEWHERE = {"node_ids": ["elsewhere"]}
-
-
-@pytest.fixture
-def house() -> House:
-    return House()
-
-
-@pytest.fixture
-async def queue(house: House) -> AsyncIterator[Instance]:
-    async with house.marshaling() as instance:
-        yield instance
-
-
-@pytest.fixture
-async def bus(house: House) -> AsyncIterator[Bus]:
-    async with house.bus("test") as connected:
-        yield connected
 
 
 @pytest.fixture

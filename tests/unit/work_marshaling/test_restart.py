@@ -26,11 +26,6 @@ from tests.unit.work_marshaling.house import (
 OFTEN = replace(RULES, checkpoint_records=5, upkeep_seconds=1.0)
 
 
-@pytest.fixture
-def house() -> House:
-    return House()
-
-
 async def test_a_pending_item_is_still_pending(house: House):
     async with house.marshaling() as before:
         work_id = await submit(before, payload={"prompt": "kept"})

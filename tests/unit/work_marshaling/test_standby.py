@@ -19,11 +19,6 @@ from tests.unit.work_marshaling.test_adversity import fill
 OFTEN = replace(RULES, checkpoint_records=5, upkeep_seconds=1.0)
 
 
-@pytest.fixture
-def house() -> House:
-    return House()
-
-
 async def lose_lease(house: House) -> None:
     """As when the leader could not renew it in time."""
     async with house.server.connect("operator") as transport:

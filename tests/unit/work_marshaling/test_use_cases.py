@@ -1,7 +1,6 @@
 """The queue as those who submit and those who work see it."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -33,23 +32,6 @@ from tests.unit.work_marshaling.house import (
     submit,
     view_of,
 )
-
-
-@pytest.fixture
-def house() -> House:
-    return House()
-
-
-@pytest.fixture
-async def queue(house: House) -> AsyncIterator[Instance]:
-    async with house.marshaling() as instance:
-        yield instance
-
-
-@pytest.fixture
-async def bus(house: House) -> AsyncIterator[Bus]:
-    async with house.bus("test") as connected:
-        yield connected
 
 
 @pytest.fixture
