@@ -19,14 +19,15 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.queue import NODE, NoopAgent, announce, free_port, ready, submit
+from benchmarks.queue import NODE, NoopAgent, announce, ready, submit
 from libs.common.bus.bus import Bus
-from libs.common.bus.nats_server import ServerOptions, nats_server
+from libs.common.bus.nats.server import ServerOptions, nats_server
+from libs.common.bus.nats.transport import connect
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_nats import connect
 from libs.common.clock import SystemClock
 from libs.common.contracts.work_marshaling import ASSIGN, AssignmentAnswers, Assignments
 from libs.common.kit.runner import run_on_uvloop
+from tools.free_ports import free_port
 
 FEW = 1_000
 GIVEN = 5_000

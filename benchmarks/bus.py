@@ -19,9 +19,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.nats_append import IN_FLIGHT
+from libs.common.bus.nats.append import IN_FLIGHT
+from libs.common.bus.nats.transport import connect
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_nats import connect
 from libs.common.clock import SystemClock
 from libs.common.contracts.base import Call, Message, Topic
 from libs.common.contracts.streams import MIB, Stream

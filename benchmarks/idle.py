@@ -7,7 +7,6 @@ services are ready. Starts everything on free ports with a data directory of its
 import contextlib
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from tools.free_ports import free_ports
 
 SERVICES = (
     "node_registry",
@@ -62,7 +63,7 @@ def main() -> int:
 
 def measure(directory: Path, seconds: float) -> Run:
     """Start, wait until every `/readyz` is green, watch for `seconds`, stop."""
-    nats_port, *ports = _free_ports(len(SERVICES) + 1)
+    nats_port, *ports = free_ports(len(SERVICES) + 1)
     environment = {
         **os.environ,
         "MESH_DATA_DIR": str(directory / "data"),
@@ -110,14 +111,6 @@ def _wait_ready(mesh: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
 def _cpu(process: psutil.Process) -> float:
     times = process.cpu_times()
     return times.user + times.system
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return [bound.getsockname()[1] for bound in sockets]
 
 
 if __name__ == "__main__":

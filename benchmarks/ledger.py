@@ -23,13 +23,13 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.ports import free_port
 from benchmarks.registry import report, until_good
 from benchmarks.reservers import Ask, Crowd, Observer, over_http, over_nats
-from libs.common.bus.nats_server import ServerOptions, nats_server
+from libs.common.bus.nats.server import ServerOptions, nats_server
 from tests.nvml import machines
 from tests.nvml.machines import Machine
 from tests.nvml.simulator import Simulator, build
+from tools.free_ports import free_port
 
 TOTAL_MB, DRIVER_MB, PROCESS_MB = 81559, 551, 2000
 PROCESSES_PER_GPU, REFRESHES = 5, 50

@@ -7,7 +7,6 @@ single items are followed from submission to result at low load.
 
 import asyncio
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -17,9 +16,9 @@ from pathlib import Path
 import httpx
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.nats_server import ServerOptions, nats_server
+from libs.common.bus.nats.server import ServerOptions, nats_server
+from libs.common.bus.nats.transport import connect
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_nats import connect
 from libs.common.clock import SystemClock
 from libs.common.contracts.node_registry import WORKLOAD, NodeWorkload
 from libs.common.contracts.work_marshaling import (
@@ -31,6 +30,7 @@ from libs.common.contracts.work_marshaling import (
     WorkCompleted,
 )
 from libs.common.kit.runner import run_on_uvloop
+from tools.free_ports import free_port
 
 NODE = "bench"
 SLOTS = 512
@@ -160,12 +160,6 @@ async def ready(client: httpx.AsyncClient) -> None:
         except httpx.TransportError:
             await asyncio.sleep(0.05)
     raise RuntimeError("work marshaling did not become ready")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ import psutil
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from benchmarks.ports import free_port
-from libs.common.bus.nats_server import ServerOptions, nats_server
+from libs.common.bus.nats.server import ServerOptions, nats_server
+from tools.free_ports import free_port
 
 MIB = 1024 * 1024
 QUERIES, PAGES, SILENCED = 500, 200, 10

@@ -22,8 +22,8 @@ import psutil
 from rich.console import Console
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.nats.transport import connect
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_nats import connect
 from libs.common.clock import SystemClock
 from libs.common.errors import MeshError, WrongSetting
 from libs.common.kit import identity, logs, runner

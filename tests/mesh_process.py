@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+
+from tools.free_ports import free_ports
 
 SERVICES = (
     "node_registry",
@@ -29,7 +30,7 @@ class MeshProcess:
 
     def __init__(self, directory: Path, **environment: str) -> None:
         self.directory = directory
-        free = _free_ports(len(SERVICES) + 1)
+        free = free_ports(len(SERVICES) + 1)
         self.nats_port = free.pop()
         self.ports = dict(zip(SERVICES, free, strict=True))
         self.environment = {
@@ -143,11 +144,3 @@ def mesh_process(directory: Path, **environment: str) -> Iterator[MeshProcess]:
         yield mesh
     finally:
         mesh.clean_up()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return [bound.getsockname()[1] for bound in sockets]

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libs.common.bus.nats_server import server_binary
+from libs.common.bus.nats.server import server_binary
+from tools.free_ports import free_port
 
 JETSTREAM = """
 jetstream {{ store_dir: "{directory}/jetstream", sync_interval: {sync_interval}, max_buffered_msgs: 1000000,
@@ -99,9 +100,3 @@ def nats_process(**options: object) -> Iterator[NatsProcess]:
             yield server
         finally:
             server.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

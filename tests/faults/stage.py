@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.nats_process import NatsProcess, free_port
+from tests.nats_process import NatsProcess
 from tests.postgres_process import PostgresProcess, postgres_process, postgres_programs
+from tools.free_ports import free_port
 
 PLACE = "tests.faults.jobs"
 SLOTS = 60

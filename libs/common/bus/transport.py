@@ -1,4 +1,4 @@
-"""What the bus needs of a message system, in bytes. Port of `transport_nats.py` and `transport_memory.py`."""
+"""What the bus needs of a message system, in bytes. Port of `nats/transport.py` and `memory/transport.py`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager

@@ -210,14 +210,14 @@ async def _nats(
     elif settings.nats_url is not None:
         yield settings.nats_url, _connecting(settings.nats_url, settings)
     else:
-        from libs.common.bus.nats_server import ServerOptions, nats_server
+        from libs.common.bus.nats.server import ServerOptions, nats_server
 
         async with nats_server(ServerOptions(directory=data_dir / "nats", port=settings.nats_port)) as server:
             yield server.url, _connecting(server.url, settings)
 
 
 def _connecting(url: str, settings: PlatformSettings) -> Connect:
-    from libs.common.bus.transport_nats import connect
+    from libs.common.bus.nats.transport import connect
 
     connected = partial(
         connect,

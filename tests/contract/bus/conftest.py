@@ -5,9 +5,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import pytest
 
+from libs.common.bus.memory.transport import MemoryServer
+from libs.common.bus.nats.transport import connect as connect_nats
 from libs.common.bus.transport import Transport
-from libs.common.bus.transport_memory import MemoryServer
-from libs.common.bus.transport_nats import connect as connect_nats
 from libs.common.clock import SystemClock
 from tests.contract.bus.parts import Mesh
 from tests.nats_process import NatsProcess, nats_process

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
-from libs.common.bus.nats_link import Timing
+from libs.common.bus.nats.link import Timing
+from libs.common.bus.nats.transport import NatsTransport
 from libs.common.bus.transport import Endpoint, Incoming
-from libs.common.bus.transport_nats import NatsTransport
 from libs.common.contracts.streams import MIB, Bucket, Stream
 
 WORKS_AGAIN_SECONDS = 2.0

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from libs.common.bus.nats.transport import NatsTransport, connect
 from libs.common.bus.transport import Endpoint, Incoming
-from libs.common.bus.transport_nats import NatsTransport, connect
 from libs.common.contracts.streams import MIB, Stream
 from libs.common.errors import Forbidden, Unauthorized, WrongSetting
 from tests.integration.bus.operator import Operator

@@ -9,8 +9,8 @@ from itertools import count
 
 import pytest
 
+from libs.common.bus.nats.transport import NatsTransport, connect
 from libs.common.bus.transport import Entry
-from libs.common.bus.transport_nats import NatsTransport, connect
 from libs.common.errors import Disconnected, NobodyAnswers, TimedOut
 from tests.integration.bus.parts import (
     HASTY,

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from libs.common.bus.nats_pulling import ticket
+from libs.common.bus.nats.pulling import ticket
+from libs.common.bus.nats.transport import NatsTransport, connect
 from libs.common.bus.transport import Entry, Expect, Receipt
-from libs.common.bus.transport_nats import NatsTransport, connect
 from libs.common.contracts.streams import MIB, Stream
 from libs.common.errors import Conflict, NotFound, StreamFull, TooLarge, WrongRevision
 from tests.integration.bus.parts import HASTY, LAMPS, NUMBERS, append, everything_kept, in_background, numbered, until

@@ -9,8 +9,8 @@ from itertools import count
 import pytest
 from structlog.testing import capture_logs
 
+from libs.common.bus.nats.transport import NatsTransport, connect
 from libs.common.bus.transport import Incoming
-from libs.common.bus.transport_nats import NatsTransport, connect
 from libs.common.errors import Disconnected, Malformed
 from tests.integration.bus.parts import (
     HASTY,

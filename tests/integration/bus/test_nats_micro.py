@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from libs.common.bus.nats.transport import NatsTransport, connect
 from libs.common.bus.transport import Endpoint, Incoming
-from libs.common.bus.transport_nats import NatsTransport, connect
 from libs.common.errors import NobodyAnswers
 from tests.integration.bus.parts import ask, until
 from tests.nats_process import NatsProcess, nats_process

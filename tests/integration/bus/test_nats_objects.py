@@ -4,8 +4,8 @@ import nats as nats_py
 import pytest
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.nats.transport import connect
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_nats import connect
 from libs.common.clock import SystemClock
 from libs.common.contracts.base import ObjectRef
 from libs.common.contracts.streams import MIB, ObjectBucket

@@ -12,15 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from libs.common.bus import nats_server as module
-from libs.common.bus.nats_server import ServerOptions, nats_server
+from libs.common.bus.nats import server as module
+from libs.common.bus.nats.server import ServerOptions, nats_server
 from libs.common.errors import WrongSetting
 from tests.nats_process import nats_process
 
 LEAVE_A_SERVER_BEHIND = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from libs.common.bus.nats_server import ServerOptions, nats_server
+from libs.common.bus.nats.server import ServerOptions, nats_server
 
 async def main():
     async with nats_server(ServerOptions(directory=Path(sys.argv[1]), port=0)) as server:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from tools.free_ports import free_port
 
 
 @dataclass
@@ -65,12 +66,6 @@ class SmallMesh:
     def wait(self, timeout: float = 20) -> int:
         assert self.process is not None
         return self.process.wait(timeout)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from libs.common.contracts.streams import MIB
-from tests.integration.kit.conftest import SmallMesh, free_port
+from tests.integration.kit.conftest import SmallMesh
 from tests.nats_process import NatsProcess
+from tools.free_ports import free_port
 
 
 @pytest.fixture

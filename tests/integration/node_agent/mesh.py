@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import SystemClock
 from libs.common.contracts.node_registry import WORKLOAD, NodeWorkload
 from libs.common.contracts.streams import WORK_OBJECTS, WORK_OUT, Stream

@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.nats.transport import connect
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_nats import connect
 from libs.common.clock import SystemClock
 from libs.common.contracts.streams import WORK_OUT
 from libs.common.contracts.work_marshaling import ASSIGN, COMPLETED, FAILED, Assignment, Assignments

@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -17,8 +16,8 @@ import httpx
 import pytest
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.nats.transport import connect
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_nats import connect
 from libs.common.clock import SystemClock
 from libs.common.contracts.node_registry import WORKLOAD, NodeWorkload
 from libs.common.contracts.work_marshaling import (
@@ -37,6 +36,7 @@ from libs.common.contracts.work_marshaling import (
     WorkProgress,
 )
 from tests.nats_process import NatsProcess
+from tools.free_ports import free_port
 
 NODE = "worker"
 READY_SECONDS = 20
@@ -203,12 +203,6 @@ class Worker:
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def instance(nats: NatsProcess, folder: Path, name: str) -> Marshaling:

@@ -9,8 +9,8 @@ import pytest
 from libs.common.bus.bus import Bus
 from libs.common.bus.codec import encode
 from libs.common.bus.dead_letters import KEPT_BYTES, letter_about, letter_id
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.transport import Stored
-from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.base import DEAD_LETTER
 from libs.common.contracts.streams import DEAD_LETTERS, WORK_IN

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import pytest
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.memory_streams import matches
+from libs.common.bus.memory.streams import matches
+from libs.common.bus.memory.transport import MemoryServer, MemoryTransport
 from libs.common.bus.observer import SilentObserver
 from libs.common.bus.transport import Incoming
-from libs.common.bus.transport_memory import MemoryServer, MemoryTransport
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import DISCOVER, Discover
 from libs.common.contracts.streams import WORK_IN, Bucket

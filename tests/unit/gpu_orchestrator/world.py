@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.transport_memory import MemoryServer
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState, GpuStates
 from libs.common.contracts.node_registry import Memory, Problem

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from libs.common.bus.transport_memory import MemoryServer
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.clock import SystemClock
 from libs.common.contracts.base import Call, Message
 from libs.common.errors import MeshError

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.transport_memory import MemoryServer
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.clock import ManualClock, SystemClock
 from libs.common.errors import Conflict, error_named
 from libs.common.kit.metrics import Metrics

@@ -19,17 +19,12 @@ from libs.common.kit.process import ServiceFailed
 from libs.common.kit.runner import main_of, run
 from libs.common.kit.service import Platform, Service
 from tests.unit.kit.services import ECHO, Running, Word, service
+from tools.free_ports import free_port
 
 
 @pytest.fixture
 def mesh(tmp_path: Path) -> Running:
     return Running(str(tmp_path / "data"))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 async def test_every_service_of_a_process_gets_its_own_door_and_the_same_node(mesh: Running) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.lease import Holding
 from libs.common.contracts.streams import Bucket

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from libs.common.bus.bus import Bus, Stored
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.base import Topic
 from libs.common.contracts.log import LogEpoch, LogRecord, RecordKind

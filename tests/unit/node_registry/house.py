@@ -11,7 +11,7 @@ from libs.common.archive.archive_memory import MemoryArchive
 from libs.common.archive.migrations import read_schema
 from libs.common.archive.writer import ArchiveWriter
 from libs.common.bus.bus import Bus
-from libs.common.bus.transport_memory import MemoryServer
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import NodeState
 from libs.common.contracts.streams import NODE_REGISTRY

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.transport_memory import MemoryServer
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_administration import DRAIN, DrainNode, NodeRegistration, RestHeartbeat
 from libs.common.contracts.node_registry import NodeQuery, NodeState

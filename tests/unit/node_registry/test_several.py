@@ -8,7 +8,7 @@ import pytest
 
 from libs.common.archive.archive_memory import MemoryArchive
 from libs.common.bus.bus import Bus
-from libs.common.bus.transport_memory import MemoryServer
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_administration import DrainNode, NodeRegistration
 from libs.common.contracts.node_registry import ANNOUNCE, STATUS, NodeState, NodeStatus

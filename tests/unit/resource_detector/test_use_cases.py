@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.transport_memory import MemoryServer
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import (
     ANNOUNCE,

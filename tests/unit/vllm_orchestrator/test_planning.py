@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.gpu_orchestrator import GpuState, GpuStates, LedgerEntry
 from libs.common.contracts.node_registry import (

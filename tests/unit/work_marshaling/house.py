@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from libs.common.archive.archive_memory import MemoryArchive
 from libs.common.bus.bus import Bus
+from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
-from libs.common.bus.transport_memory import MemoryServer
 from libs.common.clock import ManualClock
 from libs.common.contracts.node_registry import WORKLOAD
 from libs.common.contracts.streams import (

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from libs.common.bus.memory_bucket import MemoryBucket
-from libs.common.bus.memory_server import MIB, MemoryCore, Subscription, either
-from libs.common.bus.memory_streams import Consumer
+from libs.common.bus.memory.bucket import MemoryBucket
+from libs.common.bus.memory.server import MIB, MemoryCore, Subscription, either
+from libs.common.bus.memory.streams import Consumer
 from libs.common.bus.transport import (
     Deliver,
     Delivery,

@@ -6,8 +6,8 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from libs.common.bus.memory_bucket import MemoryBucket
-from libs.common.bus.memory_streams import MemoryStream, header_bytes, matches
+from libs.common.bus.memory.bucket import MemoryBucket
+from libs.common.bus.memory.streams import MemoryStream, header_bytes, matches
 from libs.common.bus.transport import MESSAGE_ID_HEADER, Expect, Headers, Incoming, Receipt
 from libs.common.clock import Clock
 from libs.common.contracts.streams import Stream

@@ -1,7 +1,7 @@
-"""The real message system: NATS with JetStream. Port: `transport.py`, twin: `transport_memory.py`.
+"""The real message system: NATS with JetStream. Port: `bus/transport.py`, twin: `memory/transport.py`.
 
-There is one path for every failure. A client of nats-py lives for one connection (`nats_connection.py`); when that
-ends, for whatever reason, the link (`nats_link.py`) opens the next and everything that lived on it is made anew.
+There is one path for every failure. A client of nats-py lives for one connection (`connection.py`); when that
+ends, for whatever reason, the link (`link.py`) opens the next and everything that lived on it is made anew.
 """
 
 import asyncio
@@ -14,17 +14,17 @@ from uuid import uuid4
 
 import structlog
 
-from libs.common.bus.nats_address import Address, address
-from libs.common.bus.nats_append import Appender
-from libs.common.bus.nats_consuming import DurableConsumer
-from libs.common.bus.nats_inbox import Inbox, incoming
-from libs.common.bus.nats_jetstream import CALL_SECONDS, JetStream
-from libs.common.bus.nats_keys import Keys, Watch
-from libs.common.bus.nats_limits import APPEND_RESERVE_BYTES, check_size
-from libs.common.bus.nats_link import Link, Timing
-from libs.common.bus.nats_listening import Listening, Micro
-from libs.common.bus.nats_reading import OrderedReader
-from libs.common.bus.nats_streams import Declarations
+from libs.common.bus.nats.address import Address, address
+from libs.common.bus.nats.append import Appender
+from libs.common.bus.nats.consuming import DurableConsumer
+from libs.common.bus.nats.inbox import Inbox, incoming
+from libs.common.bus.nats.jetstream import CALL_SECONDS, JetStream
+from libs.common.bus.nats.keys import Keys, Watch
+from libs.common.bus.nats.limits import APPEND_RESERVE_BYTES, check_size
+from libs.common.bus.nats.link import Link, Timing
+from libs.common.bus.nats.listening import Listening, Micro
+from libs.common.bus.nats.reading import OrderedReader
+from libs.common.bus.nats.streams import Declarations
 from libs.common.bus.transport import (
     Deliver,
     Delivery,

@@ -7,11 +7,11 @@ import structlog
 from nats.aio.msg import Msg
 from pydantic_core import from_json
 
-from libs.common.bus.nats_connection import Connection
-from libs.common.bus.nats_inbox import NO_RESPONDERS, STATUS, Inbox, looked_at
-from libs.common.bus.nats_jetstream import JetStream
-from libs.common.bus.nats_link import Link
-from libs.common.bus.nats_refusals import TRY_AGAIN, refusal
+from libs.common.bus.nats.connection import Connection
+from libs.common.bus.nats.inbox import NO_RESPONDERS, STATUS, Inbox, looked_at
+from libs.common.bus.nats.jetstream import JetStream
+from libs.common.bus.nats.link import Link
+from libs.common.bus.nats.refusals import TRY_AGAIN, refusal
 from libs.common.bus.transport import MESSAGE_ID_HEADER, Expect, Headers, Receipt
 from libs.common.errors import Disconnected, MeshError, NobodyAnswers, TimedOut, WrongRevision
 

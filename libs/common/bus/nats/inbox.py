@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from nats.aio.msg import Msg
 
-from libs.common.bus.nats_connection import Connection
-from libs.common.bus.nats_link import Link
+from libs.common.bus.nats.connection import Connection
+from libs.common.bus.nats.link import Link
 from libs.common.bus.transport import Headers, Incoming
 from libs.common.errors import Disconnected, Forbidden, MeshError, NobodyAnswers, TimedOut
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import structlog
 from nats.aio.msg import Msg
 
-from libs.common.bus.nats_connection import Connection
-from libs.common.bus.nats_jetstream import NANOSECONDS, PAUSE_SECONDS, JetStream
-from libs.common.bus.nats_link import Link
-from libs.common.bus.nats_pulling import Pulling, Ticket, stored
+from libs.common.bus.nats.connection import Connection
+from libs.common.bus.nats.jetstream import NANOSECONDS, PAUSE_SECONDS, JetStream
+from libs.common.bus.nats.link import Link
+from libs.common.bus.nats.pulling import Pulling, Ticket, stored
 from libs.common.bus.transport import Stored
 from libs.common.errors import Unavailable
 

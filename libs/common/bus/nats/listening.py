@@ -13,9 +13,9 @@ from nats.aio.subscription import Subscription
 from nats.micro.request import ERROR_CODE_HEADER, Request
 from nats.micro.service import EndpointStats, Service, ServiceConfig
 
-from libs.common.bus.nats_connection import Connection
-from libs.common.bus.nats_inbox import incoming
-from libs.common.bus.nats_link import Link
+from libs.common.bus.nats.connection import Connection
+from libs.common.bus.nats.inbox import incoming
+from libs.common.bus.nats.link import Link
 from libs.common.bus.transport import Deliver, Endpoint, Headers
 from libs.common.errors import Disconnected, TimedOut
 

@@ -10,9 +10,9 @@ from typing import Any
 import structlog
 from nats.aio.msg import Msg
 
-from libs.common.bus.nats_inbox import NO_HEADERS, STATUS, Inbox
-from libs.common.bus.nats_link import Link
-from libs.common.bus.nats_refusals import TRY_AGAIN, refusal
+from libs.common.bus.nats.inbox import NO_HEADERS, STATUS, Inbox
+from libs.common.bus.nats.link import Link
+from libs.common.bus.nats.refusals import TRY_AGAIN, refusal
 from libs.common.bus.transport import MESSAGE_ID_HEADER, Headers, Stored, StreamState
 from libs.common.errors import Disconnected, MeshError, NobodyAnswers, NotFound, TimedOut, Unavailable
 

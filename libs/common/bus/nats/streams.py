@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from libs.common.bus.nats_jetstream import NANOSECONDS, JetStream
+from libs.common.bus.nats.jetstream import NANOSECONDS, JetStream
 from libs.common.contracts.streams import Bucket, Stream
 from libs.common.errors import Conflict, NotFound
 

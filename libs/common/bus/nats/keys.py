@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 
-from libs.common.bus.nats_append import Appender
-from libs.common.bus.nats_jetstream import JetStream
-from libs.common.bus.nats_reading import Batch, OrderedReader
-from libs.common.bus.nats_streams import MARKER_SECONDS
+from libs.common.bus.nats.append import Appender
+from libs.common.bus.nats.jetstream import JetStream
+from libs.common.bus.nats.reading import Batch, OrderedReader
+from libs.common.bus.nats.streams import MARKER_SECONDS
 from libs.common.bus.transport import Entry, Expect, Headers, Stored
 from libs.common.errors import Malformed, WrongRevision
 

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from libs.common.bus.nats_address import Address, sign_in
+from libs.common.bus.nats.address import Address, sign_in
 from libs.common.errors import Disconnected, Malformed, MeshError, TooLarge, Unauthorized, WrongSetting
 
 OLDEST_SERVER = (2, 15)

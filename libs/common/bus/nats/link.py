@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from libs.common.bus.nats_address import Address, user_name
-from libs.common.bus.nats_connection import Connection
+from libs.common.bus.nats.address import Address, user_name
+from libs.common.bus.nats.connection import Connection
 from libs.common.bus.transport import Headers
 from libs.common.errors import Disconnected, Forbidden, MeshError, Unauthorized, WrongSetting
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from libs.common.bus.nats_connection import Connection
-from libs.common.bus.nats_inbox import NO_HEADERS, STATUS
-from libs.common.bus.nats_jetstream import API, NANOSECONDS, at_nanoseconds
+from libs.common.bus.nats.connection import Connection
+from libs.common.bus.nats.inbox import NO_HEADERS, STATUS
+from libs.common.bus.nats.jetstream import API, NANOSECONDS, at_nanoseconds
 from libs.common.bus.transport import Stored
 from libs.common.errors import Disconnected
 
