@@ -9,6 +9,7 @@ import structlog
 from libs.common.clock import Clock
 from libs.common.contracts.node_agent import AgentDraining, DrainAgent, Engines, EngineView, JobLog, Jobs, JobView
 from libs.common.contracts.node_registry import Engine, NodeStatus, SlotPool
+from libs.common.contracts.work_leading import FromLeader
 from libs.common.contracts.work_marshaling import (
     Assignment,
     AssignmentAnswer,
@@ -17,11 +18,12 @@ from libs.common.contracts.work_marshaling import (
     AttemptsStopped,
     StopAttempts,
 )
-from libs.common.errors import NotFound, Unavailable
+from libs.common.errors import Conflict, NotFound, Unavailable
 from services.node_agent.attempts import Attempts, Job, Pool
 from services.node_agent.draining import Draining
 from services.node_agent.engine import EngineDoor
 from services.node_agent.large import Large
+from services.node_agent.leaders import Leaders
 from services.node_agent.model import Attempt, KeptOutput, Outcome, Running
 from services.node_agent.observer import AgentObserver
 from services.node_agent.outbox import Outbox
@@ -69,11 +71,16 @@ class NodeAgent:
         self._jobs: dict[str, Job] = {}
         self._attempts = Attempts(clock, reports, large)
         self._draining = draining
+        self._leaders = Leaders()
 
     # What others ask
 
     async def assign(self, request: Assignments) -> AssignmentAnswers:
-        """Take what there is a free slot for. What is answered `accepted` is in the journal before the answer."""
+        """Take what there is a free slot for. What is answered `accepted` is in the journal before the answer.
+
+        Raises `Conflict` for a leader that was replaced.
+        """
+        self._refuse_replaced(request)
         refused: dict[str, str] = {}
         taken: dict[str, tuple[Assignment, Pool]] = {}
         for assignment in request.assignments:
@@ -95,7 +102,11 @@ class NodeAgent:
         return self._answers(request, {token: why for token, why in refused.items() if token not in known})
 
     async def stop(self, request: StopAttempts) -> AttemptsStopped:
-        """End these attempts. Their outcomes are told only if they are known already."""
+        """End these attempts. Their outcomes are told only if they are known already.
+
+        Raises `Conflict` for a leader that was replaced: it knows nothing of the attempts that were made since.
+        """
+        self._refuse_replaced(request)
         stopped: list[str] = []
         ending: list[asyncio.Task[None]] = []
         for token in request.attempt_tokens:
@@ -219,6 +230,12 @@ class NodeAgent:
         for job in jobs:
             job.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _refuse_replaced(self, request: FromLeader) -> None:
+        newest = self._leaders.replaced(request.log_made, request.epoch)
+        if newest is not None:
+            log.warning("replaced_leader_refused", epoch=request.epoch, newest=newest)
+            raise Conflict(f"epoch {request.epoch} is over here: a leader of epoch {newest} was heard", epoch=newest)
 
     def _pool_for(self, assignment: Assignment, refused: dict[str, str]) -> Pool | None:
         token = assignment.attempt_token

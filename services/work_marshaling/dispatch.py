@@ -109,7 +109,9 @@ class Dispatcher:
             return await self._publish_external(offered, batch)
         tokens = [assignment.attempt_token for assignment in batch if assignment.attempt_token is not None]
         try:
-            request = Assignments.model_construct(epoch=self._term.epoch, assignments=tuple(batch))
+            request = Assignments.model_construct(
+                epoch=self._term.epoch, log_made=self._term.log_made, assignments=tuple(batch)
+            )
             answers = await self._bus.request(ASSIGN, request, node_id=node_id, timeout=ANSWER_SECONDS)
         except NobodyAnswers:
             self._nobody(node_id, offered, tokens)
@@ -244,7 +246,10 @@ class Dispatcher:
         return min(self._term.rules.avoid_seconds, doubled)
 
     async def _tell_stops(self, node_id: str) -> None:
-        """Raises `SteppedDown`: one that was replaced while it stood still knows nothing of the attempts made since."""
+        """Raises `SteppedDown`: one that was replaced while it stood still knows nothing of the attempts made since.
+
+        If it stands still after it asked, the node refuses it by its epoch.
+        """
         stops = self._stops.pop(node_id, None)
         if not stops:
             return
@@ -252,7 +257,10 @@ class Dispatcher:
         reason = stops[tokens[0]] if len(set(stops.values())) == 1 else "no longer wanted"
         try:
             await self._term.journal.lead()
-            await self._bus.request(STOP, StopAttempts(attempt_tokens=tokens, reason=reason), node_id=node_id)
+            asked = StopAttempts(
+                epoch=self._term.epoch, log_made=self._term.log_made, attempt_tokens=tokens, reason=reason
+            )
+            await self._bus.request(STOP, asked, node_id=node_id)
         except SteppedDown:
             raise
         except MeshError as error:

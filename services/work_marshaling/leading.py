@@ -228,13 +228,13 @@ class Leading:
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(following.run()), tasks.create_task(self._let_go(memory))]
             await self._caught_up(following, memory)
-            log, origins = await self._take_over(following)
+            log, origins, log_made = await self._take_over(following)
             await following.up_to(log.fence)
             for task in beside:
                 task.cancel()
         memory.enter_streams(origins)
         memory.forget(self._clock.now())
-        term = self._term(log, memory, origins)
+        term = self._term(log, memory, origins, log_made)
         term.journal.checkpoint_wanted = following.since_checkpoint >= self._rules.checkpoint_records
         return self._leadership(term)
 
@@ -257,9 +257,7 @@ class Leading:
             await self._clock.sleep(self._rules.upkeep_seconds)
             memory.forget(self._clock.now())
 
-    async def _take_over(
-        self, following: LogReader[WorkRecord]
-    ) -> tuple[FencedLog[WorkRecord], Mapping[str, datetime]]:
+    async def _take_over(self, following: LogReader[WorkRecord]) -> tuple[FencedLog[WorkRecord], Origins, datetime]:
         """Wait for our turn, and fence whoever led. Raises `Unavailable` when the log was made anew meanwhile."""
         while True:
             await self._election.won()
@@ -267,6 +265,7 @@ class Leading:
             log = FencedLog(self._bus, WORK_LOG, epochs=EPOCH, records=RECORD, holder=self._new_id(), clock=self._clock)
             try:
                 origins = await self._origins()
+                log_made = (await self._bus.stream_state(WORK_LOG)).created
                 await log.take_over(origins)
             except (Unavailable, NotFound, WrongRevision) as error:
                 self._waits(f"taking over the log: {error.message}")
@@ -274,7 +273,7 @@ class Leading:
                 continue
             if log.fence <= read:
                 raise Unavailable(f"the stream {WORK_LOG.name} was made anew")
-            return log, origins
+            return log, origins, log_made
 
     async def _origins(self) -> Origins:
         return {stream.name: (await self._bus.stream_state(stream)).created for stream in (WORK_IN, WORK_OUT)}
@@ -284,7 +283,7 @@ class Leading:
         remembered = RememberedIds(most=rules.remembered_most, keep=timedelta(seconds=rules.remembered_keep_seconds))
         return Memory(remembered, ended_most=rules.ended_most, ended_keep=timedelta(seconds=rules.ended_keep_seconds))
 
-    def _term(self, log: FencedLog[WorkRecord], memory: Memory, origins: Origins) -> Term:
+    def _term(self, log: FencedLog[WorkRecord], memory: Memory, origins: Origins, log_made: datetime) -> Term:
         return Term(
             bus=self._bus,
             clock=self._clock,
@@ -295,6 +294,7 @@ class Leading:
             chances=self._chances,
             meter=self._meter,
             origins=origins,
+            log_made=log_made,
             watch=self._watch,
         )
 

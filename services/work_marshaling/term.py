@@ -91,8 +91,10 @@ class Term:
         chances: Chances,
         meter: Meter,
         origins: Mapping[str, datetime],
+        log_made: datetime,
         watch: Watch,
     ) -> None:
+        self.log_made = log_made
         self.memory = memory
         self.nodes = nodes
         self.queue = Queue(ageing_seconds=rules.ageing_seconds, poison_nodes=rules.policy.poison_nodes)

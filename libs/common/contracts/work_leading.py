@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from libs.common.contracts.base import Call, JsonObject, Message
+from libs.common.contracts.base import Call, JsonObject, Message, Moment
 from libs.common.contracts.lease import Holding
 
 
@@ -28,6 +28,16 @@ class LeaderTold(Message):
 
     leads: bool
     epoch: int = Field(ge=0)
+
+
+class FromLeader(Message):
+    """What only the leader may tell a node. A node refuses it (`conflict`) when it has heard a higher epoch of the same
+    log: its sender was replaced, and does not know it yet."""
+
+    epoch: int = Field(0, ge=0, description="of the leader that sends this")
+    log_made: Moment | None = Field(
+        None, description="when the log was made in which this epoch counts; not given: nothing is compared"
+    )
 
 
 class HandedRequest(Message):

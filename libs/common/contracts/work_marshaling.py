@@ -23,6 +23,7 @@ from libs.common.contracts.base import (
     Topic,
 )
 from libs.common.contracts.node_registry import Demands, Mib, Platform, Tier
+from libs.common.contracts.work_leading import FromLeader
 
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
 SERVER_PREFIX = "srv-"
@@ -150,10 +151,9 @@ class Assignment(Message):
     payload_bytes: int = 0
 
 
-class Assignments(Message):
+class Assignments(FromLeader):
     """Attempts for this node. It journals them, then answers."""
 
-    epoch: int
     assignments: tuple[Assignment, ...] = Field(max_length=1000)
 
 
@@ -209,7 +209,9 @@ class WorkProgress(Message):
     attempts: tuple[AttemptProgress, ...] = Field(max_length=1000)
 
 
-class StopAttempts(Message):
+class StopAttempts(FromLeader):
+    """The node is to end these attempts, and then to answer."""
+
     attempt_tokens: tuple[str, ...]
     reason: str
 

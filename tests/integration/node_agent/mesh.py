@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import FastAPI
@@ -16,6 +16,7 @@ from libs.common.bus.bus import Bus
 from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
 from libs.common.clock import SystemClock
+from libs.common.contracts.base import Call, Message
 from libs.common.contracts.node_registry import WORKLOAD, NodeWorkload
 from libs.common.contracts.streams import WORK_OBJECTS, WORK_OUT, Stream
 from libs.common.contracts.work_marshaling import (
@@ -49,6 +50,9 @@ from services.node_agent.use_cases import NodeAgent
 from services.node_agent.wiring import build
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import echo
+
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
 
 NODE = "node-1"
 PLACE = "tests.integration.node_agent.functions"
@@ -107,12 +111,15 @@ class Marshaling:
                 else:
                     self.outcomes.append(self.bus.decode(FAILED, stored))
 
+    async def request(self, call: Call[Q, A], asked: Q) -> A:
+        return await self.bus.request(call, asked, node_id=NODE, timeout=5)
+
     async def assign(self, *assignments: Assignment) -> list[AssignmentAnswer]:
-        answer = await self.bus.request(ASSIGN, Assignments(epoch=1, assignments=assignments), node_id=NODE, timeout=5)
+        answer = await self.request(ASSIGN, Assignments(epoch=1, assignments=assignments))
         return list(answer.answers)
 
     async def stop(self, *tokens: str) -> AttemptsStopped:
-        return await self.bus.request(STOP, StopAttempts(attempt_tokens=tokens, reason="test"), node_id=NODE, timeout=5)
+        return await self.request(STOP, StopAttempts(attempt_tokens=tokens, reason="test"))
 
     async def outcome_of(self, assignment: Assignment) -> WorkCompleted | WorkFailed:
         def found() -> list[WorkCompleted | WorkFailed]:

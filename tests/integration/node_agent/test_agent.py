@@ -12,14 +12,23 @@ import pytest
 
 from libs.common.contracts.node_registry import DISCOVER, Discover
 from libs.common.contracts.streams import WORK_OBJECTS, WORK_OUT
-from libs.common.contracts.work_marshaling import Assignments, StopAttempts, WorkCompleted, WorkFailed
-from libs.common.errors import WrongSetting
+from libs.common.contracts.work_marshaling import (
+    ASSIGN,
+    STOP,
+    Assignments,
+    StopAttempts,
+    WorkCompleted,
+    WorkFailed,
+)
+from libs.common.errors import Conflict, WrongSetting
 from services.node_agent import wiring
 from services.node_agent.model import Outcome
 from services.node_agent.store_sqlite import SqliteJournal
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import gate, reached
 from tests.integration.node_agent.mesh import agent, bare_agent, function_job, job, marshaling, start_agent
+
+LOG_MADE = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 async def test_an_attempt_is_run_and_its_result_told_under_its_token(tmp_path: Path):
@@ -197,6 +206,23 @@ async def test_an_attempt_stopped_before_its_first_step_gives_its_slot_back(tmp_
         assert answer.stopped == (assignment.attempt_token,)
         assert shown.state == "stopped"
         assert bare.pools()[0].free_slots == 1
+
+
+async def test_a_leader_that_was_replaced_can_neither_stop_nor_give_an_attempt(tmp_path: Path):
+    kept, late = function_job("wait_at", "kept"), function_job("echo")
+    token = kept.attempt_token or ""
+    async with marshaling() as other, agent(other.server, tmp_path):
+        await other.request(ASSIGN, Assignments(epoch=3, log_made=LOG_MADE, assignments=(kept,)))
+        with pytest.raises(Conflict, match="epoch 2 is over here: a leader of epoch 3 was heard"):
+            await other.request(STOP, StopAttempts(epoch=2, log_made=LOG_MADE, attempt_tokens=(token,), reason="test"))
+        with pytest.raises(Conflict, match="epoch 2 is over here"):
+            await other.request(ASSIGN, Assignments(epoch=2, log_made=LOG_MADE, assignments=(late,)))
+        gate("kept").set()
+        assert isinstance(await other.outcome_of(kept), WorkCompleted)
+        stop = StopAttempts(epoch=3, log_made=LOG_MADE, attempt_tokens=(token, late.attempt_token or ""), reason="test")
+        answer = await other.request(STOP, stop)
+
+    assert (answer.stopped, answer.unknown) == ((token,), (late.attempt_token,))
 
 
 async def test_outcomes_wait_while_the_stream_is_full(tmp_path: Path):

@@ -265,6 +265,8 @@ class Node:
         self.node_id = node_id
         self.taken: list[Assignment] = []
         self.stopped: list[str] = []
+        self.stops: list[StopAttempts] = []
+        self.offers: list[Assignments] = []
         self.accepts = True
         self._house = house
         self._bus = bus
@@ -279,6 +281,7 @@ class Node:
         await self._house.settle()
 
     async def _assign(self, asked: Assignments) -> AssignmentAnswers:
+        self.offers.append(asked)
         if self.accepts:
             self.taken.extend(asked.assignments)
         answers = tuple(
@@ -288,6 +291,7 @@ class Node:
         return AssignmentAnswers(boot_id="b1", answers=answers)
 
     async def _stop(self, asked: StopAttempts) -> AttemptsStopped:
+        self.stops.append(asked)
         self.stopped.extend(asked.attempt_tokens)
         return AttemptsStopped(stopped=asked.attempt_tokens, unknown=())
 

@@ -218,3 +218,27 @@ async def test_a_leader_that_was_replaced_while_it_stood_still_stops_nothing(hou
 
         assert node.stopped == []
         assert not first.leading.leads()
+
+
+async def test_a_stop_by_a_leader_that_stood_still_after_it_asked_is_known_by_its_epoch(house: House, monkeypatch):
+    async with house.marshaling() as first, house.instance() as second, house.bus("test") as bus:
+        node = Node(house, bus, "n1")
+        await node.open()
+        replaced = first.leading.present
+        monkeypatch.setattr(replaced.term.journal, "lead", _it_led_when_it_asked)
+        await lose_lease(house)
+        await house.led_by(second)
+        await submit(second)
+        await node.takes()
+
+        going_on = asyncio.create_task(replaced.dispatcher.run())
+        replaced.dispatcher.stop("n1", "token-of-the-other", "this attempt holds no lease")
+        await house.settle()
+        going_on.cancel()
+
+        assert node.stops[0].log_made == node.offers[0].log_made
+        assert node.stops[0].epoch < node.offers[0].epoch
+
+
+async def _it_led_when_it_asked() -> None:
+    pass
