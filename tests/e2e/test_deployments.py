@@ -4,17 +4,15 @@ vLLM's place."""
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import psutil
 import pytest
 
+from tests.deploying import Deploying, runs
 from tests.fake_engine import begun, fake_vllm
-from tests.mesh_process import MeshProcess, mesh_process
+from tests.mesh_process import mesh_process
 
 TINY = {
     "architectures": ["LlamaForCausalLM"],
@@ -29,58 +27,6 @@ TINY = {
     "torch_dtype": "bfloat16",
     "tie_word_embeddings": True,
 }
-
-
-class Deploying:
-    """A mesh, and who speaks with its orchestrator."""
-
-    def __init__(self, mesh: MeshProcess, programs: Path) -> None:
-        self.mesh = mesh
-        self.programs = programs
-        self.client = httpx.Client(trust_env=False, timeout=30)
-
-    def call(self, method: str, path: str, **more: Any) -> httpx.Response:
-        return self.client.request(method, f"{self.mesh.url('vllm_orchestrator')}/api/v1/vllm{path}", **more)
-
-    def deploy(self, **fields: Any) -> dict[str, Any]:
-        asked = {"model_name": "tiny", "instance_name": "one", "device": "cpu"} | fields
-        answer = self.call("POST", "/deploy", json=asked)
-        assert answer.status_code == httpx.codes.ACCEPTED, answer.text
-        return answer.json()
-
-    def until(self, holds: Callable[[dict[str, Any]], object], name: str = "one") -> dict[str, Any]:
-        until = time.monotonic() + 60
-        while True:
-            answer = self.call("GET", f"/instances/{name}")
-            if answer.is_success and holds(answer.json()):
-                return answer.json()
-            assert time.monotonic() < until, f"{answer.text}\n{self.events(name)}\n{self.mesh.output}"
-            time.sleep(0.05)
-
-    def until_ready(self, name: str = "one") -> dict[str, Any]:
-        return self.until(lambda told: told["state"] == "READY", name)
-
-    def until_gone(self, name: str = "one") -> None:
-        until = time.monotonic() + 60
-        while self.call("GET", f"/instances/{name}").status_code != httpx.codes.NOT_FOUND:
-            assert time.monotonic() < until, self.events(name)
-            time.sleep(0.05)
-
-    def events(self, name: str = "one") -> list[str]:
-        told = self.call("GET", f"/instances/{name}/events").json()
-        return [f"{event['state']} {event['message']}" for event in told.get("events", [])]
-
-    def reservations(self) -> list[dict[str, Any]]:
-        url = f"{self.mesh.url('gpu_orchestrator')}/api/v1/gpu/reservations"
-        return [each for each in self.client.get(url).json()["reservations"] if each["owner"] == "vllm_orchestrator"]
-
-
-def runs(pid: int) -> bool:
-    """Nobody may be there to collect one whose parent was killed."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture
@@ -113,23 +59,12 @@ def test_llama_cpp_is_deployed_serves_takes_work_and_leaves_nothing(deploying: D
     (held,) = deploying.reservations()
     assert (held["state"], held["pid"], held["ram_mb"]) == ("committed", part["pid"], part["ram_mb"])
 
-    work = deploying.client.post(
-        f"{deploying.mesh.url('work_marshaling')}/api/v1/work/submit",
-        json={"work_id": "w-1", "work_type": "chat", "model_name": "tiny-llama", "payload": asked},
-    )
-    assert work.is_success, work.text
-    until = time.monotonic() + 30
-    while True:
-        item = deploying.client.get(f"{deploying.mesh.url('work_marshaling')}/api/v1/work/w-1").json()
-        if item["status"] == "completed":
-            break
-        assert time.monotonic() < until, item
-        time.sleep(0.05)
+    deploying.completed("w-1", "tiny-llama", asked)
 
     assert deploying.call("DELETE", "/instances/one").status_code == httpx.codes.ACCEPTED
     deploying.until_gone()
     assert not runs(part["pid"])
-    assert [each for each in deploying.reservations() if each["state"] in ("held", "committed")] == []
+    assert deploying.claims() == []
 
 
 def test_a_deployment_survives_what_happens_to_it(deploying: Deploying):
@@ -160,7 +95,7 @@ def test_a_deployment_survives_what_happens_to_it(deploying: Deploying):
     deploying.until(lambda told: told["state"] == "READY" and told["generation"] == 4)
     deploying.call("DELETE", "/instances/one")
     deploying.until_gone()
-    assert [each for each in deploying.reservations() if each["state"] in ("held", "committed")] == []
+    assert deploying.claims() == []
 
 
 def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
