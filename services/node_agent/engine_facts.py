@@ -40,7 +40,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReport:
-    """What the engine's process tells of itself, in a file: who it is while it loads, where it listens afterwards."""
+    """What the engine's process tells of itself, in a file: who it is while it loads, where it listens afterwards.
+
+    `claim` is what its agent called the memory that was reserved for it.
+    """
 
     pid: int
     fingerprint: str
@@ -50,6 +53,7 @@ class EngineReport:
     device: str = ""
     device_reason: str = ""
     problem: str | None = None
+    claim: str = ""
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "EngineReport":

@@ -14,6 +14,7 @@ from libs.common.clock import Clock
 from libs.common.contracts.node_agent import EngineView
 from libs.common.contracts.node_registry import Engine, EngineState
 from libs.common.errors import MeshError, Unavailable
+from services.node_agent.claims import Claims, Wanted
 from services.node_agent.engine import EngineFiles
 from services.node_agent.engine_facts import EngineReport, EngineSpec
 from services.node_agent.machine import failures_in_a_row, pause_before_restart, seems_hung
@@ -29,6 +30,9 @@ PATIENCE_SECONDS = 30.0
 CONSPICUOUS_SECONDS = 6.0
 FIND_SECONDS = 15.0
 GRACE_SECONDS = 5.0
+CLAIM_SECONDS = 2.0
+LEDGER_SECONDS = 1.0
+"""How long the ledger may take to come up beside us."""
 
 
 class EngineLost(Unavailable):
@@ -42,6 +46,10 @@ class LlamaEngine:
 
     Its process holds a lock for as long as it lives, and a report file tells who it is: so an agent that comes back
     after a `kill -9` finds its engine again, and never starts a second one beside it.
+
+    What it needs of the RAM, as `ram_mb` tells, is claimed before it starts: where it does not fit, the engine waits,
+    and its problem is what the ledger says. Where no ledger answers it starts all the same, and claims as soon as one
+    does. `make_id` gives another text each time.
     """
 
     def __init__(
@@ -54,9 +62,16 @@ class LlamaEngine:
         clock: Clock,
         start_seconds: float,
         changed: Callable[[], None],
+        claims: Claims,
+        ram_mb: Callable[[], Awaitable[int]],
+        make_id: Callable[[], str],
         prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._spec = spec
+        self._claims = claims
+        self._ram_mb = ram_mb
+        self._make_id = make_id
+        self._claimed: str | None = None
         self._files = files
         self._launcher = launcher
         self._client = client
@@ -185,10 +200,58 @@ class LlamaEngine:
         try:
             self._files.clear()
             self._told, self._adopted = None, False
-            starting = asyncio.ensure_future(self._launcher.start(self._command(), log=self._files.log, hold=hold))
-            return await self._kept(starting)
+            claim_id = f"{self._spec.engine_id}/{self._make_id()}"
+            reserved = await self._reserved(claim_id)
+            command = self._command(claim_id)
+            starting = asyncio.ensure_future(self._launcher.start(command, log=self._files.log, hold=hold))
+            process = await self._kept(starting)
+            if reserved:
+                await self._commit(claim_id, process)
+            return process
         finally:
             hold.release()
+
+    async def _reserved(self, claim_id: str) -> bool:
+        """Raises `Conflict` where it does not fit. False: no ledger answers."""
+        wanted = await self._wanted(claim_id)
+        deadline = self._clock.monotonic() + LEDGER_SECONDS
+        while True:
+            try:
+                await self._claims.reserve(wanted)
+            except Unavailable as error:
+                if self._clock.monotonic() >= deadline:
+                    log.info("engine_unclaimed", engine=self._spec.engine_id, reason=error.message)
+                    return False
+                await self._clock.sleep(POLL_SECONDS)
+            else:
+                return True
+
+    async def _wanted(self, claim_id: str) -> Wanted:
+        purpose = f"engine {self._spec.engine_id}: {self._spec.model_name}"
+        return Wanted(claim_id=claim_id, ram_mb=await self._ram_mb(), purpose=purpose)
+
+    async def _commit(self, claim_id: str, process: Process) -> bool:
+        """Whether it is claimed now. What cannot be claimed is no reason to end what runs."""
+        try:
+            await self._claims.commit(claim_id, pid=process.pid)
+        except MeshError as error:
+            log.debug("claim_not_committed", claim=claim_id, reason=error.message)
+            return False
+        self._claimed = claim_id
+        return True
+
+    async def _claim_running(self, process: Process) -> None:
+        """Claims for an engine that runs unless it was claimed before: by us, or by the agent that started it."""
+        first = self._told.claim if self._told else ""
+        later = f"{first or self._spec.engine_id}/{process.pid}"
+        if (first and await self._commit(first, process)) or await self._commit(later, process):
+            return
+        try:
+            await self._claims.reserve(await self._wanted(later))
+        except MeshError as error:
+            log.info("engine_unclaimed", engine=self._spec.engine_id, pid=process.pid, reason=error.message)
+            return
+        await self._commit(later, process)
 
     async def _kept(self, starting: "asyncio.Future[Process]") -> Process:
         """A cancellation must not lose sight of a process that is just being started."""
@@ -199,11 +262,11 @@ class LlamaEngine:
             raise
         return self._process
 
-    def _command(self) -> Sequence[str]:
+    def _command(self, claim_id: str) -> Sequence[str]:
         spec = self._spec
         command = [
             *(sys.executable, "-m", "services.node_agent.llama_server"),
-            *("--report", str(self._files.report_path), "--fingerprint", spec.fingerprint()),
+            *("--report", str(self._files.report_path), "--fingerprint", spec.fingerprint(), "--claim", claim_id),
             *("--model", spec.model_path, "--name", spec.model_name),
             *("--slots", str(spec.slots), "--context", str(spec.context_tokens)),
             *("--threads", str(spec.threads), "--device", spec.device),
@@ -235,12 +298,15 @@ class LlamaEngine:
             await self._clock.sleep(FIRST_HEALTH_SECONDS)
 
     async def _watch(self, process: Process, url: str) -> NoReturn:
-        last_answer = look_again = self._clock.monotonic()
+        last_answer = look_again = claim_again = self._clock.monotonic()
         cpu_then = process.cpu_seconds()
         while True:
             await self._a_moment()
             if not process.alive():
                 raise self._dead(process, "while it served")
+            if self._claimed is None and self._clock.monotonic() >= claim_again:
+                await self._claim_running(process)
+                claim_again = self._clock.monotonic() + CLAIM_SECONDS
             if self._clock.monotonic() < look_again:
                 continue
             self._files.bound_log()
@@ -282,6 +348,9 @@ class LlamaEngine:
         pid = process.pid
         await process.end(GRACE_SECONDS)
         log.info("engine_ended", engine=self._spec.engine_id, pid=pid)
+        claimed, self._claimed = self._claimed, None
+        if claimed is not None:
+            await self._claims.release(claimed)
 
     def _become(self, state: EngineState, problem: str | None) -> None:
         if (state, problem) != (self._state, self._problem):

@@ -45,5 +45,29 @@ def command_of(
     return ["env", *variables, *found]
 
 
+def model_of(asked: StartEngine) -> str | None:
+    """The model file of llama.cpp; None for the test model, and for engines that find theirs themselves."""
+    words = asked.arguments
+    if asked.program is not EngineProgram.LLAMA or "--model" not in words[:-1]:
+        return None
+    return words[words.index("--model") + 1]
+
+
+def tokens_of(asked: StartEngine) -> int:
+    """Of context, in all slots together."""
+    return asked.slots * (asked.context_tokens or 0)
+
+
+def check_claim(claimed_mb: int, needed_mb: int) -> None:
+    """Raises `Malformed` where an engine would take more RAM than was claimed for it."""
+    if claimed_mb < needed_mb:
+        raise Malformed(
+            f"ram_mb: {claimed_mb} MiB are claimed, but the model with its context takes {needed_mb}; ask for as much,"
+            " or for less context",
+            field="ram_mb",
+            limit=needed_mb,
+        )
+
+
 def gated(command: Sequence[str]) -> Sequence[str]:
     return ["/bin/sh", "-c", GATE, "engine", *command]

@@ -29,6 +29,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--fingerprint", required=True)
+    parser.add_argument("--claim", default="", help="what its agent calls the memory that is reserved for it")
     parser.add_argument("--model", required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
@@ -133,6 +134,7 @@ def main() -> None:
         fingerprint=wanted.fingerprint,
         command=tuple(sys.orig_argv),
         started_at=datetime.now(UTC).isoformat(),  # noqa: TID251  # a program of its own
+        claim=wanted.claim,
     )
     _tell(wanted.report, report)
     _serve(wanted, report)

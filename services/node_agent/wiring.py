@@ -1,11 +1,13 @@
 """The only place where the agent's parts meet."""
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 
@@ -18,16 +20,19 @@ from libs.common.kit.loops import every
 from libs.common.kit.service import Check, Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.node_agent.attempts import Pool
+from services.node_agent.claiming import Claiming
 from services.node_agent.container_spec import ContainerRules
 from services.node_agent.containers_folder import DiskWorkFolders
 from services.node_agent.draining import Draining
 from services.node_agent.engine import EngineDoor, KeptEngine
 from services.node_agent.engine_facts import EngineSpec
 from services.node_agent.engine_folder import EngineFolder
+from services.node_agent.engine_gguf import ram_mb_of
 from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_openai import OpenAIEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.hosted import Hosted, HostedFiles
+from services.node_agent.hosted_command import check_claim, model_of, tokens_of
 from services.node_agent.hosted_folder import DiskHostedFolders
 from services.node_agent.hosted_process import HostedProcess
 from services.node_agent.hosting import Hosting
@@ -195,8 +200,11 @@ class _Workshop:
 
     async def commit(self, asked: StartEngine, pid: int) -> None:
         if asked.reservation_id is not None:
-            held = Commit(reservation_id=asked.reservation_id, token=asked.reservation_token, pid=pid)
-            await self.platform.bus.request(COMMIT, held, node_id=self.platform.node_id, timeout=COMMIT_SECONDS)
+            commit = Commit(reservation_id=asked.reservation_id, token=asked.reservation_token, pid=pid)
+            bus, node_id = self.platform.bus, self.platform.node_id
+            held = await bus.request(COMMIT, commit, node_id=node_id, timeout=COMMIT_SECONDS)
+            if (path := model_of(asked)) is not None:
+                check_claim(held.ram_mb, await asyncio.to_thread(ram_mb_of, Path(path), tokens_of(asked)))
 
     async def test_model(self) -> str:
         tiny = TinyModel(self.launcher, path=(self.folder / f"{TINY_MODEL}.gguf").resolve())
@@ -325,6 +333,9 @@ def _engine(
         clock=platform.clock,
         start_seconds=settings.engine_start_seconds,
         changed=reports.workload_changed,
+        claims=Claiming(platform.bus, node_id=platform.node_id),
+        ram_mb=partial(asyncio.to_thread, ram_mb_of, Path(spec.model_path), spec.slots * spec.context_tokens),
+        make_id=lambda: uuid4().hex,
         prepare=tiny.ensure if tiny else None,
     )
 

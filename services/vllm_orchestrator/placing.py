@@ -13,6 +13,8 @@ from libs.inference.planner.devices import Node
 
 MIB = 2**20
 TEST_MODEL_MB = 256
+HOST_MB_PER_GPU = 2048
+"""RAM that vLLM takes beside each of its GPUs: the worker's own pages, and a part of the front's and the core's."""
 LLAMA_TOKENS = 2048
 MOST_LLAMA_SLOTS, MOST_SLOTS = 64, 256
 
@@ -54,7 +56,7 @@ def place_of_plan(instance: Instance, answer: PlanAnswer) -> Place:
                 environment=command.environment,
                 gpu_uuids=tuple(row.gpu_uuid for row in rows),
                 required_mb=math.ceil(max((row.budget_bytes for row in rows), default=0) / MIB),
-                ram_mb=0 if rows else math.ceil(answer.ram_bytes / MIB),
+                ram_mb=len(rows) * HOST_MB_PER_GPU if rows else math.ceil(answer.ram_bytes / MIB),
                 reservation_id=reservation_id(instance, command.node_id),
             )
         )

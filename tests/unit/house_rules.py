@@ -60,6 +60,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/gpu_orchestrator/sharing.py",
         "services/gpu_orchestrator/watching.py",
         "services/node_agent/attempts.py",
+        "services/node_agent/claiming.py",
         "services/node_agent/draining.py",
         "services/node_agent/large.py",
         "services/node_agent/hosting.py",

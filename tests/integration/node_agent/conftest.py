@@ -5,14 +5,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
 
 from libs.common.clock import SystemClock
 from libs.common.contracts.node_registry import EngineState
+from libs.common.errors import MeshError, NotFound
+from services.node_agent.claims import Wanted
 from services.node_agent.engine_facts import EngineSpec
 from services.node_agent.engine_folder import EngineFolder
+from services.node_agent.engine_gguf import ram_mb_of
 from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.process_posix import PosixLauncher
@@ -51,11 +55,37 @@ def spec_in(folder: Path) -> EngineSpec:
     )
 
 
+class MadeUpLedger:
+    """Gives what is asked for, unless it is told to raise something."""
+
+    def __init__(self) -> None:
+        self.problem: MeshError | None = None
+        self.reserved: dict[str, Wanted] = {}
+        self.committed: dict[str, int] = {}
+
+    async def reserve(self, wanted: Wanted) -> None:
+        if self.problem is not None:
+            raise self.problem
+        self.reserved[wanted.claim_id] = wanted
+
+    async def commit(self, claim_id: str, *, pid: int | None = None, container_id: str | None = None) -> None:
+        if self.problem is not None:
+            raise self.problem
+        if claim_id not in self.reserved:
+            raise NotFound(claim_id)
+        self.committed[claim_id] = pid or 0
+
+    async def release(self, claim_id: str) -> None:
+        self.reserved.pop(claim_id, None)
+        self.committed.pop(claim_id, None)
+
+
 class EngineAtWork:
     """An engine and its supervising task, as an agent would hold them."""
 
-    def __init__(self, folder: Path, **changes: object) -> None:
+    def __init__(self, folder: Path, ledger: MadeUpLedger, **changes: object) -> None:
         self.changes = 0
+        self.ledger = ledger
         self.spec = replace(spec_in(folder), **changes)  # type: ignore[arg-type]
         self.launcher = PosixLauncher()
         self.client = engine_client()
@@ -67,12 +97,18 @@ class EngineAtWork:
             clock=SystemClock(),
             start_seconds=20,
             changed=self._changed,
+            claims=ledger,
+            ram_mb=self._ram_mb,
+            make_id=lambda: uuid4().hex,
             prepare=TinyModel(self.launcher, path=Path(self.spec.model_path)).ensure,
         )
         self.task = asyncio.ensure_future(self.engine.run())
 
     def _changed(self) -> None:
         self.changes += 1
+
+    async def _ram_mb(self) -> int:
+        return ram_mb_of(Path(self.spec.model_path), self.spec.slots * self.spec.context_tokens)
 
     async def ready(self) -> str:
         await until(lambda: self.engine.now().state == EngineState.READY)
@@ -101,9 +137,10 @@ EngineMaker = Callable[..., EngineAtWork]
 @asynccontextmanager
 async def engines(folder: Path) -> AsyncIterator[EngineMaker]:
     made: list[EngineAtWork] = []
+    ledger = MadeUpLedger()
 
     def make(**changes: object) -> EngineAtWork:
-        made.append(EngineAtWork(folder, **changes))
+        made.append(EngineAtWork(folder, ledger, **changes))
         return made[-1]
 
     try:

@@ -23,6 +23,7 @@ from libs.common.contracts.engine_hosting import (
 from libs.common.contracts.node_registry import EngineState
 from libs.common.errors import Conflict, Forbidden, Malformed
 from services.node_agent.hosted import Hosted
+from services.node_agent.hosted_command import check_claim, model_of
 from services.node_agent.hosted_folder import LOG_BYTES, DiskHostedFolders, HostedFolder
 from services.node_agent.hosted_process import HostedProcess
 from services.node_agent.hosting import Hosting
@@ -286,3 +287,22 @@ def test_a_long_log_is_cut_and_keeps_its_end(tmp_path):
 def test_a_folder_with_a_torn_record_is_no_engine(tmp_path):
     (tmp_path / "begun.json").write_text(json.dumps({"port": 1}))
     assert HostedFolder(tmp_path).begun() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model"),
+    [(("--model", "/m.gguf", "--slots", "2"), "/m.gguf"), (("--slots", "2"), None), (("--model",), None)],
+)
+def test_the_model_of_an_engine_is_the_file_that_it_is_given(arguments: tuple[str, ...], model: str | None):
+    asked = StartEngine(
+        instance="a", generation=1, program=EngineProgram.LLAMA, model_name="m", arguments=arguments, slots=2
+    )
+
+    assert model_of(asked) == model
+    assert model_of(asked.model_copy(update={"program": EngineProgram.VLLM})) is None
+
+
+def test_an_engine_that_takes_more_than_was_claimed_for_it_is_refused_by_both_figures():
+    check_claim(500, 500)
+    with pytest.raises(Malformed, match="ram_mb: 500 MiB are claimed, but the model with its context takes 501"):
+        check_claim(500, 501)

@@ -1,0 +1,42 @@
+"""What the processes of an instance claim on their nodes, GPUs' memory and RAM."""
+
+from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedCommand, PlannedMemory
+from services.vllm_orchestrator.placing import HOST_MB_PER_GPU, MIB, place_of_plan
+from tests.unit.vllm_orchestrator.test_machine import instance_of
+
+
+def row(node_id: str, number: int, budget_mb: int) -> PlannedMemory:
+    sizes = dict.fromkeys(
+        ("weights_bytes", "kv_cache_bytes", "activation_bytes", "cuda_graph_bytes", "non_torch_bytes"), 0
+    )
+    whole = 80_000 * MIB
+    return PlannedMemory(
+        gpu_uuid=f"{node_id}-{number}",
+        node_id=node_id,
+        total_bytes=whole,
+        free_bytes=whole,
+        budget_bytes=budget_mb * MIB,
+        **sizes,
+    )
+
+
+def command(node_id: str) -> PlannedCommand:
+    return PlannedCommand(node_id=node_id, vllm_args=(), environment={})
+
+
+def test_each_node_claims_what_its_fullest_gpu_takes_and_a_share_of_its_ram_for_each_gpu():
+    rows = (row("a", 0, 1000), row("a", 1, 2000), row("b", 0, 3000))
+    answer = PlanAnswer(fits=True, replicas=1, memory_per_gpu=rows, commands=(command("a"), command("b")))
+
+    first, second = place_of_plan(instance_of(), answer).parts
+
+    assert (first.required_mb, first.ram_mb, first.gpu_uuids) == (2000, 2 * HOST_MB_PER_GPU, ("a-0", "a-1"))
+    assert (second.required_mb, second.ram_mb, second.gpu_uuids) == (3000, HOST_MB_PER_GPU, ("b-0",))
+
+
+def test_an_engine_on_the_processor_claims_the_ram_that_is_planned():
+    answer = PlanAnswer(fits=True, replicas=1, ram_bytes=5 * MIB + 1, commands=(command("a"),))
+
+    (part,) = place_of_plan(instance_of(), answer).parts
+
+    assert (part.required_mb, part.ram_mb, part.gpu_uuids) == (0, 6, ())
