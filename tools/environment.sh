@@ -20,7 +20,7 @@ command -v "$python" >/dev/null 2>&1 ||
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 
-echo "Installing the pinned packages into .venv (about 400 MB on disk; a minute or two the first time) …"
+echo "Installing the pinned packages into .venv (about 500 MB on disk; a minute or two the first time) …"
 # The constraints hold for the build tools too.
 PIP_CONSTRAINT=$(pwd)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
     .venv/bin/python -m pip install --progress-bar on --editable ".[$extras]" ||

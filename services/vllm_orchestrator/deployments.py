@@ -92,6 +92,15 @@ class Deployments:
         instance = self._known(name)
         return compose_file(instance, _part(instance, rank))
 
+    def known(self) -> tuple[Instance, ...] | None:
+        """All instances; None while another orchestrator looks after them."""
+        return tuple(self._keeping.term.instances.by_name.values()) if self._keeping.leads() else None
+
+    def address(self, instance: Instance) -> str | None:
+        """Where it answers, as its agent told last."""
+        told = (self._tending.seen.get((instance.name, instance.generation, part.rank)) for part in instance.parts)
+        return next((each.url for each in told if each and each.url), None)
+
     def count(self, state: InstanceState) -> float:
         """How many instances are in it; none while another orchestrator looks after them."""
         known = self._keeping.term.instances.by_name.values() if self._keeping.leads() else ()

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query
 from libs.common.contracts.vllm_instances import (
     ComposeFile,
     DeployRequest,
+    GatewayView,
     InstanceEvents,
     InstanceLog,
     InstancesFound,
@@ -22,6 +23,7 @@ from libs.common.contracts.vllm_orchestrator import (
 )
 from services.vllm_orchestrator.deployments import Deployments
 from services.vllm_orchestrator.planning import Planning
+from services.vllm_orchestrator.registering import Registering
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
 
 ModelName = Annotated[str | None, Query(min_length=1, max_length=256, description="only engines that serve this")]
@@ -34,11 +36,14 @@ Rank = Annotated[int, Query(ge=0, le=1000, description="of which of its processe
 Characters = Annotated[int, Query(ge=1, le=200_000, description="so many from the end")]
 
 
-def routes(orchestrator: VllmOrchestrator, planning: Planning, deployments: Deployments) -> APIRouter:
+def routes(
+    orchestrator: VllmOrchestrator, planning: Planning, deployments: Deployments, registering: Registering | None
+) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
     router.include_router(_served(orchestrator))
     router.include_router(_planned(planning))
     router.include_router(_deployed(deployments))
+    router.include_router(_registered(registering))
     return router
 
 
@@ -108,5 +113,15 @@ def _deployed(deployments: Deployments) -> APIRouter:
     @router.delete("/instances/{name}", status_code=202, summary="End it, give back its memory, and forget it.")
     async def delete(name: Name) -> InstanceView:
         return await deployments.delete(name)
+
+    return router
+
+
+def _registered(registering: Registering | None) -> APIRouter:
+    router = APIRouter(prefix="/vllm", tags=["gateway"])
+
+    @router.get("/gateway", summary="What a TensorZero gateway was told of the instances.")
+    async def gateway() -> GatewayView:
+        return GatewayView(configured=False) if registering is None else await registering.view()
 
     return router

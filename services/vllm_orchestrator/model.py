@@ -5,6 +5,12 @@ from dataclasses import dataclass
 
 from libs.inference.planner.headers import StoredTensor
 
+GATEWAY_STARTS, GATEWAY_REFUSES, GATEWAY_MISSING = 0, 1, 3
+"""How the program ends that tries a gateway's configuration."""
+
+GATEWAY_SAID = "\x1e"
+"""Stands before what that program says: what the gateway itself writes comes earlier."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDocuments:

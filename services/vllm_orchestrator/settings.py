@@ -45,6 +45,39 @@ class Settings(BaseSettings):
     hub_seconds: float = Field(
         20.0, ge=0.1, le=600, validation_alias="VLLM_HUB_SECONDS", description="How long the hub may take to answer."
     )
+    tensorzero_folder: Path | None = Field(
+        None,
+        validation_alias="TENSORZERO_FOLDER",
+        description="A folder for the configuration of a TensorZero gateway: `own` in it is yours, `live` the whole.",
+    )
+    tensorzero_reload: str = Field(
+        "",
+        pattern=r"^(command:.*\S.*|pidfile:/.+)?$",
+        validation_alias="TENSORZERO_RELOAD",
+        json_schema_extra={"allowed": "command: and a command line, or pidfile: and the path of a file"},
+        description="How a gateway is told to start anew: a command, or SIGHUP to the process whose number a file has.",
+    )
+    tensorzero_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        validation_alias="TENSORZERO_URL",
+        json_schema_extra={"allowed": "an address such as http://127.0.0.1:3000"},
+        description="Where the gateway answers. Set: after a reload it is waited for.",
+    )
+    tensorzero_reload_seconds: float = Field(
+        60.0,
+        ge=0.1,
+        le=3600,
+        validation_alias="TENSORZERO_RELOAD_SECONDS",
+        description="How long a reload may take until the gateway answers; then the configuration before comes back.",
+    )
+    tensorzero_settle_seconds: float = Field(
+        2.0,
+        ge=0,
+        le=3600,
+        validation_alias="TENSORZERO_SETTLE_SECONDS",
+        description="How long nothing changes before the gateway is told: changes that follow one another are one.",
+    )
     start_seconds: float = Field(
         1800.0,
         ge=1,

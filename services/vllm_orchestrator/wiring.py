@@ -8,15 +8,18 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from libs.common.contracts.streams import VLLM_LOG, VLLM_ORCHESTRATOR
 from libs.common.contracts.vllm_instances import InstanceState
 from libs.common.errors import WrongSetting
-from libs.common.kit.service import Platform, Service
+from libs.common.kit.service import Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.vllm_orchestrator.catalogue import catalogue_of, joined
 from services.vllm_orchestrator.deployments import Deployments
+from services.vllm_orchestrator.gateway_folder import FolderOfGateway
+from services.vllm_orchestrator.gateway_reload import GatewayReload
+from services.vllm_orchestrator.gateway_tensorzero import TensorZeroJudge
 from services.vllm_orchestrator.http_api import routes
 from services.vllm_orchestrator.keeping import Keeping
 from services.vllm_orchestrator.model import CatalogueEntry
@@ -24,6 +27,7 @@ from services.vllm_orchestrator.models_files import FileModels
 from services.vllm_orchestrator.models_hub import HubModels
 from services.vllm_orchestrator.nats_api import open_doors
 from services.vllm_orchestrator.planning import Planning
+from services.vllm_orchestrator.registering import Registering
 from services.vllm_orchestrator.settings import Settings
 from services.vllm_orchestrator.tending import Tending
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
@@ -65,9 +69,12 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     deployments = Deployments(platform.bus, platform.clock, keeping, tending)
     _count(deployments, platform.metrics)
 
+    asking = httpx.AsyncClient()
+    registering = _registering(chosen, platform, deployments, asking)
+
     @asynccontextmanager
     async def alive() -> AsyncIterator[None]:
-        async with client:
+        async with client, asking:
             yield
 
     return Service(
@@ -76,9 +83,45 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         buckets=[VLLM_ORCHESTRATOR],
         lifespan=alive,
         subscriptions=partial(open_doors, platform.bus, orchestrator, planning),
-        loops=[partial(keeping.run, deployments.look_after)],
-        router=routes(orchestrator, planning, deployments),
+        loops=[partial(keeping.run, deployments.look_after), *([registering.run] if registering else [])],
+        router=routes(orchestrator, planning, deployments, registering),
+        checks={"tensorzero": degraded_while(registering.problem)} if registering else {},
     )
+
+
+def _registering(
+    chosen: Settings, platform: Platform, deployments: Deployments, client: httpx.AsyncClient
+) -> Registering | None:
+    """Nobody, where there is no gateway to configure."""
+    changes = Counter(
+        "mesh_orchestrator_gateway_changes_total",
+        "Changes of the gateway's configuration, by outcome.",
+        ["outcome"],
+        registry=platform.metrics,
+    )
+    models = Gauge(
+        "mesh_orchestrator_gateway_models", "Models that the gateway was told of.", registry=platform.metrics
+    )
+    if chosen.tensorzero_folder is None:
+        return None
+    registering = Registering(
+        FolderOfGateway(chosen.tensorzero_folder),
+        TensorZeroJudge(),
+        GatewayReload(
+            client,
+            platform.clock,
+            how=chosen.tensorzero_reload,
+            url=chosen.tensorzero_url,
+            seconds=chosen.tensorzero_reload_seconds,
+        ),
+        platform.clock,
+        instances=deployments.known,
+        address=deployments.address,
+        settle_seconds=chosen.tensorzero_settle_seconds,
+        count=lambda outcome: changes.labels(outcome=outcome).inc(),
+    )
+    models.set_function(registering.count_models)
+    return registering
 
 
 def _count(deployments: Deployments, metrics: CollectorRegistry) -> None:

@@ -74,6 +74,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/vllm_orchestrator/deployments.py",
         "services/vllm_orchestrator/keeping.py",
         "services/vllm_orchestrator/planning.py",
+        "services/vllm_orchestrator/registering.py",
         "services/vllm_orchestrator/tending.py",
         "services/work_marshaling/again.py",
         "services/work_marshaling/archiving.py",
@@ -119,7 +120,7 @@ PURE_IMPORTS = (
         "fnmatch",
     ),
     *("functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "pydantic", "re", "statistics"),
-    *("string", "struct", "types", "typing"),
+    *("string", "struct", "tomllib", "types", "typing"),
 )
 # The catalogue looks which contract modules there are.
 PURE_EXCEPTIONS = {"libs/common/contracts/catalogue.py": ("importlib", "pkgutil", "libs.common.contracts")}
@@ -151,11 +152,12 @@ TECHNOLOGIES: Mapping[str, tuple[str, ...]] = {
     "pynvml": ("libs/hardware/*nvml*.py", "services/*_nvml.py"),
     "cpuinfo": ("libs/hardware/*cpuinfo*.py", "services/*_cpuinfo.py"),
     "docker": ("services/*_docker.py",),
+    "tensorzero": ("program",),
     "rich": ("libs/common/kit/logs.py", "above"),
     "opentelemetry": ("libs/common/bus/*.py", "libs/common/kit/*.py"),
 }
 # Slow or large to import: at a module's top only in programs that run as a child process of their own.
-HEAVY = frozenset({"numpy", "gguf", "xllamacpp", "pynvml", "cpuinfo"})
+HEAVY = frozenset({"numpy", "gguf", "xllamacpp", "pynvml", "cpuinfo", "tensorzero"})
 # What only these kinds of file of a service may choose: an implementation of the bus, how settings are read.
 CHOOSING = ("wiring", "__main__", "settings", "adapter", "program")
 CHOSEN = ("libs.common.bus.nats*", "libs.common.bus.memory*", "libs.common.kit.settings", "libs.common.kit.runner")

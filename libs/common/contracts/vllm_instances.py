@@ -177,6 +177,26 @@ class ComposeFile(Message):
     volumes: dict[str, JsonObject] = Field(description="Where weights that were downloaded are kept between starts.")
 
 
+class GatewayProvider(Message):
+    """An instance that a gateway routes its model's requests to."""
+
+    model_name: str
+    instance_name: str
+    address: str
+
+
+class GatewayView(Message):
+    """What a TensorZero gateway was told of the instances, and what stands in the way of telling it."""
+
+    configured: bool = Field(description="TENSORZERO_FOLDER is set")
+    providers: tuple[GatewayProvider, ...] = Field((), description="as they were taken last")
+    left_out: tuple[str, ...] = Field((), description="instances that no gateway can route to, and why")
+    complaints: tuple[str, ...] = Field((), description="what a gateway would not start with, and in which file")
+    problem: str = Field("", description="why the last change was not taken as it is")
+    checked_by: str = ""
+    changed_at: Moment | None = None
+
+
 class VllmRecord(LogRecord):
     """What was decided: instances as they are from here on, those that are no more, and what is told of them."""
 
