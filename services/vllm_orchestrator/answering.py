@@ -10,6 +10,7 @@ from libs.common.contracts.vllm_orchestrator import (
     RefusedDivision,
 )
 from libs.inference.planner.choice import Declined
+from libs.inference.planner.command import NodeCommand
 from libs.inference.planner.on_cpu import CpuPlan
 from libs.inference.planner.plan import Plan, Replica
 from libs.inference.planner.split import stage_sizes
@@ -38,10 +39,10 @@ def answer_of(plan: Plan, *, model_name: str | None, layers: int, engine: Engine
 
 
 def _of_processor(found: CpuPlan) -> dict[str, object]:
-    command = PlannedCommand(node_id=found.node_id, vllm_args=found.arguments, environment=dict(found.environment))
+    commands = tuple(_command(each) for each in found.commands)
     return {
-        "tensor_parallel_size": 1,
-        "pipeline_parallel_size": 1,
+        "tensor_parallel_size": found.parallel.tensor,
+        "pipeline_parallel_size": found.parallel.pipeline,
         "replicas": 1,
         "max_model_len": found.max_model_len,
         "max_num_seqs": found.max_num_seqs,
@@ -49,9 +50,9 @@ def _of_processor(found: CpuPlan) -> dict[str, object]:
         "ram_bytes": found.ram,
         "kv_cache_tokens": found.kv_cache_tokens,
         "max_concurrency": round(found.max_concurrency, 2),
-        "vllm_args": command.vllm_args,
-        "environment": command.environment,
-        "commands": (command,),
+        "vllm_args": commands[0].vllm_args,
+        "environment": commands[0].environment,
+        "commands": commands,
     }
 
 
@@ -79,13 +80,12 @@ def _of_gpus(plan: Plan, layers: int) -> dict[str, object]:
 
 def _commands(plan: Plan) -> Iterator[PlannedCommand]:
     for place, replica in enumerate(plan.replicas):
-        for command in replica.commands:
-            yield PlannedCommand(
-                node_id=command.node_id,
-                replica=place,
-                vllm_args=command.arguments,
-                environment=dict(command.environment),
-            )
+        yield from (_command(each, place) for each in replica.commands)
+
+
+def _command(found: NodeCommand, replica: int = 0) -> PlannedCommand:
+    environment = dict(found.environment)
+    return PlannedCommand(node_id=found.node_id, replica=replica, vllm_args=found.arguments, environment=environment)
 
 
 def _memory(place: int, replica: Replica) -> Iterator[PlannedMemory]:

@@ -28,8 +28,6 @@ def question_of(request: PlanRequest, documents: ModelDocuments, nodes: Sequence
         raise Malformed(
             f"kv_cache_dtype must be one of {known}, not {request.kv_cache_dtype!r}", field="kv_cache_dtype"
         )
-    if request.device == "cpu" and (request.tensor_parallel_size or 1) * (request.pipeline_parallel_size or 1) > 1:
-        raise Malformed("device cpu contradicts a division over GPUs: leave the sizes at 1", field="device")
     return Question(
         facts=facts_of(request, documents),
         asked=Asked(

@@ -202,7 +202,7 @@ class PlanAnswer(Message):
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     memory_per_gpu: tuple[PlannedMemory, ...] = ()
-    ram_bytes: int = Field(0, description="of an engine on the processor")
+    ram_bytes: int = Field(0, description="of an engine on processors, on each of its machines")
     kv_cache_tokens: int = Field(0, description="of one replica")
     max_concurrency: float = Field(0.0, description="requests of the longest length at once, of one replica")
     estimated_tokens_per_second: float | None = Field(None, description="of one replica, by memory bandwidth alone")

@@ -41,10 +41,11 @@ def node_commands(instance: Instance, naming: Naming, nodes: Mapping[str, Node])
     found = []
     for rank, node_id in enumerate(ids):
         here = [gpu for gpu in instance.seats.gpus if gpu.node_id == node_id]
-        arguments = [*_arguments(instance, naming), *_together(ids, rank, nodes)]
+        together = together_arguments([nodes[each] for each in ids], rank)
+        arguments = [*_arguments(instance, naming), *together]
         environment = _environment(instance, here)
         if len(ids) > 1:
-            environment |= _network(nodes[node_id])
+            environment |= network_environment(nodes[node_id])
         found.append(NodeCommand(node_id=node_id, arguments=tuple(arguments), environment=environment))
     return tuple(found)
 
@@ -85,11 +86,12 @@ def _wants_half(instance: Instance) -> bool:
     return any(gpu.capability is not None and gpu.capability < (8, 0) for gpu in instance.seats.gpus)
 
 
-def _together(ids: Sequence[str], rank: int, nodes: Mapping[str, Node]) -> list[str]:
-    if len(ids) == 1:
+def together_arguments(nodes: Sequence[Node], rank: int) -> list[str]:
+    """How the node with a rank finds the others, of which the first is the head; nothing where it is alone."""
+    if len(nodes) == 1:
         return []
-    head = nodes[ids[0]]
-    found = ["--nnodes", str(len(ids)), "--node-rank", str(rank)]
+    head = nodes[0]
+    found = ["--nnodes", str(len(nodes)), "--node-rank", str(rank)]
     found += ["--master-addr", head.address or head.node_id, "--master-port", str(MASTER_PORT)]
     return found + (["--headless"] if rank else [])
 
@@ -108,7 +110,8 @@ def _environment(instance: Instance, here: Sequence[Gpu]) -> dict[str, str]:
     return found
 
 
-def _network(node: Node) -> dict[str, str]:
+def network_environment(node: Node) -> dict[str, str]:
+    """Which of its addresses a node is to use."""
     found = {"VLLM_HOST_IP": node.address} if node.address else {}
     if node.interface:
         found |= {"NCCL_SOCKET_IFNAME": node.interface, "GLOO_SOCKET_IFNAME": node.interface}

@@ -65,8 +65,9 @@ def plan(question: Question, naming: Naming, *, device: str | None = None) -> Pl
 
     Raises `Malformed` or `Unsupported` where the model's cache cannot be laid out.
     """
-    usable = any(gpu.free > 0 for node in question.nodes for gpu in node.gpus)
-    if device == "cpu" or (device is None and not usable and not question.goal.forced):
+    gpus = [gpu for node in question.nodes for gpu in node.gpus]
+    usable = any(gpu.free > 0 for gpu in gpus)
+    if device == "cpu" or (device is None and not usable and not (gpus and question.goal.forced)):
         return _on_cpu(question, naming)
     choice = question.choice
     if not choice.instances:

@@ -266,7 +266,6 @@ async def test_the_catalogue_says_of_every_model_whether_it_fits(house: House):
         ({"dtype": "int1"}, Malformed, "dtype must be one of"),
         ({"vllm_version": "newest"}, Malformed, "vllm_version must be like"),
         ({"weights_bytes": 7}, Malformed, "weights_bytes is 7"),
-        ({"device": "cpu", "tensor_parallel_size": 2}, Malformed, "device cpu contradicts"),
         ({"model_name": "owner/nothing"}, UnknownModel, "knows no model"),
         ({"model_name": None, "model_config": {}}, Malformed, "model_config: architectures must"),
         (

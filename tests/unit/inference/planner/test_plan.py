@@ -104,7 +104,8 @@ def test_a_machine_without_a_gpu_serves_on_its_processor():
     assert found.strategy is Strategy.CPU
     assert found.on_cpu is not None
     assert found.on_cpu.ram <= 16 * GIB
-    assert found.on_cpu.environment == {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0-7"}
+    (command,) = found.on_cpu.commands
+    assert command.environment == {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0-7"}
 
 
 def test_a_processor_does_not_run_every_quantisation():
