@@ -2,9 +2,11 @@
 
 `python -m benchmarks.ledger [--seconds 60] [--reservers 100] [--json FILE]`: a nats-server, a GPU orchestrator on a
 simulated driver with eight H100 and forty processes, and clients that reserve and release, over NATS and over REST.
-First each client does so once a second; then all as fast as they are answered. A stranger's process grows and shrinks
-on a GPU all the while. An observer that knows only the driver's description and what the clients were granted counts
-over-commits. Prints each figure beside its limit; exits 1 when one is missed.
+First each client does so once a second (paced); then all as fast as they are answered (closed). The limits are those of
+the paced crowd: a closed one waits for the service's processor, whatever it does, and is told by its rate and by what a
+pair costs. A stranger's process grows and shrinks on a GPU all the while. An observer that knows only the driver's
+description and what the clients were granted counts over-commits. Prints each figure beside its limit; exits 1 when one
+is missed.
 """
 
 import argparse
@@ -129,13 +131,14 @@ async def _crowd(
     crowd = Crowd(ask, observer, rate)
     before, began = _used(service), time.monotonic()
     await crowd.run(reservers, seconds)
-    took = time.monotonic() - began
+    took, used = time.monotonic() - began, _used(service) - before
     return {
         f"{name}_p50_ms": statistics.median(crowd.pairs),
         f"{name}_p99_ms": sorted(crowd.pairs)[int(0.99 * len(crowd.pairs))],
         f"{name}_pairs_per_s": len(crowd.pairs) / took,
         f"{name}_refused_per_s": crowd.refused / took,
-        f"{name}_cpu_percent": 100 * (_used(service) - before) / took,
+        f"{name}_cpu_percent": 100 * used / took,
+        f"{name}_cpu_ms_per_pair": 1000 * used / len(crowd.pairs),
         "failed": crowd.failed,
     }
 

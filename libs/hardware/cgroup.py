@@ -1,8 +1,8 @@
 """What the kernel lets this process have: limits of control groups, version 1 and 2."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from libs.hardware.reading import number, text
@@ -38,23 +38,47 @@ _V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "", "total_inacti
 _V2 = _Names("memory.max", "memory.current", "memory.swap.max", "inactive_file")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """The folders of our own control group and those around it, the nearest first, in both versions."""
+
+    memory: tuple[tuple[Path, _Names], ...]
+    processors_v1: tuple[Path, ...]
+    processors_v2: tuple[Path, ...]
+
+
 def read_limits(root: Path = Path("/")) -> Limits:
     """`root` holds `proc/self/cgroup` and `sys/fs/cgroup`. A system without control groups has no limits."""
+    return limits_of(own_groups(root))
+
+
+def own_groups(root: Path = Path("/")) -> Groups:
+    """Where we are now: finding that out takes longer than reading what the limits are."""
     groups = _own_groups(root)
     mounted = root / "sys/fs/cgroup"
+    unified = tuple(_unified(mounted, groups))
     memory = [(folder, _V1) for folder in _upwards(mounted / "memory", groups.get("memory"))]
-    memory += [(folder, _V2) for folder in _unified(mounted, groups)]
-    limit, used = _tightest_memory(memory)
-    swaps = [amount for folder, names in memory if names.swap and (amount := _limit(folder / names.swap)) is not None]
-    processors = [_quota_v1(folder) for folder in _upwards(mounted / "cpu", groups.get("cpu"))]
-    processors += [_quota_v2(folder) for folder in _unified(mounted, groups)]
-    quotas = [quota for quota in processors if quota is not None]
-    return Limits(
-        memory_bytes=limit,
-        memory_used_bytes=used,
-        swap_bytes=min(swaps, default=None),
-        processors=min(quotas, default=None),
+    return Groups(
+        memory=(*memory, *((folder, _V2) for folder in unified)),
+        processors_v1=tuple(_upwards(mounted / "cpu", groups.get("cpu"))),
+        processors_v2=unified,
     )
+
+
+def limits_of(groups: Groups) -> Limits:
+    """All of them, as they are now."""
+    processors = [_quota_v1(folder) for folder in groups.processors_v1]
+    processors += [_quota_v2(folder) for folder in groups.processors_v2]
+    quotas = [quota for quota in processors if quota is not None]
+    return replace(memory_limits_of(groups), processors=min(quotas, default=None))
+
+
+def memory_limits_of(groups: Groups) -> Limits:
+    """Without those of the processors."""
+    limit, used = _tightest_memory(groups.memory)
+    limits = (_limit(folder / names.swap) for folder, names in groups.memory if names.swap)
+    swaps = [amount for amount in limits if amount is not None]
+    return Limits(memory_bytes=limit, memory_used_bytes=used, swap_bytes=min(swaps, default=None))
 
 
 def _own_groups(root: Path) -> dict[str, str]:
@@ -87,7 +111,7 @@ def _upwards(mounted: Path, path: str | None) -> Iterator[Path]:
     yield mounted
 
 
-def _tightest_memory(folders: list[tuple[Path, _Names]]) -> tuple[int | None, int | None]:
+def _tightest_memory(folders: Iterable[tuple[Path, _Names]]) -> tuple[int | None, int | None]:
     tightest: tuple[int | None, int | None] = (None, None)
     for folder, names in folders:
         limit = _limit(folder / names.limit)

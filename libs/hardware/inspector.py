@@ -24,7 +24,7 @@ from libs.hardware.amd_probe import PROGRAM as AMDSMI
 from libs.hardware.amd_probe import Amd, AmdProbe
 from libs.hardware.apple import read_apple
 from libs.hardware.aside import Aside
-from libs.hardware.cgroup import Limits, read_limits
+from libs.hardware.cgroup import Groups, Limits, limits_of, memory_limits_of, own_groups
 from libs.hardware.cpu import CpuIdentifier, Identity, load_ratio, read_cpu
 from libs.hardware.memory import read_memory, stalled_ratio
 from libs.hardware.nvidia import NvidiaProbe
@@ -85,6 +85,7 @@ class Inspector:
         amd = NvmlHelper(program=AMDSMI, name="amdsmi", answer_seconds=seconds)
         self._amd = AmdProbe(amd, seconds=seconds, root=root)
         self._turn = asyncio.Lock()
+        self._groups: Groups | None = None
 
     async def inventory(self, *, look_again: bool = False) -> Inventory:
         """Everything. `look_again`: also for drivers that were missing a moment ago."""
@@ -151,11 +152,13 @@ class Inspector:
         return await self._nvidia.used_mb()
 
     def memory_now(self) -> Memory:
-        """RAM and swap from the kernel's own tables, at once: half a millisecond, less than a thread would take.
+        """RAM and swap from the kernel's own tables, at once: a fraction of a millisecond, less than a thread takes.
 
-        Raises what reading them raises.
+        The control group is the one of the last whole reading. Raises what reading the tables raises.
         """
-        return read_memory(read_limits(self._root))
+        if self._groups is None:
+            self._groups = own_groups(self._root)
+        return read_memory(memory_limits_of(self._groups), self._root)
 
     def stalled_ratio(self) -> float | None:
         return stalled_ratio(self._root)
@@ -166,10 +169,14 @@ class Inspector:
         await self._identifier.close()
 
     async def _limits(self) -> Reading[Limits]:
-        return await self._blocking("cgroup", lambda: read_limits(self._root), Limits)
+        return await self._blocking("cgroup", self._limits_now, Limits)
+
+    def _limits_now(self) -> Limits:
+        self._groups = own_groups(self._root)
+        return limits_of(self._groups)
 
     async def _memory(self, limits: Limits) -> Reading[Memory]:
-        return await self._blocking("memory", lambda: read_memory(limits), Memory)
+        return await self._blocking("memory", lambda: read_memory(limits, self._root), Memory)
 
     async def _cpu(self, limits: Limits) -> Reading[Cpu]:
         identity = await self._guarded("cpu", lambda: self._identifier.identity(seconds=self._seconds), Identity)

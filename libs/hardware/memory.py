@@ -7,14 +7,33 @@ from libs.common.contracts.node_registry import Memory
 from libs.hardware.cgroup import Limits
 from libs.hardware.reading import mib, text
 
+KIB = 1024
+_MEMINFO = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
 
-def read_memory(limits: Limits) -> Memory:
-    import psutil
 
-    ram, swap = psutil.virtual_memory(), psutil.swap_memory()
+def read_memory(limits: Limits, root: Path = Path("/")) -> Memory:
+    """From the kernel's own table where it tells what is available, as Linux does; otherwise from psutil."""
+    told = _meminfo(root)
+    if told is None:
+        import psutil
+
+        ram, swap = psutil.virtual_memory(), psutil.swap_memory()
+        told = (ram.total, ram.available, swap.total, swap.free)
+    total, available, swap_total, swap_free = told
     return usable_memory(
-        total=ram.total, available=ram.available, swap_total=swap.total, swap_free=swap.free, limits=limits
+        total=total, available=min(available, total), swap_total=swap_total, swap_free=swap_free, limits=limits
     )
+
+
+def _meminfo(root: Path) -> tuple[int, int, int, int] | None:
+    """Bytes of RAM, of these available, of swap, of these free; None where there is no such table."""
+    found: dict[str, int] = {}
+    for line in (text(root / "proc/meminfo") or "").splitlines():
+        name, _, amount = line.partition(":")
+        words = amount.split()
+        if name in _MEMINFO and words and words[0].isdecimal():
+            found[name] = int(words[0]) * KIB
+    return tuple(found[name] for name in _MEMINFO) if len(found) == len(_MEMINFO) else None  # type: ignore[return-value]  # as many as there are names
 
 
 def stalled_ratio(root: Path = Path("/")) -> float | None:

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from libs.common.contracts.gpu_orchestrator import FitQuestion, GpuState
 from libs.common.contracts.node_registry import GpuLink
 from services.gpu_orchestrator.choosing import Choice, Wish, choose
-from services.gpu_orchestrator.devices import eligible, named
+from services.gpu_orchestrator.devices import eligible, indices, named
 from services.gpu_orchestrator.ledger import reclaimed, refresh, with_growth
 from services.gpu_orchestrator.machine import Held
 from services.gpu_orchestrator.model import Claim, Device, Entry, Event, Rules
 
 
 class Book:
-    """`kept_ended`: how many reservations that ended can be asked for."""
+    """`kept_ended`: how many reservations that ended can be asked for. `indices`: of the GPUs that were measured."""
 
     def __init__(self, rules: Rules, *, kept_ended: int = 1000) -> None:
         self._rules = rules
@@ -24,6 +24,8 @@ class Book:
         self.ledger: dict[str, Entry] = {}
         self.states: Sequence[GpuState] = ()
         self.links: Sequence[GpuLink] = ()
+        self.indices: Mapping[str, int] = {}
+        self._eligible: Sequence[str] = ()
         self.last_token = 0
         self.version = 0
 
@@ -41,6 +43,7 @@ class Book:
         self, states: Sequence[GpuState], links: Sequence[GpuLink], devices: Sequence[Device], now: float
     ) -> tuple[Event, ...]:
         self.states, self.links = states, links
+        self.indices, self._eligible = indices(states), eligible(states)
         self._used_mb = {device.uuid: device.used_mb for device in devices}
         claims = [claim for held in self._open.values() for claim in held.claims()]
         self.ledger, events = refresh(claims, devices, self.ledger, now, self._rules)
@@ -67,7 +70,7 @@ class Book:
             uuids=named(self.states, asked.gpu_indices, asked.gpu_uuids),
             prefer_nvlink=asked.prefer_nvlink,
         )
-        return choose(wish, self.ledger, eligible(self.states), self.links)
+        return choose(wish, self.ledger, self._eligible, self.links)
 
     def next_token(self) -> int:
         self.last_token += 1

@@ -33,14 +33,12 @@ Seconds = Annotated[float, Query(ge=1, le=86400, description="how far back")]
 
 def router(orchestrator: GpuOrchestrator) -> APIRouter:
     routes = APIRouter(prefix="/api/v1", tags=["memory"])
-    routes.include_router(_measured(orchestrator))
-    routes.include_router(_reserved(orchestrator))
+    _measured(routes, orchestrator)
+    _reserved(routes, orchestrator)
     return routes
 
 
-def _measured(orchestrator: GpuOrchestrator) -> APIRouter:
-    routes = APIRouter()
-
+def _measured(routes: APIRouter, orchestrator: GpuOrchestrator) -> None:
     @routes.get("/gpu/states")
     async def states() -> GpuStates:
         """Every GPU, measured now, with its ledger."""
@@ -66,45 +64,39 @@ def _measured(orchestrator: GpuOrchestrator) -> APIRouter:
         """VRAM as it was, used or promised, of each GPU and part of one."""
         return orchestrator.gpu_history(seconds, uuid)
 
-    return routes
 
-
-def _reserved(orchestrator: GpuOrchestrator) -> APIRouter:
-    routes = APIRouter(prefix="/gpu")
-
-    @routes.post("/can-fit")
+def _reserved(routes: APIRouter, orchestrator: GpuOrchestrator) -> None:
+    @routes.post("/gpu/can-fit")
     async def can_fit(asked: FitQuestion) -> FitAnswer:
         """Whether it would fit now, where, and if not what is in the way."""
         return await orchestrator.can_fit(asked)
 
-    @routes.post("/reserve")
+    @routes.post("/gpu/reserve")
     async def reserve(asked: ReserveRequest) -> Reservation:
         """Keep memory: all that is wanted, or none."""
         return await orchestrator.reserve(asked)
 
-    @routes.get("/reservations")
+    @routes.get("/gpu/reservations")
     async def reservations(only_open: bool = True, node_id: Copied = None) -> Reservations:
         """This node's reservations, the oldest first; also the last ones that ended, when asked for."""
         return await orchestrator.reservations_of(node_id, only_open=only_open)
 
-    @routes.get("/reservations/{reservation_id:path}")
+    @routes.get("/gpu/reservations/{reservation_id:path}")
     async def reservation(reservation_id: Identifier) -> Reservation:
         return orchestrator.reservation(reservation_id)
 
-    @routes.post("/reservations/{reservation_id:path}/renew")
+    @routes.post("/gpu/reservations/{reservation_id:path}/renew")
     async def renew(reservation_id: Identifier, body: RenewBody | None = None, node_id: Node = None) -> Reservation:
         """It lives on for its timeout, from now."""
         told = (body or RenewBody()).model_dump()
         return await orchestrator.renew(Renew(reservation_id=reservation_id, **told), node_id)
 
-    @routes.post("/reservations/{reservation_id:path}/commit")
+    @routes.post("/gpu/reservations/{reservation_id:path}/commit")
     async def commit(reservation_id: Identifier, body: CommitBody, node_id: Node = None) -> Reservation:
         """From now on it is that of a process or container, and ends with it."""
         return await orchestrator.commit(Commit(reservation_id=reservation_id, **body.model_dump()), node_id)
 
-    @routes.delete("/reservations/{reservation_id:path}")
+    @routes.delete("/gpu/reservations/{reservation_id:path}")
     async def release(reservation_id: Identifier, token: Token | None = None, node_id: Node = None) -> Reservation:
         """Give it back."""
         return await orchestrator.release(Release(reservation_id=reservation_id, token=token), node_id)
-
-    return routes

@@ -30,13 +30,16 @@ def refresh(
 
 def reclaimed(entry: Entry, claims: Mapping[str, int]) -> Entry:
     """The same measurement under other claims, by reservation: between two measurements claims come and go."""
-    uses = {
-        name: Use(claim_mb=mb, measured_mb=entry.uses[name].measured_mb if name in entry.uses else None)
-        for name, mb in claims.items()
-    }
+    uses = {name: _claimed(entry.uses.get(name), mb) for name, mb in claims.items()}
     # What a claim that is gone was seen to use stays used until the next measurement says otherwise.
     kept = sum(use.measured_mb or 0 for name, use in entry.uses.items() if name not in uses)
     return _balanced(replace(entry, uses=uses, foreign_mb=entry.foreign_mb + kept), entry.ours_mb)
+
+
+def _claimed(use: Use | None, claim_mb: int) -> Use:
+    if use is not None and use.claim_mb == claim_mb:
+        return use
+    return Use(claim_mb=claim_mb, measured_mb=use.measured_mb if use else None)
 
 
 def with_growth(entry: Entry, grown_mb: int) -> Entry:

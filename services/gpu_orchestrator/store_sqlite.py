@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from libs.common.journal.journal_sqlite import LOCK_SECONDS, SqliteFile
 from services.gpu_orchestrator.machine import OPEN, Held
 
 KEPT_ENDED = 1000
+_FIELDS = tuple(field.name for field in fields(Held))
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reservations (
     token INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -76,7 +77,7 @@ def _refuse(path: Path, error: sqlite3.Error) -> None:
 
 
 def _text(held: Held) -> str:
-    return json.dumps(asdict(held), default=str)
+    return json.dumps({name: getattr(held, name) for name in _FIELDS}, default=str)
 
 
 def _held(body: str) -> Held:

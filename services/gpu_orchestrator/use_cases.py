@@ -34,7 +34,7 @@ from libs.common.contracts.gpu_orchestrator import (
 from libs.common.errors import Conflict, Malformed, MeshError, NotFound
 from services.gpu_orchestrator.bookkeeping import Bookkeeping
 from services.gpu_orchestrator.copying import read_copy
-from services.gpu_orchestrator.devices import indices, named
+from services.gpu_orchestrator.devices import named
 from services.gpu_orchestrator.machine import Held, Holder, committed, released, renewed
 from services.gpu_orchestrator.measuring import Measuring
 from services.gpu_orchestrator.meters import Meters, Processes
@@ -145,7 +145,7 @@ class GpuOrchestrator:
         if not choice.fits and not as_measured:
             await self._measuring.refresh()
             choice = self._book.choice(asked)
-        return fit_view(choice, self._node_id, indices(self._book.states), self._clock.now())
+        return fit_view(choice, self._node_id, self._book.indices, self._clock.now())
 
     async def reserve(self, asked: ReserveRequest) -> Reservation:
         """All that is asked for. Raises `Conflict` with what is in the way, `Malformed`, `Unavailable`."""
@@ -231,7 +231,7 @@ class GpuOrchestrator:
     def _granted(self, name: str, asked: ReserveRequest) -> Held:
         choice = self._book.choice(asked)
         if not choice.fits:
-            answer = fit_view(choice, self._node_id, indices(self._book.states), self._clock.now())
+            answer = fit_view(choice, self._node_id, self._book.indices, self._clock.now())
             raise Conflict(f"It does not fit: {choice.reason}.", **answer.model_dump(mode="json", exclude={"reason"}))
         seconds = asked.timeout_seconds if asked.timeout_seconds is not None else self._timeout_seconds
         return Held(
@@ -272,7 +272,7 @@ class GpuOrchestrator:
         return self._view(await self._bookkeeping.change(reservation_id, decide))
 
     def _view(self, held: Held) -> Reservation:
-        return reservation_view(held, self._node_id, indices(self._book.states), self._clock.monotonic())
+        return reservation_view(held, self._node_id, self._book.indices, self._clock.monotonic())
 
     def _is_elsewhere(self, node_id: str | None) -> bool:
         return node_id is not None and node_id != self._node_id

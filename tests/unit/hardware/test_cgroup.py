@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
+from libs.common.contracts.node_registry import Memory
 from libs.hardware.cgroup import Limits, read_limits, usable_processors
-from libs.hardware.memory import usable_memory
+from libs.hardware.inspector import Inspector
+from libs.hardware.memory import read_memory, usable_memory
 
 GIB = 1 << 30
 
@@ -107,3 +110,38 @@ def test_a_limit_above_what_there_is_limits_nothing():
 )
 def test_a_quota_keeps_whole_processors_busy(present: int, quota: float | None, usable: int):
     assert usable_processors(present, Limits(processors=quota)) == usable
+
+
+def meminfo(**amounts: int) -> dict[str, str]:
+    lines = [f"{name}: {amount} kB" for name, amount in amounts.items()]
+    return {"proc/meminfo": "\n".join(["Cached: 7 kB", *lines, "HugePages_Total: 0", ""])}
+
+
+def test_the_kernels_table_tells_memory_and_swap(tmp_path: Path):
+    root = tree(tmp_path, meminfo(MemTotal=8 << 20, MemAvailable=3 << 20, SwapTotal=2 << 10, SwapFree=1 << 10))
+
+    told = read_memory(Limits(), root)
+
+    assert told == Memory(total_mb=8 << 10, available_mb=3 << 10, swap_total_mb=2, swap_free_mb=1)
+
+
+def test_more_than_there_is_cannot_be_available(tmp_path: Path):
+    root = tree(tmp_path, meminfo(MemTotal=1 << 10, MemAvailable=9 << 10, SwapTotal=0, SwapFree=0))
+
+    assert read_memory(Limits(), root).available_mb == 1
+
+
+def test_what_the_table_does_not_tell_is_asked_of_psutil(tmp_path: Path):
+    root = tree(tmp_path, meminfo(MemTotal=1 << 10, MemFree=1 << 9))
+
+    assert read_memory(Limits(), root).total_mb == psutil.virtual_memory().total >> 20
+
+
+async def test_a_look_tells_what_a_whole_reading_tells(tmp_path: Path):
+    files = DOCKER_V2 | meminfo(MemTotal=16 << 20, MemAvailable=15 << 20, SwapTotal=0, SwapFree=0)
+    inspector = Inspector(folder=tmp_path / "kept", root=tree(tmp_path, files))
+    try:
+        assert inspector.memory_now() == (await inspector.memory()).value == inspector.memory_now()
+        assert inspector.memory_now().limit_mb == 8 << 10
+    finally:
+        await inspector.close()
