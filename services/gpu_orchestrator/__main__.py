@@ -1,29 +1,30 @@
 import argparse
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 from libs.common.errors import MeshError
 from libs.common.kit.runner import main
-from services.gpu_orchestrator.wiring import COLUMNS, HEAD, Seen, build, look
+from services.gpu_orchestrator.wiring import COLUMNS, HEAD, NAME, Seen, build, look, widths
 
 EVERY_SECONDS = 1.0
 
 
 def _table(*, watch: bool) -> int:
-    """1 when the orchestrator of this machine does not answer."""
+    """1 when the orchestrator of this machine does not answer; who watches is told so, and waits for it."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
     try:
+        page = _page(look(), console.width)
         if not watch:
-            console.print(_page(look()))
+            console.print(page)
             return 0
-        with Live(_page(look()), console=console, auto_refresh=False) as live:
+        with Live(page, console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(EVERY_SECONDS)
-                live.update(_page(look()), refresh=True)
+                live.update(_seen_again(console.width), refresh=True)
     except MeshError as error:
         sys.stderr.write(error.message + "\n")
         return 1
@@ -31,17 +32,30 @@ def _table(*, watch: bool) -> int:
         return 0
 
 
-def _page(seen: Seen) -> Any:
+def _seen_again(width: int) -> Any:
+    from rich.text import Text
+
+    try:
+        return _page(look(), width)
+    except MeshError as error:
+        return Text(error.message, style="red")
+
+
+def _page(seen: Seen, width: int) -> Any:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    shown = widths(seen.rows, width)
     table = Table(title=f"{seen.node_id}  {seen.at:%Y-%m-%d %H:%M:%S} UTC  ({HEAD})", title_justify="left")
-    for place, name in enumerate(COLUMNS):
-        is_text = place in (0, 1, len(COLUMNS) - 1)
-        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    for place, wide in shown.items():
+        is_text = place in (0, NAME, len(COLUMNS) - 1)
+        overflow: Literal["fold", "ellipsis"] = "ellipsis" if place == NAME else "fold"
+        is_whole = place != len(COLUMNS) - 1
+        justify: Literal["left", "right"] = "left" if is_text else "right"
+        table.add_column(COLUMNS[place], justify=justify, overflow=overflow, no_wrap=is_whole, width=wide)
     for row in seen.rows:
-        table.add_row(*map(Text, row.cells), style="red" if row.bad else "")
+        table.add_row(*(Text(row.cells[place]) for place in shown), style="red" if row.bad else "")
     return Group(table, *(Text(note, style="yellow") for note in seen.notes))
 
 

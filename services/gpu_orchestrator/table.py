@@ -1,6 +1,6 @@
 """The ledger for a person: a line for each GPU, each part of one, and the RAM."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,6 +8,11 @@ from libs.common.contracts.gpu_orchestrator import GpuState, GpuStates, LedgerEn
 
 COLUMNS = ("GPU", "Name", "Total", "Ours", "Claimed", "Foreign", "Free", "Processes", "Health")
 HEAD = "MiB"
+NAME, HEALTH = COLUMNS.index("Name"), COLUMNS.index("Health")
+LEAST_NAME, LEAST_HEALTH, BESIDE = 8, 12, 3
+"""Letters, and what a column takes beside them."""
+LEFT_OUT = ("Name", "Processes", "Ours", "Total", "Claimed", "Foreign")
+"""In which order columns give way on a narrow terminal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,25 @@ def seen(states: GpuStates, memory: MemoryState) -> Seen:
 def rows(states: GpuStates, memory: MemoryState) -> Sequence[Row]:
     """In the order of `COLUMNS`. Unknown is `?`."""
     return [*(row for state in states.gpus for row in _gpu(state)), _ram(memory)]
+
+
+def widths(table: Sequence[Row], width: int) -> Mapping[int, int]:
+    """Which columns are shown on a terminal so wide, and how wide each: names are cut, health is folded."""
+    told = [COLUMNS, *(row.cells for row in table)]
+    wanted = {place: max(len(cells[place]) for cells in told) for place in range(len(COLUMNS))}
+    least = wanted | {NAME: min(wanted[NAME], LEAST_NAME), HEALTH: min(wanted[HEALTH], LEAST_HEALTH)}
+    for name in LEFT_OUT:
+        if _together(least) <= width:
+            break
+        del least[COLUMNS.index(name)]
+    for place in (HEALTH, NAME):
+        if place in least:
+            least[place] = min(wanted[place], least[place] + max(0, width - _together(least)))
+    return least
+
+
+def _together(columns: Mapping[int, int]) -> int:
+    return sum(columns.values()) + BESIDE * len(columns) + 1
 
 
 def notes(states: GpuStates, memory: MemoryState) -> Sequence[str]:

@@ -28,12 +28,12 @@ from services.gpu_orchestrator.observer_prometheus import PrometheusObserver
 from services.gpu_orchestrator.pressure import Limits
 from services.gpu_orchestrator.settings import Settings
 from services.gpu_orchestrator.store_sqlite import SqliteJournal
-from services.gpu_orchestrator.table import COLUMNS, HEAD, Seen, seen
+from services.gpu_orchestrator.table import COLUMNS, HEAD, NAME, Seen, seen, widths
 from services.gpu_orchestrator.trend import Window
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
 from services.gpu_orchestrator.watching import Watching
 
-__all__ = ["COLUMNS", "HEAD", "Seen", "build", "look"]
+__all__ = ["COLUMNS", "HEAD", "NAME", "Seen", "build", "look", "widths"]
 
 LOOK_SECONDS = 10.0
 COPY_SECONDS = 0.5

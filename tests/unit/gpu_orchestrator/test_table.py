@@ -1,5 +1,9 @@
 """The ledger for a person."""
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from libs.common.contracts.gpu_orchestrator import (
     GpuState,
     GpuStates,
@@ -11,7 +15,7 @@ from libs.common.contracts.gpu_orchestrator import (
     Trend,
 )
 from libs.common.contracts.node_registry import Memory, MigDevice
-from services.gpu_orchestrator.table import seen
+from services.gpu_orchestrator.table import COLUMNS, Row, seen, widths
 from tests.nodes import AT, gpu
 
 WELL = LedgerEntry(total_mb=24564, ours_mb=2000, claimed_mb=8000, foreign_mb=900, free_mb=15000)
@@ -64,3 +68,35 @@ def test_memory_that_runs_out_is_told():
 
     assert (told.rows[0].cells[0], told.rows[0].cells[-1]) == ("RAM", "CRITICAL: 3.0% are left")
     assert told.rows[0].bad
+
+
+ROWS = (
+    Row(cells=("0", "NVIDIA H100 80GB HBM3", "81559", "0", "30000", "0", "50752", "12", "well")),
+    Row(cells=("RAM", "", "24105", "137", "1000", "1119", "21474", "1", "CRITICAL: 4.0% are left")),
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (200, []),
+        (100, []),
+        (80, ["Name"]),
+        (60, ["Name", "Processes", "Ours"]),
+        (40, ["Name", "Processes", "Ours", "Total", "Claimed"]),
+        (1, ["Name", "Processes", "Ours", "Total", "Claimed", "Foreign"]),
+    ],
+)
+def test_on_a_narrow_terminal_number_room_and_health_stay(width: int, left_out: list[str]):
+    assert {name for place, name in enumerate(COLUMNS) if place not in widths(ROWS, width)} == set(left_out)
+
+
+@given(st.integers(40, 250))
+def test_no_line_is_wider_than_the_terminal_nor_a_column_than_what_is_in_it(width: int):
+    shown = widths(ROWS, width)
+
+    assert sum(shown.values()) + 3 * len(shown) + 1 <= width
+    for place, wide in shown.items():
+        wanted = max(len(COLUMNS[place]), *(len(row.cells[place]) for row in ROWS))
+        assert wide <= wanted
+        assert wide == wanted or COLUMNS[place] in ("Name", "Health")
