@@ -51,6 +51,7 @@ class Measuring:
         self._still_seconds = still_seconds
         self._measured_at = float("-inf")
         self._looked_at = clock.monotonic()
+        self._waking = asyncio.Lock()
         self.owners: Mapping[int, str] = {}
         self.problems: tuple[Problem, ...] = ()
         self.refresh = Shared(self._measure)
@@ -142,10 +143,8 @@ class Measuring:
 
     async def _look(self, family: Family) -> None:
         """Expire and end what time and processes ended. A container that was never seen from here ends by release."""
+        await self.woke()
         now, at = self._clock.monotonic(), self._clock.now()
-        if now - self._looked_at > self._still_seconds:
-            await self._spare(now)
-        self._looked_at = now
 
         def alive(held: Held) -> bool | None:
             told = family.alive.get(held.reservation_id)
@@ -156,8 +155,16 @@ class Measuring:
 
         await self._apply(decide)
 
+    async def woke(self) -> None:
+        """Before anything is judged by the clock: whether this service, or the whole machine, stood still. Who would
+        have renewed then gets the time to do so."""
+        async with self._waking:
+            now = self._clock.monotonic()
+            if now - self._looked_at > self._still_seconds:
+                await self._spare(now)
+            self._looked_at = now
+
     async def _spare(self, now: float) -> None:
-        """This service, or the whole machine, stood still: who would have renewed gets the time to do so."""
         log.warning("stood_still", seconds=round(now - self._looked_at, 1))
         await self._apply(lambda held: spared(held, now + self._still_seconds))
 

@@ -167,6 +167,7 @@ class GpuOrchestrator:
         """Raises `NotFound`, `Forbidden`, `Conflict`, `Unavailable`."""
         if self._is_elsewhere(node_id):
             return await self._bus.request(RENEW, asked, node_id=node_id)
+        await self._measuring.woke()
         now = self._clock.monotonic()
         return await self._change(
             asked.reservation_id, lambda held: renewed(held, asked.token, asked.timeout_seconds, now)
@@ -177,6 +178,7 @@ class GpuOrchestrator:
         if self._is_elsewhere(node_id):
             return await self._bus.request(COMMIT, asked, node_id=node_id)
         holder = await self._holder(asked)
+        await self._measuring.woke()
         now = self._clock.monotonic()
         return await self._change(asked.reservation_id, lambda held: committed(held, asked.token, holder, now))
 

@@ -154,6 +154,29 @@ async def test_after_standing_still_owners_get_the_time_to_renew(tmp_path: Path)
         assert await state(world, held) == ReservationState.EXPIRED
 
 
+@pytest.mark.parametrize("asks", ["renew", "commit"])
+async def test_the_first_who_asks_after_standing_still_is_not_too_late(tmp_path: Path, asks: str):
+    async with made_world(tmp_path, still_seconds=30) as world:
+        held = [await world.orchestrator.reserve(wish()) for _ in range(3)]
+        world.clock.advance(1000)
+
+        for each in held:
+            if asks == "renew":
+                told = await world.orchestrator.renew(Renew(reservation_id=each.reservation_id, token=each.token))
+            else:
+                told = await world.orchestrator.commit(Commit(reservation_id=each.reservation_id, pid=42))
+            assert told.state == (ReservationState.HELD if asks == "renew" else ReservationState.COMMITTED)
+
+
+async def test_who_is_late_by_himself_is_not_spared(tmp_path: Path):
+    async with made_world(tmp_path, still_seconds=30) as world:
+        held = await world.orchestrator.reserve(wish(timeout_seconds=20))
+        world.clock.advance(25)
+
+        with pytest.raises(Conflict, match="expired"):
+            await world.orchestrator.renew(Renew(reservation_id=held.reservation_id))
+
+
 async def test_a_committed_reservation_ends_with_its_process_and_not_before(world: World):
     held = await world.orchestrator.reserve(wish())
     await world.orchestrator.commit(Commit(reservation_id=held.reservation_id, token=held.token, pid=42))
