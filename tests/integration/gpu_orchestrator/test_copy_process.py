@@ -62,9 +62,9 @@ async def copying(tmp_path: Path, simulator: Simulator) -> AsyncIterator[tuple[N
     with (
         nats_process() as server,
         mesh_process(tmp_path / "data", NATS_URL=server.url, NODE_ID=NODE, **simulator.settings) as mesh,
+        await asyncio.to_thread(started, mesh) as door,
     ):
-        with await asyncio.to_thread(started, mesh) as door:
-            yield server, mesh, door
+        yield server, mesh, door
 
 
 async def test_a_ledger_goes_on_without_nats_and_its_copy_is_right_afterwards(tmp_path: Path, simulator: Simulator):
