@@ -76,6 +76,8 @@ def _parameters(xllamacpp: Any, wanted: argparse.Namespace, *, on_gpu: bool) -> 
     parameters.n_parallel = wanted.slots
     parameters.n_ctx = wanted.context * wanted.slots
     parameters.kv_unified = False
+    # Prompts that left their slots would be kept in 8 GiB of RAM that nobody claimed.
+    parameters.cache_ram_mib = 0
     parameters.cpuparams.n_threads = wanted.threads
     parameters.cpuparams_batch.n_threads = wanted.threads
     # Each connection, also an idle one, keeps a thread: /health must still find one when all slots are busy.

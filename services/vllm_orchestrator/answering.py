@@ -11,6 +11,8 @@ from libs.common.contracts.vllm_orchestrator import (
 )
 from libs.inference.planner.choice import Declined
 from libs.inference.planner.command import NodeCommand
+from libs.inference.planner.llama import MIB, GgufFacts, LlamaPlan
+from libs.inference.planner.memory import GIB
 from libs.inference.planner.on_cpu import CpuPlan
 from libs.inference.planner.plan import Plan, Replica
 from libs.inference.planner.split import stage_sizes
@@ -36,6 +38,45 @@ def answer_of(plan: Plan, *, model_name: str | None, layers: int, engine: Engine
     if plan.on_cpu is not None:
         return told.model_copy(update=_of_processor(plan.on_cpu))
     return told.model_copy(update=_of_gpus(plan, layers)) if plan.replicas else told
+
+
+def answer_of_llama(plan: LlamaPlan, facts: GgufFacts, *, model_name: str | None) -> PlanAnswer:
+    """llama.cpp is started by a deployment alone, so there is no command."""
+    need, size = plan.need, f"{facts.weight_bytes / GIB:.2f} GiB, mostly {facts.quantisation}"
+    changes = (
+        ("max_model_len", plan.context_that_fits, "A context that fits."),
+        ("max_num_seqs", plan.slots_that_fit, "As many requests at once as fit with this context."),
+    )
+    told = PlanAnswer(
+        fits=not plan.missing,
+        model_name=model_name,
+        missing=plan.missing,
+        reasons=(f"{facts.architecture} of {facts.layers} blocks: {size}.", *facts.doubts),
+        confidence="medium" if facts.doubts else "high",
+        changes=tuple(
+            NearestChange(option=option, value=str(value), message=message)
+            for option, value, message in changes
+            if plan.missing and value is not None
+        ),
+    )
+    if plan.missing:
+        return told
+    placed = (
+        f"{plan.node_id} serves it on its processor: weights {need.weights // MIB} MiB, cache {need.kv_cache // MIB}, "
+        f"a step at most {need.compute // MIB}, the program {need.program // MIB}."
+    )
+    return told.model_copy(
+        update={
+            "strategy": "CPU",
+            "replicas": 1,
+            "max_model_len": plan.context,
+            "max_num_seqs": plan.slots,
+            "ram_bytes": need.total,
+            "kv_cache_tokens": plan.slots * plan.context,
+            "max_concurrency": float(plan.slots),
+            "reasons": (*told.reasons, placed),
+        }
+    )
 
 
 def _of_processor(found: CpuPlan) -> dict[str, object]:

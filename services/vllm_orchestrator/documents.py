@@ -6,6 +6,8 @@ import struct
 from collections.abc import Mapping
 
 from libs.common.errors import Malformed
+from libs.inference.planner.gguf import LONGEST_HEADER as LONGEST_GGUF_HEADER
+from libs.inference.planner.gguf import HeaderCutOff
 
 LARGEST_DOCUMENT = 64 * 2**20
 """The most bytes that are read of a document about a model."""
@@ -14,6 +16,10 @@ HEADER_LENGTH = 8
 LONGEST_HEADER = 100_000_000
 """The most bytes of a safetensors header. Source: the format's own limit."""
 
+FIRST_GGUF_BYTES = 2**20
+"""Read of every GGUF file: enough for most of those with a small vocabulary."""
+
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/ -]{0,250}\.gguf")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,95})(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
@@ -53,6 +59,18 @@ def header_length(start: bytes, what: str) -> int:
     if length > LONGEST_HEADER:
         raise Malformed(f"{what} is no safetensors file: its header would have {length} bytes", field="model_name")
     return length
+
+
+def more_of_header(cut_off: HeaderCutOff) -> int:
+    """How many bytes of a GGUF file to have next: a few reads suffice, whatever the header's length."""
+    return min(LONGEST_GGUF_HEADER, max(4 * FIRST_GGUF_BYTES, 2 * cut_off.wanted))
+
+
+def checked_gguf(file: str) -> str:
+    """A file's name, or a path inside a model's folder. Raises `Malformed`."""
+    if not _FILE.fullmatch(file) or ".." in file:
+        raise Malformed(f"gguf_file must be like model-Q4_K_M.gguf, not {file!r}", field="gguf_file")
+    return file
 
 
 def weight_files(index: Mapping[str, object]) -> tuple[str, ...]:

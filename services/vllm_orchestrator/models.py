@@ -3,6 +3,7 @@
 from typing import ClassVar, Protocol
 
 from libs.common.errors import Forbidden, NotFound
+from libs.inference.planner.gguf import GgufHeader
 from services.vllm_orchestrator.model import ModelDocuments
 
 
@@ -23,8 +24,16 @@ class LocalModels(Protocol):
         """None where it is not on this machine. Raises `Malformed` for documents that cannot be read."""
         ...
 
+    async def find_gguf(self, model_name: str, file: str) -> GgufHeader | None:
+        """The same of one GGUF file, by its name in the model's folder or by its path; it may be split over several."""
+        ...
+
 
 class ModelSource(Protocol):
     async def read(self, model_name: str, revision: str | None) -> ModelDocuments:
         """Raises `UnknownModel`, `GatedModel`, `Malformed` for documents that cannot be read, or `Unavailable`."""
+        ...
+
+    async def read_gguf(self, model_name: str, file: str, revision: str | None) -> GgufHeader:
+        """Of one GGUF file of a model. Raises the same."""
         ...

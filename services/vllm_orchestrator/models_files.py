@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from libs.common.errors import Malformed
+from libs.inference.planner.gguf import GgufHeader, HeaderCutOff, gguf_header, joined, parts_of
 from libs.inference.planner.headers import StoredTensor, safetensors_tensors
 from services.vllm_orchestrator.documents import (
+    FIRST_GGUF_BYTES,
     HEADER_LENGTH,
     LARGEST_DOCUMENT,
     checked_name,
     checked_revision,
     header_length,
     json_object,
+    more_of_header,
     weight_files,
 )
 from services.vllm_orchestrator.model import ModelDocuments
@@ -29,6 +32,19 @@ class FileModels:
     async def find(self, model_name: str, revision: str | None) -> ModelDocuments | None:
         """None where it is not here. Raises `Malformed` for documents that cannot be read."""
         return await asyncio.to_thread(self._find, model_name, revision)
+
+    async def find_gguf(self, model_name: str, file: str) -> GgufHeader | None:
+        return await asyncio.to_thread(self._find_gguf, model_name, file)
+
+    def _find_gguf(self, model_name: str, file: str) -> GgufHeader | None:
+        """Only in the folder of models, whatever the names lead to."""
+        if self._folder is None:
+            return None
+        folder = self._folder.resolve()
+        places = [(folder / model_name / name).resolve() for name in parts_of(file)]
+        if not all(place.is_relative_to(folder) and place.is_file() for place in places):
+            return None
+        return joined([_gguf(place) for place in places])
 
     def _find(self, model_name: str, revision: str | None) -> ModelDocuments | None:
         for place in self._places(model_name, revision):
@@ -88,3 +104,26 @@ def _tensors_of(path: Path) -> list[StoredTensor]:
     with path.open("rb") as file:
         length = header_length(file.read(HEADER_LENGTH), path.name)
         return safetensors_tensors(json_object(file.read(length), path.name))
+
+
+def _gguf(path: Path) -> GgufHeader:
+    """As little of the file as its header takes. Raises `Malformed` too where the file ends before its tensors do."""
+    size, wanted = path.stat().st_size, FIRST_GGUF_BYTES
+    with path.open("rb") as file:
+        content = b""
+        while True:
+            content += file.read(wanted - len(content))
+            try:
+                header = gguf_header(content, path.name)
+            except HeaderCutOff as cut_off:
+                if len(content) >= size:
+                    raise
+                wanted = more_of_header(cut_off)
+            else:
+                break
+    if header.file_bytes > size:
+        raise Malformed(
+            f"{path.name} is cut off: its tensors end at byte {header.file_bytes}, and it has {size}",
+            field="model_name",
+        )
+    return header

@@ -6,19 +6,24 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import structlog
 
 from libs.common.errors import Malformed, Unavailable
+from libs.inference.planner.gguf import GgufHeader, HeaderCutOff, gguf_header, joined, parts_of
 from libs.inference.planner.headers import StoredTensor, safetensors_tensors
 from services.vllm_orchestrator.documents import (
+    FIRST_GGUF_BYTES,
     HEADER_LENGTH,
     LARGEST_DOCUMENT,
+    checked_gguf,
     checked_name,
     checked_revision,
     header_length,
     json_object,
+    more_of_header,
     weight_files,
 )
 from services.vllm_orchestrator.model import ModelDocuments
@@ -66,6 +71,44 @@ class HubModels:
                 raise Unavailable(f"{self._endpoint} cannot be asked for {model_name}: {error!r}"[:300]) from error
             log.warning("hub_unreachable", model_name=model_name, reason=repr(error)[:200])
             return _documents(model_name, kept)
+
+    async def read_gguf(self, model_name: str, file: str, revision: str | None) -> GgufHeader:
+        if not file.startswith("/"):
+            checked_gguf(file)
+        found = await self._files.find_gguf(model_name, file)
+        if found is not None:
+            return found
+        if file.startswith("/"):
+            raise Malformed(f"{file} is not in the folder of models here, so its size is not known", field="model_path")
+        checked_name(model_name)
+        if self._offline:
+            raise UnknownModel(f"{model_name}/{file} is not on this machine, and the hub is not asked (HF_HUB_OFFLINE)")
+        place = f"{self._endpoint}/{model_name}/resolve/{checked_revision(revision)}"
+        try:
+            headers = [await self._gguf(place, name, model_name) for name in parts_of(file)]
+        except httpx.HTTPError as error:
+            raise Unavailable(f"{self._endpoint} cannot be asked for {model_name}: {error!r}"[:300]) from error
+        return joined(headers)
+
+    async def _gguf(self, place: str, file: str, model_name: str) -> GgufHeader:
+        content, wanted = b"", FIRST_GGUF_BYTES
+        while True:
+            asked = {"Range": f"bytes={len(content)}-{wanted - 1}"}
+            answer = await self._get(f"{place}/{quote(file)}", asked)
+            if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise Malformed(f"{file} is cut off: it ends at byte {len(content)}", field="gguf_file")
+            if answer.headers.get("x-error-code") == "EntryNotFound":
+                raise Malformed(f"{model_name} has no file {file}", field="gguf_file")
+            if answer.status_code != httpx.codes.PARTIAL_CONTENT:
+                _declined(answer, model_name)
+                raise Unavailable(f"the hub does not answer with a part of {file}", model_name=model_name)
+            content += answer.content
+            try:
+                return await asyncio.to_thread(gguf_header, content, file)
+            except HeaderCutOff as cut_off:
+                if len(content) < wanted:
+                    raise
+                wanted = more_of_header(cut_off)
 
     async def _asked(self, model_name: str, revision: str | None, kept: Mapping[str, object] | None) -> ModelDocuments:
         place = f"{self._endpoint}/{model_name}/resolve/{checked_revision(revision)}"

@@ -1,6 +1,7 @@
 """Plans: how a model would be served. Nothing is reserved or started."""
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -16,11 +17,12 @@ from libs.common.contracts.vllm_orchestrator import (
     Strategies,
     Strategy,
 )
-from libs.common.errors import Conflict, MeshError
+from libs.common.errors import Conflict, Malformed, MeshError
 from libs.inference.planner.devices import Node
+from libs.inference.planner.llama import GgufFacts, gguf_facts, llama_need, plan_llama
 from libs.inference.planner.parameters import parameter_count
 from libs.inference.planner.plan import Plan, plan
-from services.vllm_orchestrator.answering import answer_of
+from services.vllm_orchestrator.answering import answer_of, answer_of_llama
 from services.vllm_orchestrator.asking import NAMELESS, naming_of, question_of
 from services.vllm_orchestrator.machines import from_registry, from_request
 from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
@@ -75,12 +77,22 @@ class Planning:
 
     async def plan_on(self, request: PlanRequest, nodes: Sequence[Node]) -> PlanAnswer:
         """The same on these machines, whatever the request names."""
-        documents = await self._documents(request)
+        gguf = await self._gguf(request)
+        documents = None if gguf else await self._documents(request)
         if not any(node.ram or any(gpu.free for gpu in node.gpus) for node in nodes):
             raise NoUsableDevice(
                 f"none of the {len(nodes)} machines has a GPU with free memory, or says how much RAM is free"
             )
+        if documents is None:
+            assert gguf is not None
+            plan = plan_llama(gguf, nodes, context=request.max_model_len, slots=_slots(request))
+            return answer_of_llama(plan, gguf, model_name=request.model_name)
         return await self._computed(request, documents, nodes)
+
+    async def ram_of_llama(self, request: PlanRequest, path: str, context: int, slots: int) -> int:
+        """Bytes that llama.cpp takes with a file on its machine. Raises `Malformed` where that cannot be read here."""
+        header = await self._models.read_gguf("", path, None)
+        return llama_need(gguf_facts(header), context=context, slots=slots).total
 
     async def strategies(self) -> Strategies:
         return Strategies(strategies=_told(STRATEGIES), preferences=_told(PREFERENCES))
@@ -124,6 +136,13 @@ class Planning:
         assert request.model_name is not None
         return await self._models.read(request.model_name, request.revision)
 
+    async def _gguf(self, request: PlanRequest) -> GgufFacts | None:
+        if request.gguf_file is None:
+            return None
+        if request.model_name is None:
+            raise Malformed("gguf_file is a file of a model: model_name is wanted", field="model_name")
+        return gguf_facts(await self._models.read_gguf(request.model_name, request.gguf_file, request.revision))
+
     async def registered(self) -> tuple[Node, ...]:
         """The machines that are online and may get something new. Raises `Unavailable`."""
         wanted = NodeQuery(online_only=True, draining=False, limit=MOST_NODES)
@@ -141,6 +160,10 @@ def _planned(request: PlanRequest, documents: ModelDocuments, nodes: Sequence[No
     question = question_of(request, documents, nodes)
     found: Plan = plan(question, naming_of(request, documents), device=request.device)
     return answer_of(found, model_name=request.model_name, layers=len(question.facts.layers), engine=question.engine)
+
+
+def _slots(request: PlanRequest) -> int:
+    return request.max_num_seqs or math.ceil(request.concurrency)
 
 
 def _told(pairs: Iterable[tuple[str, str]]) -> tuple[Strategy, ...]:

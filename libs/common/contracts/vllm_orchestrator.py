@@ -119,6 +119,11 @@ class PlanRequest(PlanOptions):
     configuration: JsonObject | None = Field(
         None, alias="model_config", description="the model's config.json, instead of its name"
     )
+    gguf_file: Annotated[str, Field(max_length=256)] | None = Field(
+        None,
+        examples=["Qwen3-8B-Q4_K_M.gguf"],
+        description="plan llama.cpp on a processor with this file of the model, instead of vLLM",
+    )
     weights_bytes: Annotated[int, Field(ge=1, le=MOST_BYTES)] | None = Field(None, description="of all its files")
     parameter_count: Annotated[int, Field(ge=1, le=MOST_BYTES)] | None = None
     nodes: tuple[PlanNode, ...] | None = Field(

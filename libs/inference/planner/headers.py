@@ -1,4 +1,4 @@
-"""Exact sizes from the headers of weight files: safetensors and GGUF. Headers only, never the weights."""
+"""Exact sizes from the headers of weight files: headers only, never the weights."""
 
 import math
 from collections.abc import Mapping
@@ -20,20 +20,37 @@ GGUF_BLOCKS: Mapping[str, tuple[int, int]] = {
     "F32": (1, 4),
     "F16": (1, 2),
     "BF16": (1, 2),
+    "F64": (1, 8),
+    "I8": (1, 1),
+    "I16": (1, 2),
+    "I32": (1, 4),
+    "I64": (1, 8),
     "Q4_0": (32, 18),
     "Q4_1": (32, 20),
     "Q5_0": (32, 22),
     "Q5_1": (32, 24),
     "Q8_0": (32, 34),
+    "Q8_1": (32, 40),
     "Q2_K": (256, 84),
     "Q3_K": (256, 110),
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
     "Q8_K": (256, 292),
+    "IQ1_S": (256, 50),
+    "IQ1_M": (256, 56),
+    "IQ2_XXS": (256, 66),
+    "IQ2_XS": (256, 74),
+    "IQ2_S": (256, 82),
+    "IQ3_XXS": (256, 98),
+    "IQ3_S": (256, 110),
     "IQ4_NL": (32, 18),
     "IQ4_XS": (256, 136),
+    "TQ1_0": (256, 54),
+    "TQ2_0": (256, 66),
     "MXFP4": (32, 17),
+    "NVFP4": (64, 36),
+    "Q1_0": (128, 18),
 }
 """Weights of a block and its bytes. Source: ggml's `ggml-common.h`."""
 
@@ -70,24 +87,3 @@ def _safetensor(name: str, header: Fields) -> StoredTensor:
         field = f"{name}.data_offsets"
         raise Malformed(f"{field} must span {size} bytes for {list(shape)} of {kind}, not {list(offsets)}", field=field)
     return StoredTensor(name=name, type=kind, shape=shape, size=size)
-
-
-def gguf_tensors(header: Mapping[str, object]) -> list[StoredTensor]:
-    """The tensors of a parsed GGUF header: from a tensor's name to its `type` (as GGUF names it) and `shape`."""
-    fields = Fields(header)
-    return [_gguf_tensor(name, fields) for name in header]
-
-
-def _gguf_tensor(name: str, header: Fields) -> StoredTensor:
-    described = header.part(name)
-    if described is None:
-        raise Malformed(f"{name} must be an object, not nothing", field=name)
-    kind, shape = described.text("type"), described.counts("shape")
-    if kind not in GGUF_BLOCKS:
-        raise Unsupported(f"{name}.type: {kind} is not known here", field=f"{name}.type")
-    weights, block = GGUF_BLOCKS[kind]
-    count = math.prod(shape)
-    if count % weights:
-        field = f"{name}.shape"
-        raise Malformed(f"{field} must hold blocks of {weights} weights, not {list(shape)}", field=field)
-    return StoredTensor(name=name, type=kind, shape=shape, size=count // weights * block)

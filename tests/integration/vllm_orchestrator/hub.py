@@ -1,4 +1,7 @@
-"""A hub in miniature: a real HTTP server that answers from a folder as Hugging Face's does."""
+"""A hub in miniature: a real HTTP server that answers from a folder as Hugging Face's does.
+
+Documents come at once, weights by a redirect to where they are stored.
+"""
 
 import json
 import re
@@ -33,7 +36,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", self.path)
+        found = re.fullmatch(r"/([^/]+/[^/]+)/(?:resolve/([^/]+)|stored)/([^/]+)", self.path)
         assert found is not None, self.path
         model, file = found[1], self.server.folder / found[1] / found[3]
         if self.server.away:
@@ -44,6 +47,8 @@ class _Answer(BaseHTTPRequestHandler):
             self._say(401, {"X-Error-Code": "RepoNotFound"})
         elif not file.is_file():
             self._say(404, {"X-Error-Code": "EntryNotFound"})
+        elif found[2] and file.suffix in (".safetensors", ".gguf"):
+            self._say(302, {"Location": f"/{model}/stored/{file.name}", "X-Linked-Size": str(file.stat().st_size)})
         else:
             self._send(file.read_bytes())
 
@@ -52,6 +57,8 @@ class _Answer(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if self.headers.get("If-None-Match") == tag:
             self._say(304, {"ETag": tag})
+        elif wanted is not None and int(wanted[1]) >= len(content):
+            self._say(416, {"Content-Range": f"bytes */{len(content)}"})
         elif wanted is not None:
             self._say(206, {"ETag": tag}, content[int(wanted[1]) : int(wanted[2]) + 1])
         else:

@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from libs.common.errors import Malformed, Unavailable
+from libs.inference.planner.llama import gguf_facts
+from services.node_agent import tiny_model
 from services.vllm_orchestrator.models import GatedModel, UnknownModel
 from services.vllm_orchestrator.models_files import FileModels
 from services.vllm_orchestrator.models_hub import HubModels
@@ -30,7 +32,7 @@ async def models(
     url: str, tmp_path: Path, *, token: str = "", offline: bool = False, cache: Path | None = None
 ) -> AsyncIterator[HubModels]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx.AsyncClient(headers=headers, timeout=5, trust_env=False) as client:
+    async with httpx.AsyncClient(headers=headers, timeout=5, trust_env=False, follow_redirects=True) as client:
         files = FileModels(tmp_path / "folder", cache)
         yield HubModels(client, files, endpoint=url, offline=offline, kept=tmp_path / "kept")
 
@@ -207,3 +209,68 @@ async def test_the_cache_of_the_hubs_own_clients_is_read(server: Hub, tmp_path: 
     async with models(server.url, tmp_path, offline=True, cache=tmp_path / "cache") as source:
         assert (await source.read(MODEL, None)).config == CONFIG
         assert (await source.read(MODEL, "abc")).config == CONFIG
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tiny_model.main(path)
+    return path.read_bytes()
+
+
+async def test_a_gguf_file_of_a_hub_is_read_by_its_header_alone(server: Hub, tmp_path: Path, gguf: bytes):
+    put(server.folder / MODEL, tiny__gguf=gguf + bytes(20 * 2**20))
+    async with models(server.url, tmp_path) as source:
+        facts = gguf_facts(await source.read_gguf(MODEL, "tiny.gguf", None))
+    assert (facts.layers, facts.kv_heads, facts.max_position) == (2, (2, 2), 4096)
+    assert server.sent < 2 * 2**20
+
+
+async def test_a_gguf_file_is_found_in_the_folder_of_models_first_also_in_parts(
+    server: Hub, tmp_path: Path, gguf: bytes
+):
+    names = ("big-00001-of-00002.gguf", "big-00002-of-00002.gguf")
+    put(tmp_path / "folder" / "owner" / "model", **dict.fromkeys(names, gguf))
+    async with models(server.url, tmp_path) as source:
+        whole = await source.read_gguf(MODEL, names[1], None)
+        assert whole == await source.read_gguf("", str(tmp_path / "folder" / "owner" / "model" / names[0]), None)
+    assert (server.asked, whole.weight_bytes % 2, len(whole.tensors) % 2) == ([], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "raised", "words"),
+    [
+        (MODEL, "no.gguf", Malformed, "has no file no.gguf"),
+        (MODEL, "../tiny.gguf", Malformed, "gguf_file must be like"),
+        (MODEL, "tiny.bin", Malformed, "gguf_file must be like"),
+        (MODEL, "short.gguf", Malformed, "is cut off"),
+        (MODEL, "empty.gguf", Malformed, "is cut off"),
+        (MODEL, "text.gguf", Malformed, "does not begin with GGUF"),
+        ("owner/unknown", "tiny.gguf", UnknownModel, "knows no model"),
+        (GATED, "tiny.gguf", GatedModel, "gated"),
+        ("", "/etc/passwd", Malformed, "is not in the folder of models"),
+    ],
+)
+async def test_what_is_no_gguf_file_of_a_model_is_told(
+    server: Hub, tmp_path: Path, gguf: bytes, name: str, file: str, raised: type[Exception], words: str
+):
+    put(server.folder / MODEL, short__gguf=gguf[:5000], empty__gguf=b"", text__gguf=b"weights")
+    put(server.folder / GATED, tiny__gguf=gguf)
+    async with models(server.url, tmp_path) as source:
+        with pytest.raises(raised, match=words):
+            await source.read_gguf(name, file, None)
+
+
+async def test_a_gguf_file_that_ends_before_its_tensors_is_told(server: Hub, tmp_path: Path, gguf: bytes):
+    put(tmp_path / "folder" / "tiny", tiny__gguf=gguf[:-1])
+    async with models(server.url, tmp_path) as source:
+        with pytest.raises(Malformed, match=f"its tensors end at byte {len(gguf)}"):
+            await source.read_gguf("tiny", "tiny.gguf", None)
+
+
+async def test_offline_only_gguf_files_that_are_here_are_known(server: Hub, tmp_path: Path, gguf: bytes):
+    put(server.folder / MODEL, tiny__gguf=gguf)
+    async with models(server.url, tmp_path, offline=True) as source:
+        with pytest.raises(UnknownModel, match="HF_HUB_OFFLINE"):
+            await source.read_gguf(MODEL, "tiny.gguf", None)
+    assert server.asked == []

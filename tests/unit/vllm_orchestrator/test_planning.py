@@ -29,6 +29,8 @@ from libs.common.contracts.vllm_orchestrator import PLAN, PlanGpu, PlanNode, Pla
 from libs.common.errors import Malformed
 from libs.inference.planner.architectures import model_facts
 from libs.inference.planner.fields import Unsupported
+from libs.inference.planner.gguf import GgufHeader
+from libs.inference.planner.headers import StoredTensor
 from libs.inference.planner.memory import GIB
 from services.vllm_orchestrator.catalogue import catalogue_of, joined
 from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
@@ -49,6 +51,19 @@ class KnownModels:
         if model_name != LLAMA:
             raise UnknownModel(f"the hub knows no model {model_name}")
         return ModelDocuments(model_name=model_name, config=config(LLAMA))
+
+    async def read_gguf(self, model_name: str, file: str, revision: str | None) -> GgufHeader:
+        metadata = {
+            "general.architecture": "llama",
+            "llama.block_count": 32,
+            "llama.embedding_length": 4096,
+            "llama.attention.head_count": 32,
+            "llama.attention.head_count_kv": 8,
+            "llama.context_length": 8192,
+            "llama.vocab_size": 128256,
+        }
+        weights = StoredTensor(name="w", type="Q4_K", shape=(1,), size=4 * GIB)
+        return GgufHeader(metadata=metadata, tensors=(weights,), file_bytes=4 * GIB)
 
 
 class House:
@@ -331,3 +346,27 @@ def test_every_model_of_our_catalogue_can_be_sized():
 
     assert len(entries) >= 10
     assert all(model_facts(entry.config or {}).doubts == () for entry in entries)
+
+
+async def test_a_gguf_file_is_planned_for_llama_cpp_on_the_machine_with_most_ram(house: House):
+    nodes = (PlanNode(node_id="a", ram_free_bytes=8 * GIB), PlanNode(node_id="b", ram_free_bytes=6 * GIB))
+    answer = await house.planning.plan(_request(gguf_file="q4.gguf", nodes=nodes, concurrency=2))
+
+    assert (answer.fits, answer.strategy, answer.max_concurrency) == (True, "CPU", 2)
+    assert 6 * GIB < answer.ram_bytes < 7 * GIB
+    assert "a serves it on its processor: weights 4096 MiB, cache 2048" in answer.reasons[-1]
+    assert answer.confidence == "high"
+
+
+async def test_a_gguf_file_that_does_not_fit_is_answered_with_what_would(house: House):
+    nodes = (PlanNode(node_id="a", ram_free_bytes=6 * GIB),)
+    answer = await house.planning.plan(_request(gguf_file="q4.gguf", nodes=nodes, concurrency=2))
+
+    assert not answer.fits
+    assert "a has 6.00 GiB free" in answer.missing
+    assert [change.option for change in answer.changes] == ["max_model_len", "max_num_seqs"]
+
+
+async def test_a_gguf_file_without_a_model_is_refused(house: House):
+    with pytest.raises(Malformed, match="model_name is wanted"):
+        await house.planning.plan(_request(model_name=None, model_config=config(LLAMA), gguf_file="q4.gguf"))

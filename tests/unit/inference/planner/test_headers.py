@@ -4,7 +4,7 @@ import pytest
 
 from libs.common.errors import Malformed
 from libs.inference.planner.fields import Unsupported
-from libs.inference.planner.headers import gguf_tensors, safetensors_tensors
+from libs.inference.planner.headers import safetensors_tensors
 
 
 def test_a_safetensors_header_says_how_large_each_tensor_is():
@@ -23,12 +23,3 @@ def test_an_unknown_type_is_refused_by_the_name_of_its_tensor():
         safetensors_tensors({"w": {"dtype": "F3", "shape": [8], "data_offsets": [0, 3]}})
 
     assert refused.value.details["field"] == "w.dtype"
-
-
-def test_quantised_gguf_tensors_are_counted_in_blocks():
-    assert gguf_tensors({"blk.0": {"type": "Q4_K", "shape": [256, 4]}})[0].size == 4 * 144
-
-
-def test_a_gguf_tensor_of_half_a_block_is_refused():
-    with pytest.raises(Malformed, match="blocks of 32 weights"):
-        gguf_tensors({"blk.0": {"type": "Q8_0", "shape": [48]}})
