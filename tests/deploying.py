@@ -51,6 +51,11 @@ class Deploying:
         told = self.call("GET", f"/instances/{name}/events").json()
         return [f"{event['state']} {event['message']}" for event in told.get("events", [])]
 
+    def steps(self, name: str = "one") -> list[tuple[int | None, str]]:
+        """The same, each with its replica."""
+        told = self.call("GET", f"/instances/{name}/events").json()["events"]
+        return [(event["replica"], f"{event['state']} {event['message']}".strip()) for event in told]
+
     def completed(self, work_id: str, model_name: str, payload: dict[str, Any]) -> dict[str, Any]:
         """Chat work, submitted and waited for. Returns what the queue tells of it."""
         url = f"{self.mesh.url('work_marshaling')}/api/v1/work"

@@ -37,7 +37,8 @@ def command_of(
     variables = [f"{name}={value}" for name, value in sorted(asked.environment.items())]
     if asked.program is EngineProgram.LLAMA:
         found = [python, "-m", "services.node_agent.llama_server", "--report", report]
-        found += ["--fingerprint", f"{asked.instance}.{asked.generation}.{asked.rank}", "--port", str(port)]
+        whose = f"{asked.instance}.{asked.replica}.{asked.generation}.{asked.rank}"
+        found += ["--fingerprint", whose, "--port", str(port)]
         found += [*asked.arguments] + ([] if "--model" in asked.arguments else ["--model", test_model])
     else:
         found = [program, "serve", *asked.arguments]

@@ -97,7 +97,7 @@ class DiskHostedFolders:
         self._folder = folder
 
     def files(self, key: EngineKey) -> HostedFiles:
-        return HostedFolder(self._folder / f"{key.instance}.{key.generation}.{key.rank}")
+        return HostedFolder(self._folder / f"{key.instance}.{key.replica}.{key.generation}.{key.rank}")
 
     def kept(self) -> Sequence[HostedFiles]:
         if not self._folder.is_dir():

@@ -84,7 +84,7 @@ class HostedProcess:
     def now(self) -> Engine:
         state = self._state
         return Engine(
-            engine_id=self.asked.instance,
+            engine_id=f"{self.asked.instance}.{self.asked.replica}",
             kind=self.asked.program,
             model_name=self.asked.model_name,
             test_model=self._is_test_model(),
@@ -117,6 +117,7 @@ class HostedProcess:
         ended, state = self._ended, self._state
         return HostedEngine(
             instance=self.asked.instance,
+            replica=self.asked.replica,
             generation=self.asked.generation,
             rank=self.asked.rank,
             program=self.asked.program,

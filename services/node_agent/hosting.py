@@ -26,7 +26,7 @@ SHOWN = 500
 STOPPING = "the node agent was told to stop"
 
 Make = Callable[[StartEngine, HostedFiles], Hosted]
-Key = tuple[str, int, int]
+Key = tuple[str, int, int, int]
 
 
 class Hosting:
@@ -94,7 +94,7 @@ class Hosting:
         if found is None:
             raise NotFound(f"there is no engine {asked.instance}, generation {asked.generation}, on this node")
         text = found.log(asked.characters)
-        return EngineLog(instance=asked.instance, generation=asked.generation, rank=asked.rank, text=text)
+        return EngineLog(text=text, **asked.model_dump(include=set(EngineKey.model_fields)))
 
     # Its own life
 
@@ -138,8 +138,9 @@ class Hosting:
             raise Conflict(f"generation {asked.generation} of {asked.instance} is over here", field="generation")
 
     def _same_place(self, asked: EngineKey) -> list[StartEngine]:
-        place = (asked.instance, asked.rank)
-        return [each.asked for each in self._engines.values() if (each.asked.instance, each.asked.rank) == place]
+        place = (asked.instance, asked.replica, asked.rank)
+        alike = (each.asked for each in self._engines.values())
+        return [each for each in alike if (each.instance, each.replica, each.rank) == place]
 
     def _alive_before(self, asked: StartEngine) -> list[Hosted]:
         earlier = (self._engines[_key(each)] for each in self._same_place(asked))
@@ -167,4 +168,4 @@ class Hosting:
 
 
 def _key(asked: EngineKey) -> Key:
-    return (asked.instance, asked.generation, asked.rank)
+    return (asked.instance, asked.replica, asked.generation, asked.rank)

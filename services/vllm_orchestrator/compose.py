@@ -2,7 +2,7 @@
 
 from libs.common.contracts.base import JsonObject
 from libs.common.contracts.engine_hosting import EngineProgram
-from libs.common.contracts.vllm_instances import ComposeFile, Instance, InstancePart
+from libs.common.contracts.vllm_instances import ComposeFile, InstancePart
 from libs.common.errors import Conflict
 
 IMAGE = "vllm/vllm-openai:latest"
@@ -11,10 +11,10 @@ MODELS = "models"
 _OF_THE_MACHINE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 
-def compose_file(instance: Instance, part: InstancePart) -> ComposeFile:
+def compose_file(name: str, engine: EngineProgram, part: InstancePart) -> ComposeFile:
     """A container sees only its GPUs, so that which of the machine's they are is not told. Raises `Conflict`."""
-    if instance.request.engine is not EngineProgram.VLLM or not part.gpu_uuids:
-        raise Conflict(f"{instance.name} is not vLLM on GPUs: there is no image to name for it")
+    if engine is not EngineProgram.VLLM or not part.gpu_uuids:
+        raise Conflict(f"{name} is not vLLM on GPUs: there is no image to name for it")
     environment = {name: value for name, value in part.environment.items() if name not in _OF_THE_MACHINE}
     spread = "--nnodes" in part.arguments
     service: JsonObject = {
@@ -28,4 +28,4 @@ def compose_file(instance: Instance, part: InstancePart) -> ComposeFile:
     service |= {"network_mode": "host"} if spread else {"ports": ["127.0.0.1:8000:8000"]}
     device: JsonObject = {"driver": "nvidia", "device_ids": [*part.gpu_uuids], "capabilities": ["gpu"]}
     service |= {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
-    return ComposeFile(version="3.8", services={instance.name: service}, volumes={MODELS: {}})
+    return ComposeFile(version="3.8", services={name: service}, volumes={MODELS: {}})

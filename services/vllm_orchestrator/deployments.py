@@ -4,9 +4,9 @@ from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
 from libs.common.contracts.engine_hosting import ENGINE_LOG, ReadEngineLog
 from libs.common.contracts.vllm_instances import (
+    MOST_REPLICAS,
     ComposeFile,
     DeployRequest,
-    Eased,
     Instance,
     InstanceEvents,
     InstanceLog,
@@ -15,38 +15,46 @@ from libs.common.contracts.vllm_instances import (
     InstanceState,
     InstanceView,
     PartView,
+    Replica,
+    ReplicaView,
 )
 from libs.common.errors import Conflict, NotFound
 from services.vllm_orchestrator.compose import compose_file
 from services.vllm_orchestrator.keeping import Keeping, Term
+from services.vllm_orchestrator.rollout import SERVING, anew, is_outdated
+from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.tending import Tending
 
 LOG_SECONDS = 5.0
 
 
 class Deployments:
-    def __init__(self, bus: Bus, clock: Clock, keeping: Keeping, tending: Tending) -> None:
+    def __init__(self, bus: Bus, clock: Clock, keeping: Keeping, tending: Tending, seeking: Seeking) -> None:
         self._bus = bus
         self._clock = clock
         self._keeping = keeping
         self._tending = tending
+        self._seeking = seeking
 
     async def deploy(self, request: DeployRequest) -> InstanceView:
         """The same again changes nothing. Raises what `Planning.plan` raises, and `Conflict` where it does not fit."""
         term = self._keeping.term
-        now = self._clock.now()
         known = term.instances.by_name.get(request.instance_name)
         if known is not None and known.request == request and known.wanted != "gone":
             return self._view(known)
-        fresh = Instance(name=request.instance_name, request=request, created_at=now, since=now)
-        await self._refuse_what_cannot_be(fresh, replaces=known is not None)
+        count = await self._seeking.replicas_of(request)
+        if count > MOST_REPLICAS:
+            raise Conflict(f"it takes {count} replicas, and an instance has at most {MOST_REPLICAS}: ask for less")
+        await self._seeking.check(request, count, known.replicas if known else ())
+        wanted = "running" if request.auto_start else "stopped"
 
         def decide(current: Instance | None) -> Instance:
-            wanted = "running" if request.auto_start else "stopped"
             if current is None:
-                state = InstanceState.PLANNED if request.auto_start else InstanceState.STOPPED
-                return fresh.model_copy(update={"wanted": wanted, "state": state})
-            return _anew(current, "another deployment takes its place", request=request, wanted=wanted)
+                now, counted = self._clock.now(), term.instances.generations.get(request.instance_name, 0)
+                current = Instance(
+                    name=request.instance_name, request=request, generation=counted, created_at=now, since=now
+                )
+            return current.model_copy(update={"request": request, "count": count, "wanted": wanted})
 
         return self._changed(await term.change(request.instance_name, decide))
 
@@ -54,7 +62,8 @@ class Deployments:
         """Raises `NotFound`."""
 
         def decide(current: Instance | None) -> Instance:
-            return _anew(_found(name, current), "a restart was asked for", wanted="running")
+            found = anew(_found(name, current), "a restart was asked for")
+            return found.model_copy(update={"wanted": "running"})
 
         return self._changed(await self._keeping.term.change(name, decide))
 
@@ -79,26 +88,29 @@ class Deployments:
         self._known(name)
         return InstanceEvents(events=tuple(self._keeping.term.instances.events.get(name, ())))
 
-    async def log(self, name: str, rank: int, characters: int) -> InstanceLog:
-        """The end of what its process wrote, of the last start. Raises `NotFound`, `Unavailable`."""
-        instance = self._known(name)
-        part = _part(instance, rank)
-        asked = ReadEngineLog(instance=name, generation=instance.generation, rank=rank, characters=characters)
+    async def log(self, name: str, number: int | None, rank: int, characters: int) -> InstanceLog:
+        """The end of what a process of it wrote, of the last start. Raises `NotFound`, `Unavailable`."""
+        replica, part = _part(self._known(name), number, rank)
+        asked = ReadEngineLog(
+            instance=name, replica=replica.number, generation=replica.generation, rank=rank, characters=characters
+        )
         told = await self._bus.request(ENGINE_LOG, asked, node_id=part.node_id, timeout=LOG_SECONDS)
-        return InstanceLog(instance_name=name, rank=rank, node_id=part.node_id, text=told.text)
+        return InstanceLog(instance_name=name, replica=replica.number, rank=rank, node_id=part.node_id, text=told.text)
 
-    async def compose(self, name: str, rank: int) -> ComposeFile:
+    async def compose(self, name: str, number: int | None, rank: int) -> ComposeFile:
         """Raises `NotFound`, `Conflict` for an engine that has no image."""
         instance = self._known(name)
-        return compose_file(instance, _part(instance, rank))
+        replica, part = _part(instance, number, rank)
+        return compose_file(name, replica.request.engine, part)
 
     def known(self) -> tuple[Instance, ...] | None:
         """All instances; None while another orchestrator looks after them."""
         return tuple(self._keeping.term.instances.by_name.values()) if self._keeping.leads() else None
 
-    def address(self, instance: Instance) -> str | None:
+    def address(self, instance: Instance, replica: Replica) -> str | None:
         """Where it answers, as its agent told last."""
-        told = (self._tending.seen.get((instance.name, instance.generation, part.rank)) for part in instance.parts)
+        keys = ((instance.name, replica.number, replica.generation, part.rank) for part in replica.parts)
+        told = (self._tending.seen.get(key) for key in keys)
         return next((each.url for each in told if each and each.url), None)
 
     def count(self, state: InstanceState) -> float:
@@ -109,14 +121,6 @@ class Deployments:
     async def look_after(self, term: Term) -> None:
         await self._tending.round(term)
 
-    async def _refuse_what_cannot_be(self, fresh: Instance, *, replaces: bool) -> None:
-        """What is replaced still takes the place that the new one may need."""
-        try:
-            await self._tending.choose(fresh)
-        except Conflict:
-            if not replaces:
-                raise
-
     def _changed(self, instance: Instance | None) -> InstanceView:
         assert instance is not None
         self._keeping.wake()
@@ -126,6 +130,8 @@ class Deployments:
         return _found(name, self._keeping.term.instances.by_name.get(name))
 
     def _view(self, instance: Instance) -> InstanceView:
+        parts = tuple(self._part_view(instance.name, each, part) for each in instance.replicas for part in each.parts)
+        serving = {each.number for each in instance.replicas if each.state in SERVING and each.wanted == "running"}
         return InstanceView(
             instance_name=instance.name,
             model_name=instance.request.model_name or "",
@@ -134,19 +140,19 @@ class Deployments:
             wanted=instance.wanted,
             problem=instance.reason,
             generation=instance.generation,
-            strategy=instance.strategy,
-            parts=tuple(self._part_view(instance, part) for part in instance.parts),
-            failures=instance.failures,
-            not_before=instance.not_before,
-            eased=instance.eased,
+            count=instance.count,
+            replicas=tuple(_replica_view(each, instance) for each in instance.replicas),
+            parts=parts,
+            urls=tuple(part.url for part in parts if part.url and part.replica in serving),
             created_at=instance.created_at,
             since=instance.since,
             request=instance.request,
         )
 
-    def _part_view(self, instance: Instance, part: InstancePart) -> PartView:
-        seen = self._tending.seen.get((instance.name, instance.generation, part.rank))
+    def _part_view(self, name: str, replica: Replica, part: InstancePart) -> PartView:
+        seen = self._tending.seen.get((name, replica.number, replica.generation, part.rank))
         return PartView(
+            replica=replica.number,
             rank=part.rank,
             node_id=part.node_id,
             gpu_uuids=part.gpu_uuids,
@@ -158,11 +164,19 @@ class Deployments:
         )
 
 
-def _anew(current: Instance, why: str, **changes: object) -> Instance:
-    """What failed before is forgotten; what runs is ended first."""
-    state = InstanceState.STOPPING if current.parts else InstanceState.PLANNED
-    forgotten = {"failures": 0, "given_up": False, "eased": Eased(), "lost": (), "not_before": None}
-    return current.model_copy(update=forgotten | {"state": state, "reason": why} | changes)
+def _replica_view(replica: Replica, instance: Instance) -> ReplicaView:
+    return ReplicaView(
+        number=replica.number,
+        state=replica.state,
+        outdated=is_outdated(replica, instance),
+        problem=replica.reason,
+        generation=replica.generation,
+        strategy=replica.strategy,
+        failures=replica.failures,
+        not_before=replica.not_before,
+        eased=replica.eased,
+        since=replica.since,
+    )
 
 
 def _found(name: str, instance: Instance | None) -> Instance:
@@ -171,8 +185,15 @@ def _found(name: str, instance: Instance | None) -> Instance:
     return instance
 
 
-def _part(instance: Instance, rank: int) -> InstancePart:
-    for part in instance.parts:
-        if part.rank == rank:
-            return part
-    raise NotFound(f"{instance.name} has no process of rank {rank} now", instance_name=instance.name, rank=rank)
+def _part(instance: Instance, number: int | None, rank: int) -> tuple[Replica, InstancePart]:
+    for replica in instance.replicas:
+        for part in replica.parts:
+            if number in (None, replica.number) and part.rank == rank:
+                return replica, part
+    which = "no replica" if number is None else f"no replica {number}"
+    raise NotFound(
+        f"{which} of {instance.name} has a process of rank {rank} now",
+        instance_name=instance.name,
+        replica=number,
+        rank=rank,
+    )

@@ -8,9 +8,10 @@ from libs.common.contracts.engine_hosting import HostedEngine
 
 
 class Remedy(StrEnum):
-    """What may help. WAIT: nothing is wrong with it, there is only no place for it now."""
+    """What may help. WAIT: somebody else is away. ROOM: nowhere is room for it now."""
 
     WAIT = "wait"
+    ROOM = "room"
     LATER = "later"
     ELSEWHERE = "elsewhere"
     EASE = "ease"

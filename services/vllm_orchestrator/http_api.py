@@ -32,7 +32,8 @@ Concurrency = Annotated[float, Query(ge=1, le=1_000_000, description="requests o
 
 
 Name = Annotated[str, Path(min_length=1, max_length=48, description="an instance's name")]
-Rank = Annotated[int, Query(ge=0, le=1000, description="of which of its processes")]
+Number = Annotated[int | None, Query(ge=0, le=2**31, description="of which of its replicas; left out: its first")]
+Rank = Annotated[int, Query(ge=0, le=1000, description="of which of the replica's processes")]
 Characters = Annotated[int, Query(ge=1, le=200_000, description="so many from the end")]
 
 
@@ -99,12 +100,12 @@ def _deployed(deployments: Deployments) -> APIRouter:
         return await deployments.events(name)
 
     @router.get("/instances/{name}/logs", summary="The end of what its engine wrote.")
-    async def logs(name: Name, rank: Rank = 0, characters: Characters = 20_000) -> InstanceLog:
-        return await deployments.log(name, rank, characters)
+    async def logs(name: Name, replica: Number = None, rank: Rank = 0, characters: Characters = 20_000) -> InstanceLog:
+        return await deployments.log(name, replica, rank, characters)
 
     @router.get("/instances/{name}/compose", summary="The same engine for Docker Compose, on its node.")
-    async def compose(name: Name, rank: Rank = 0) -> ComposeFile:
-        return await deployments.compose(name, rank)
+    async def compose(name: Name, replica: Number = None, rank: Rank = 0) -> ComposeFile:
+        return await deployments.compose(name, replica, rank)
 
     @router.post("/instances/{name}/restart", status_code=202, summary="End it and start it anew, failed ones too.")
     async def restart(name: Name) -> InstanceView:

@@ -5,6 +5,9 @@ from collections import deque
 from libs.common.contracts.log import LogEpoch
 from libs.common.contracts.vllm_instances import MOST_EVENTS, Instance, InstanceEvent, VllmRecord
 
+REMEMBERED = 10_000
+"""Names that are no more, and how far they had counted."""
+
 
 class Instances:
     """A replay fills it; whoever leads goes on with it."""
@@ -12,6 +15,7 @@ class Instances:
     def __init__(self) -> None:
         self.by_name: dict[str, Instance] = {}
         self.events: dict[str, deque[InstanceEvent]] = {}
+        self.generations: dict[str, int] = {}
 
     def begin_epoch(self, epoch: LogEpoch) -> None:
         return None
@@ -19,6 +23,7 @@ class Instances:
     def begin_checkpoint(self) -> None:
         self.by_name.clear()
         self.events.clear()
+        self.generations.clear()
 
     def restore(self, piece: VllmRecord) -> None:
         self.apply(piece, 0)
@@ -31,3 +36,6 @@ class Instances:
         for name in record.gone:
             self.by_name.pop(name, None)
             self.events.pop(name, None)
+        self.generations |= record.generations
+        while len(self.generations) > REMEMBERED:
+            del self.generations[next(iter(self.generations))]

@@ -1,7 +1,7 @@
 """Who looks after instances, and how: one orchestrator leads, writes every decision to the log, then acts."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NoReturn
 
 import structlog
@@ -17,6 +17,7 @@ from libs.common.lease.lease import Lease
 from libs.common.log.fenced_log import FencedLog, Stamp, SteppedDown
 from libs.common.log.reading import LogReader
 from services.vllm_orchestrator.instances import Instances
+from services.vllm_orchestrator.rollout import happened, summed_up
 
 LEASE_SECONDS = 6
 ROUND_SECONDS = 1.0
@@ -33,7 +34,7 @@ class Term:
 
     def __init__(self, log: FencedLog[VllmRecord], instances: Instances, clock: Clock) -> None:
         self.instances = instances
-        self.busy: dict[str, asyncio.Task[None]] = {}
+        self.busy: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._log = log
         self._clock = clock
         self._changing = asyncio.Lock()
@@ -44,6 +45,8 @@ class Term:
         async with self._changing:
             before = self.instances.by_name.get(name)
             after = decide(before)
+            if after is not None and after != before:
+                after = summed_up(after, self._clock.now())
             if after != before:
                 await self._write(name, before, after)
             return after
@@ -57,13 +60,15 @@ class Term:
             for name, instance in self.instances.by_name.items():
                 events = tuple(self.instances.events.get(name, ()))
                 await self._append(RecordKind.CHECKPOINT, kept=(instance,), events=events)
+            await self._append(RecordKind.CHECKPOINT, generations=dict(self.instances.generations))
             await self._append(RecordKind.DONE)
             await self._log.purge()
             self._records = 0
 
     async def _write(self, name: str, before: Instance | None, after: Instance | None) -> None:
         if after is None:
-            record = await self._append(RecordKind.FACTS, gone=(name,))
+            counted = {name: before.generation} if before is not None and before.generation else {}
+            record = await self._append(RecordKind.FACTS, gone=(name,), generations=counted)
         else:
             record = await self._append(RecordKind.FACTS, kept=(after,), events=self._told(before, after))
         self.instances.apply(record, 0)
@@ -76,12 +81,20 @@ class Term:
         kept: tuple[Instance, ...] = (),
         gone: tuple[str, ...] = (),
         events: tuple[InstanceEvent, ...] = (),
+        generations: Mapping[str, int] | None = None,
     ) -> VllmRecord:
         made: list[VllmRecord] = []
 
         def make(stamp: Stamp) -> VllmRecord:
             record = VllmRecord(
-                epoch=stamp.epoch, n=stamp.n, at=stamp.at, kind=kind, kept=kept, gone=gone, events=events
+                epoch=stamp.epoch,
+                n=stamp.n,
+                at=stamp.at,
+                kind=kind,
+                kept=kept,
+                gone=gone,
+                events=events,
+                generations=dict(generations or {}),
             )
             made.append(record)
             return record
@@ -90,17 +103,18 @@ class Term:
         return made[-1]
 
     def _told(self, before: Instance | None, after: Instance) -> tuple[InstanceEvent, ...]:
-        if before is not None and (before.state, before.reason) == (after.state, after.reason):
-            return ()
-        _log.info("instance", name=after.name, generation=after.generation, state=after.state, reason=after.reason)
-        told = InstanceEvent(
-            name=after.name,
-            at=self._clock.now(),
-            generation=after.generation,
-            state=after.state,
-            message=after.reason,
-        )
-        return (told,)
+        now = self._clock.now()
+        told = tuple(happened(before, after, now))
+        for event in told:
+            _log.info(
+                "instance",
+                name=event.name,
+                replica=event.replica,
+                generation=event.generation,
+                state=event.state,
+                reason=event.message,
+            )
+        return told
 
 
 LookAfter = Callable[[Term], Awaitable[None]]

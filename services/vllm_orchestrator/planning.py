@@ -9,6 +9,7 @@ from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
 from libs.common.contracts.gpu_orchestrator import GpuStates
 from libs.common.contracts.node_registry import QUERY, NodeQuery
+from libs.common.contracts.vllm_instances import InstancePart
 from libs.common.contracts.vllm_orchestrator import (
     FittingModel,
     FittingModels,
@@ -27,6 +28,7 @@ from services.vllm_orchestrator.asking import NAMELESS, naming_of, question_of
 from services.vllm_orchestrator.machines import from_registry, from_request
 from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
 from services.vllm_orchestrator.models import ModelSource
+from services.vllm_orchestrator.placing import claimed
 
 QUERY_SECONDS = 5.0
 MOST_NODES = 1000
@@ -63,12 +65,19 @@ class Planning:
         self._models = models
         self._catalogue = catalogue
         self._ledgers: dict[str, tuple[float, GpuStates]] = {}
+        self._claims: list[tuple[float, InstancePart]] = []
         self._computing = asyncio.Semaphore(AT_ONCE)
 
     async def hear(self, states: GpuStates) -> None:
         now = self._clock.monotonic()
         self._ledgers = {name: told for name, told in self._ledgers.items() if now - told[0] <= LEDGER_SECONDS}
         self._ledgers[states.node_id] = (now, states)
+
+    def claimed(self, parts: Iterable[InstancePart]) -> None:
+        """These were given memory just now: until their ledgers tell it, nobody else is planned there."""
+        now = self._clock.monotonic()
+        self._claims = [each for each in self._claims if now - each[0] <= LEDGER_SECONDS]
+        self._claims += [(now, part) for part in parts]
 
     async def plan(self, request: PlanRequest) -> PlanAnswer:
         """Raises `UnknownModel`, `GatedModel`, `Malformed`, `Unsupported`, `NoUsableDevice` or `Unavailable`."""
@@ -149,7 +158,11 @@ class Planning:
         found = await self._bus.request(QUERY, wanted, timeout=QUERY_SECONDS)
         now = self._clock.monotonic()
         ledgers = {name: states for name, (at, states) in self._ledgers.items() if now - at <= LEDGER_SECONDS}
-        return from_registry(found.nodes, ledgers)
+        untold = [part for at, part in self._claims if at >= self._told_at(part.node_id)]
+        return claimed(from_registry(found.nodes, ledgers), untold)
+
+    def _told_at(self, node_id: str) -> float:
+        return max(self._ledgers.get(node_id, (0.0, None))[0], self._clock.monotonic() - LEDGER_SECONDS)
 
     async def _computed(self, request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node]) -> PlanAnswer:
         async with self._computing:

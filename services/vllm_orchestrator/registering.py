@@ -8,7 +8,7 @@ from typing import Literal, NoReturn
 import structlog
 
 from libs.common.clock import Clock
-from libs.common.contracts.vllm_instances import GatewayProvider, GatewayView, Instance, InstanceState
+from libs.common.contracts.vllm_instances import GatewayProvider, GatewayView, Instance, InstanceState, Replica
 from libs.common.errors import Unavailable
 from libs.inference.tensorzero import OURS, Complaint, Served, Tree, addresses_in, can_be_registered, files_of, theirs
 from services.vllm_orchestrator.gateway import GatewayControl, GatewayFiles, GatewayJudge
@@ -19,7 +19,7 @@ ROUTED = frozenset({InstanceState.READY, InstanceState.DEGRADED})
 """A gateway falls back by itself from an engine that does not answer for a moment: that alone restarts no gateway."""
 
 Outcome = Literal["applied", "refused", "undone"]
-Address = Callable[[Instance], str | None]
+Address = Callable[[Instance, Replica], str | None]
 
 _log = structlog.get_logger()
 
@@ -108,10 +108,7 @@ class Registering:
         told = self._told
         return GatewayView(
             configured=True,
-            providers=tuple(
-                GatewayProvider(model_name=each.model_name, instance_name=each.provider, address=each.address)
-                for each in told.providers
-            ),
+            providers=tuple(_shown(each) for each in told.providers),
             left_out=told.left_out,
             complaints=told.complaints,
             problem=told.problem,
@@ -126,17 +123,20 @@ class Registering:
         left_out: list[str] = []
         for instance in instances:
             name = instance.request.model_name or ""
-            if instance.state not in ROUTED or instance.wanted != "running":
+            serving = [each for each in instance.replicas if each.state in ROUTED and each.wanted == "running"]
+            if not serving:
                 continue
             if not can_be_registered(name):
                 left_out.append(
                     f"{instance.name}: TensorZero keeps names with '::' for itself, so {name} is not routed"
                 )
                 continue
-            address = self._address(instance) or known.get((name, instance.name))
-            if address is None:
-                return None, tuple(left_out)
-            found.append(Served(model_name=name, provider=instance.name, address=address))
+            for replica in serving:
+                provider = f"{instance.name}.{replica.number}"
+                address = self._address(instance, replica) or known.get((name, provider))
+                if address is None:
+                    return None, tuple(left_out)
+                found.append(Served(model_name=name, provider=provider, address=address))
         return tuple(sorted(found)), tuple(left_out)
 
     def _is_due(self, now: float) -> bool:
@@ -192,3 +192,10 @@ class Registering:
         if problem and problem != self._told.problem:
             _log.warning("gateway_not_configured", reason=problem[:500])
         self._told.problem = problem
+
+
+def _shown(served: Served) -> GatewayProvider:
+    name, _, number = served.provider.rpartition(".")
+    return GatewayProvider(
+        model_name=served.model_name, instance_name=name, replica=int(number), address=served.address
+    )

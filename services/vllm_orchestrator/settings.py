@@ -85,3 +85,10 @@ class Settings(BaseSettings):
         validation_alias="VLLM_START_SECONDS",
         description="How long an engine may take until it serves; then it is ended and started anew.",
     )
+    wait_seconds: float = Field(
+        5.0,
+        ge=0.1,
+        le=3600,
+        validation_alias="VLLM_WAIT_SECONDS",
+        description="How long a replica waits that found no room, at least; twice as long at most.",
+    )

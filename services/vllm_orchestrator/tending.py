@@ -20,21 +20,14 @@ from libs.common.contracts.engine_hosting import (
 )
 from libs.common.contracts.gpu_orchestrator import RELEASE, RESERVE, Release, ReserveRequest
 from libs.common.contracts.node_registry import QUERY, NodeQuery, NodeState
-from libs.common.contracts.vllm_instances import Instance, InstancePart, InstanceState
+from libs.common.contracts.vllm_instances import Instance, InstancePart, InstanceState, Replica
 from libs.common.errors import Conflict, Forbidden, MeshError, NotFound, Unavailable
 from libs.common.log.fenced_log import SteppedDown
 from services.vllm_orchestrator.failures import Failure, Remedy
 from services.vllm_orchestrator.keeping import Term
 from services.vllm_orchestrator.machine import Effect, Sight, become, failed, step
-from services.vllm_orchestrator.placing import (
-    Place,
-    candidates,
-    eased_request,
-    is_llama,
-    place_of_llama,
-    place_of_plan,
-)
-from services.vllm_orchestrator.planning import Planning
+from services.vllm_orchestrator.rollout import changed, proceed, without
+from services.vllm_orchestrator.seeking import Seeking
 
 LOOK_SECONDS = 2.0
 RESERVE_SECONDS = 5.0
@@ -42,7 +35,8 @@ START_SECONDS = 20.0
 RESERVED_FOR_SECONDS = 60.0
 PATIENCE = timedelta(seconds=30)
 
-Key = tuple[str, int, int]
+Key = tuple[str, int, int, int]
+"""Instance, replica, generation and rank."""
 
 _log = structlog.get_logger()
 
@@ -54,54 +48,58 @@ class Tending:
         self,
         bus: Bus,
         clock: Clock,
-        planning: Planning,
+        seeking: Seeking,
         *,
         start_seconds: float,
+        wait_seconds: float,
         chance: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
         self.seen: dict[Key, HostedEngine] = {}
         self._bus = bus
         self._clock = clock
-        self._planning = planning
+        self._seeking = seeking
         self._start_seconds = start_seconds
+        self._wait_seconds = wait_seconds
         self._chance = chance
         self._wake = wake
 
-    async def choose(self, instance: Instance) -> Place:
-        """Where it would go now. Raises `Conflict` where it does not fit, and what `Planning.plan` raises."""
-        request = eased_request(instance.request, instance.eased)
-        nodes = candidates(request, await self._planning.registered(), instance.lost)
-        if is_llama(request):
-            return place_of_llama(instance, nodes)
-        return place_of_plan(instance, await self._planning.plan_on(request, nodes))
-
     async def round(self, term: Term) -> None:
         """Raises `SteppedDown`, `StreamFull`."""
-        for name, task in list(term.busy.items()):
+        for key, task in list(term.busy.items()):
             if task.done():
-                del term.busy[name]
+                del term.busy[key]
                 task.result()
-        open_ones = [each for each in term.instances.by_name.values() if each.name not in term.busy]
-        told = await self._look({part.node_id for each in open_ones for part in each.parts})
+        idle = [
+            (instance, replica)
+            for instance in term.instances.by_name.values()
+            for replica in instance.replicas
+            if (instance.name, replica.number) not in term.busy
+        ]
+        told = await self._look({part.node_id for _, replica in idle for part in replica.parts})
         offline = await self._offline({node_id for node_id, engines in told.items() if engines is None})
-        for instance in open_ones:
-            await self._step(term, instance, self._sight(instance, told, offline))
+        for instance, replica in idle:
+            await self._step(term, instance.name, replica, self._sight(instance.name, replica, told, offline))
+        for name in list(term.instances.by_name):
+            await self._proceed(term, name)
 
-    async def _step(self, term: Term, instance: Instance, sight: Sight) -> None:
-        def decide(current: Instance | None) -> Instance | None:
-            return step(current, sight)[0] if current == instance and current is not None else current
+    async def _proceed(self, term: Term, name: str) -> None:
+        before = term.instances.by_name[name]
+        after = await term.change(name, lambda now: now and proceed(now, self._clock.now()))
+        if after != before:
+            self._wake()
 
-        after, effect = step(instance, sight)
-        if after != instance:
-            await term.change(instance.name, decide)
+    async def _step(self, term: Term, name: str, replica: Replica, sight: Sight) -> None:
+        after, effect = step(replica, sight)
+        if after != replica:
+            await term.change(name, _swap(replica, after))
             self._wake()
         elif effect is not None:
-            acting = self._act(term, instance, effect, sight)
-            term.busy[instance.name] = asyncio.create_task(acting, name=f"{effect} {instance.name}")
+            acting = self._act(term, name, replica, effect)
+            term.busy[name, replica.number] = asyncio.create_task(acting, name=f"{effect} {name} {replica.number}")
 
-    async def _act(self, term: Term, instance: Instance, effect: Effect, sight: Sight) -> None:
-        acts: Mapping[Effect, Callable[[Term, Instance], Awaitable[None]]] = {
+    async def _act(self, term: Term, name: str, replica: Replica, effect: Effect) -> None:
+        acts: Mapping[Effect, Callable[[Term, str, Replica], Awaitable[None]]] = {
             Effect.PLACE: self._place,
             Effect.START: self._start,
             Effect.STOP: self._stop,
@@ -109,46 +107,61 @@ class Tending:
             Effect.FORGET: self._forget,
         }
         try:
-            await acts[effect](term, instance)
+            await acts[effect](term, name, replica)
         except (Unavailable, SteppedDown) as error:  # the next round, of whoever leads then, does it again
-            _log.info("instance_waits", name=instance.name, effect=effect, reason=error.message)
+            _log.info("instance_waits", name=name, replica=replica.number, effect=effect, reason=error.message)
             await self._clock.sleep(1.0)
         self._wake()
 
     # What is done
 
-    async def _place(self, term: Term, instance: Instance) -> None:
+    async def _place(self, term: Term, name: str, replica: Replica) -> None:
         """The intent is in the log before anything is reserved: whatever becomes of us, it is given back."""
-        try:
-            place = await self.choose(instance)
-        except MeshError as error:
-            waits = isinstance(error, Conflict) or error.retryable
-            await self._failed(term, instance, _refused(error, Remedy.WAIT if waits else Remedy.GIVE_UP))
-            return
-        planned = instance.model_copy(
-            update={
-                "generation": instance.generation + 1,
-                "parts": tuple(sorted(place.parts, key=lambda part: part.rank)),
-                "strategy": place.strategy,
-                "slots": place.slots,
-                "context_tokens": place.context_tokens,
-            }
-        )
-        if await term.change(instance.name, _swap(instance, planned)) != planned:
-            return
-        try:
-            parts = await self._reserved(planned)
-        except MeshError as error:
-            await self._failed(term, planned, _refused(error, Remedy.WAIT))
-            return
+        async with self._seeking.turn:
+            instance = term.instances.by_name[name]
+            try:
+                place = await self._seeking.place(instance, replica, instance.generation + 1)
+            except MeshError as error:
+                await self._failed(term, name, replica, _refused(error, _remedy(error)))
+                return
+            planned = replica.model_copy(
+                update={
+                    "generation": instance.generation + 1,
+                    "parts": tuple(sorted(place.parts, key=lambda part: part.rank)),
+                    "strategy": place.strategy,
+                    "slots": place.slots,
+                    "context_tokens": place.context_tokens,
+                }
+            )
+            if not await self._intended(term, name, replica, planned):
+                return
+            try:
+                parts = await self._reserved(name, planned)
+            except MeshError as error:
+                remedy = Remedy.ROOM if isinstance(error, Conflict) else Remedy.WAIT
+                await self._failed(term, name, planned, _refused(error, remedy))
+                return
+            self._seeking.claimed(parts)
         kept = planned.model_copy(update={"parts": parts})
         reserved = become(kept, InstanceState.RESERVED, "", self._clock.now())
-        await term.change(instance.name, _swap(planned, reserved))
+        await term.change(name, _swap(planned, reserved))
 
-    async def _reserved(self, instance: Instance) -> tuple[InstancePart, ...]:
+    async def _intended(self, term: Term, name: str, replica: Replica, planned: Replica) -> bool:
+        """Whether it is in the log; not where another replica took the generation, or something else is wanted."""
+
+        def decide(now: Instance | None) -> Instance | None:
+            if now is None or now.generation + 1 != planned.generation:
+                return now
+            after = changed(now, replica, planned)
+            return after if after == now else after.model_copy(update={"generation": planned.generation})
+
+        after = await term.change(name, decide)
+        return after is not None and planned in after.replicas
+
+    async def _reserved(self, name: str, replica: Replica) -> tuple[InstancePart, ...]:
         """In the order of nodes, without waiting; whoever is refused gives all back."""
         tokens: dict[int, int] = {}
-        for part in sorted(instance.parts, key=lambda part: part.node_id):
+        for part in sorted(replica.parts, key=lambda part: part.node_id):
             asked = ReserveRequest(
                 reservation_id=part.reservation_id,
                 gpu_uuids=part.gpu_uuids or None,
@@ -157,39 +170,38 @@ class Tending:
                 ram_mb=part.ram_mb,
                 timeout_seconds=RESERVED_FOR_SECONDS,
                 owner="vllm_orchestrator",
-                purpose=f"instance {instance.name}, generation {instance.generation}",
+                purpose=f"instance {name}, replica {replica.number}, generation {replica.generation}",
             )
             held = await self._bus.request(RESERVE, asked, node_id=part.node_id, timeout=RESERVE_SECONDS)
             tokens[part.rank] = held.token
-        return tuple(part.model_copy(update={"token": tokens[part.rank]}) for part in instance.parts)
+        return tuple(part.model_copy(update={"token": tokens[part.rank]}) for part in replica.parts)
 
-    async def _start(self, term: Term, instance: Instance) -> None:
-        for part in instance.parts:
+    async def _start(self, term: Term, name: str, replica: Replica) -> None:
+        for part in replica.parts:
             try:
-                await self._bus.request(
-                    START_ENGINE, _asked(instance, part), node_id=part.node_id, timeout=START_SECONDS
-                )
+                asked = _asked(name, replica, part)
+                await self._bus.request(START_ENGINE, asked, node_id=part.node_id, timeout=START_SECONDS)
             except MeshError as error:
-                if error.retryable and self._clock.now() - instance.since < PATIENCE:
+                if error.retryable and self._clock.now() - replica.since < PATIENCE:
                     raise
                 remedy = Remedy.ELSEWHERE if isinstance(error, Forbidden) else Remedy.LATER
-                await self._failed(term, instance, _refused(error, remedy), node_id=part.node_id)
+                await self._failed(term, name, replica, _refused(error, remedy), node_id=part.node_id)
                 return
-        started = become(instance, InstanceState.STARTING, "", self._clock.now())
-        await term.change(instance.name, _swap(instance, started))
+        started = become(replica, InstanceState.STARTING, "", self._clock.now())
+        await term.change(name, _swap(replica, started))
 
-    async def _stop(self, term: Term, instance: Instance) -> None:
-        for part in instance.parts:
-            asked = StopEngine(instance=instance.name, generation=instance.generation, rank=part.rank)
+    async def _stop(self, term: Term, name: str, replica: Replica) -> None:
+        for part in replica.parts:
+            asked = StopEngine.model_validate(_key(name, replica, part))
             try:
                 await self._bus.request(STOP_ENGINE, asked, node_id=part.node_id, timeout=LOOK_SECONDS)
             except Unavailable as error:
-                _log.info("engine_not_stopped_yet", name=instance.name, node=part.node_id, reason=error.message)
+                _log.info("engine_not_stopped_yet", name=name, node=part.node_id, reason=error.message)
         await self._clock.sleep(0.2)
 
-    async def _release(self, term: Term, instance: Instance) -> None:
-        offline = await self._offline({part.node_id for part in instance.parts})
-        for part in instance.parts:
+    async def _release(self, term: Term, name: str, replica: Replica) -> None:
+        offline = await self._offline({part.node_id for part in replica.parts})
+        for part in replica.parts:
             if part.node_id in offline:
                 continue
             try:
@@ -197,14 +209,16 @@ class Tending:
                 await self._bus.request(RELEASE, given_back, node_id=part.node_id, timeout=RESERVE_SECONDS)
             except NotFound:
                 continue  # it was never made, or ended with its process long ago
-        await term.change(instance.name, lambda now: now and now.model_copy(update={"parts": ()}))
+        await term.change(name, _each(replica.number, lambda now: now.model_copy(update={"parts": ()})))
 
-    async def _forget(self, term: Term, instance: Instance) -> None:
-        await term.change(instance.name, lambda now: None if now is None or now.wanted == "gone" else now)
+    async def _forget(self, term: Term, name: str, replica: Replica) -> None:
+        await term.change(name, lambda now: now and (without(now, replica) if replica in now.replicas else now))
 
-    async def _failed(self, term: Term, instance: Instance, failure: Failure, node_id: str | None = None) -> None:
-        sight = Sight(now=self._clock.now(), engines={}, chance=self._chance())
-        await term.change(instance.name, _swap(instance, failed(instance, failure, sight, node_id=node_id)))
+    async def _failed(
+        self, term: Term, name: str, replica: Replica, failure: Failure, node_id: str | None = None
+    ) -> None:
+        sight = Sight(now=self._clock.now(), engines={}, chance=self._chance(), wait_seconds=self._wait_seconds)
+        await term.change(name, _swap(replica, failed(replica, failure, sight, node_id=node_id)))
 
     # What is seen
 
@@ -216,7 +230,7 @@ class Tending:
                 told = await self._bus.request(LOOK_AT_ENGINES, LookAtEngines(), node_id=node_id, timeout=LOOK_SECONDS)
             except MeshError:
                 return node_id, None
-            return node_id, {(each.instance, each.generation, each.rank): each for each in told.engines}
+            return node_id, {_key_of(each): each for each in told.engines}
 
         found = dict(await asyncio.gather(*(one(node_id) for node_id in node_ids)))
         self.seen = {key: each for engines in found.values() for key, each in (engines or {}).items()}
@@ -235,47 +249,70 @@ class Tending:
 
     def _sight(
         self,
-        instance: Instance,
+        name: str,
+        replica: Replica,
         told: Mapping[str, Mapping[Key, HostedEngine] | None],
         offline: frozenset[str],
     ) -> Sight:
         engines: dict[int, HostedEngine | None] = {}
-        for part in instance.parts:
+        for part in replica.parts:
             answered = told.get(part.node_id)
             if answered is not None:
-                engines[part.rank] = answered.get((instance.name, instance.generation, part.rank))
+                engines[part.rank] = answered.get((name, replica.number, replica.generation, part.rank))
         return Sight(
             now=self._clock.now(),
             engines=engines,
             offline=offline,
             start_seconds=self._start_seconds,
+            wait_seconds=self._wait_seconds,
             chance=self._chance(),
         )
 
 
-def _swap(before: Instance, after: Instance) -> Callable[[Instance | None], Instance | None]:
-    """Only if nobody wanted something else meanwhile."""
-    return lambda now: after if now == before else now
+def _swap(before: Replica, after: Replica) -> Callable[[Instance | None], Instance | None]:
+    """Only if nobody wanted something else of it meanwhile."""
+    return lambda now: now and changed(now, before, after)
+
+
+def _each(number: int, decide: Callable[[Replica], Replica]) -> Callable[[Instance | None], Instance | None]:
+    """Whatever was wanted of that replica meanwhile."""
+
+    def change(now: Instance | None) -> Instance | None:
+        found = next((each for each in now.replicas if each.number == number), None) if now else None
+        return now if now is None or found is None else changed(now, found, decide(found))
+
+    return change
 
 
 def _refused(error: MeshError, remedy: Remedy) -> Failure:
     return Failure(error.code, remedy, error.message)
 
 
-def _asked(instance: Instance, part: InstancePart) -> StartEngine:
+def _remedy(error: MeshError) -> Remedy:
+    if isinstance(error, Conflict):
+        return Remedy.ROOM
+    return Remedy.WAIT if error.retryable else Remedy.GIVE_UP
+
+
+def _key_of(engine: HostedEngine) -> Key:
+    return (engine.instance, engine.replica, engine.generation, engine.rank)
+
+
+def _key(name: str, replica: Replica, part: InstancePart) -> dict[str, Any]:
+    return {"instance": name, "replica": replica.number, "generation": replica.generation, "rank": part.rank}
+
+
+def _asked(name: str, replica: Replica, part: InstancePart) -> StartEngine:
     fields: dict[str, Any] = {
-        "instance": instance.name,
-        "generation": instance.generation,
-        "rank": part.rank,
-        "program": instance.request.engine,
-        "model_name": instance.request.model_name,
+        "program": replica.request.engine,
+        "model_name": replica.request.model_name,
         "arguments": part.arguments,
         "environment": part.environment,
         "serves": "--headless" not in part.arguments,
-        "slots": instance.slots,
-        "context_tokens": instance.context_tokens,
+        "slots": replica.slots,
+        "context_tokens": replica.context_tokens,
         "device": "cuda" if part.gpu_uuids else "cpu",
         "reservation_id": part.reservation_id,
         "reservation_token": part.token,
     }
-    return StartEngine.model_validate(fields)
+    return StartEngine.model_validate(_key(name, replica, part) | fields)

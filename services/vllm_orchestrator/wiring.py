@@ -28,6 +28,7 @@ from services.vllm_orchestrator.models_hub import HubModels
 from services.vllm_orchestrator.nats_api import open_doors
 from services.vllm_orchestrator.planning import Planning
 from services.vllm_orchestrator.registering import Registering
+from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.settings import Settings
 from services.vllm_orchestrator.tending import Tending
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
@@ -58,15 +59,17 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         holder=f"{platform.node_id[:64]}.{uuid4().hex[:12]}",
         new_id=lambda: uuid4().hex,
     )
+    seeking = Seeking(planning)
     tending = Tending(
         platform.bus,
         platform.clock,
-        planning,
+        seeking,
         start_seconds=chosen.start_seconds,
+        wait_seconds=chosen.wait_seconds,
         chance=random.random,
         wake=keeping.wake,
     )
-    deployments = Deployments(platform.bus, platform.clock, keeping, tending)
+    deployments = Deployments(platform.bus, platform.clock, keeping, tending, seeking)
     _count(deployments, platform.metrics)
 
     asking = httpx.AsyncClient()

@@ -87,9 +87,10 @@ def test_a_deployment_survives_what_happens_to_it(deploying: Deploying):
     assert len(begun(deploying.programs)) == 2
 
     deploying.deploy(max_model_len=256)
-    changed = deploying.until(lambda told: told["state"] == "READY" and told["generation"] == 3)
+    changed = deploying.until(lambda told: told["generation"] == 3 and len(told["urls"]) == 1 == len(told["replicas"]))
     assert changed["request"]["max_model_len"] == 256
     assert not runs(again["parts"][0]["pid"])
+    assert deploying.steps().index((1, "READY")) < deploying.steps().index((0, "STOPPING a new one took its place"))
 
     deploying.call("POST", "/instances/one/restart")
     deploying.until(lambda told: told["state"] == "READY" and told["generation"] == 4)
@@ -98,12 +99,38 @@ def test_a_deployment_survives_what_happens_to_it(deploying: Deploying):
     assert deploying.claims() == []
 
 
+def test_replicas_serve_side_by_side_and_each_comes_back_alone(deploying: Deploying):
+    deploying.deploy(replicas=3)
+    ready = deploying.until_ready()
+    assert len({*ready["urls"]}) == 3 == len(deploying.claims())
+    models = deploying.client.get(f"{deploying.mesh.url('vllm_orchestrator')}/api/v1/models").json()["models"]
+    assert [(each["model_name"], each["ready"]) for each in models] == [("tiny", 3)]
+
+    first = ready["parts"][0]
+    os.kill(first["pid"], signal.SIGKILL)
+    some = deploying.until(lambda told: told["state"] == "DEGRADED")
+    assert len(some["urls"]) == 2
+    deploying.until_ready()
+    assert len(begun(deploying.programs)) == 4
+
+    deploying.deploy(replicas=1)
+    fewer = deploying.until(lambda told: len(told["replicas"]) == 1 and told["state"] == "READY")
+    assert (len(begun(deploying.programs)), len(fewer["urls"])) == (4, 1)
+    assert deploying.call("GET", "/instances/one/logs?replica=2").status_code == httpx.codes.NOT_FOUND
+
+    fake_vllm(deploying.programs, "bad_flag")
+    deploying.deploy(max_model_len=256)
+    stuck = deploying.until(lambda told: "FAILED" in [each["state"] for each in told["replicas"]])
+    assert (stuck["state"], stuck["urls"]) == ("READY", fewer["urls"])
+    assert "--no-such-flag" in stuck["problem"]
+
+
 def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
     fake_vllm(deploying.programs, "oom_at_profiling", "crash", "ok", "bad_flag")
     deploying.deploy()
     ready = deploying.until_ready()
     assert ready["generation"] == 3
-    assert ready["eased"]["max_num_seqs"] is not None
+    assert ready["replicas"][0]["eased"]["max_num_seqs"] is not None
     assert len([event for event in deploying.events() if event.startswith("STOPPING")]) == 2
 
     deploying.deploy(instance_name="two")
@@ -118,7 +145,7 @@ def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
         ({"model_name": "no/such/model"}, 422, "model_name"),
         ({"instance_name": "two words"}, 422, "instance_name"),
         ({"instance_name": "a/b"}, 422, "instance_name"),
-        ({"replicas": 2}, 422, "replicas"),
+        ({"replicas": 65}, 422, "replicas"),
         ({"engine": "tensorrt"}, 422, "engine"),
         ({"engine": "llama.cpp", "ram_mb": 60_000_000}, 409, "RAM"),
         ({"engine": "llama.cpp", "model_path": "/m.gguf"}, 422, "ram_mb"),

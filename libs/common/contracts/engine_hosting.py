@@ -25,9 +25,10 @@ class EngineProgram(StrEnum):
 
 
 class EngineKey(Message):
-    """One process of one life of an instance: each start of an instance is a new generation, each node a rank."""
+    """One process of one life of a replica of an instance: each start is a new generation, each node a rank."""
 
     instance: InstanceName
+    replica: int = Field(0, ge=0, le=2**31)
     generation: int = Field(ge=1, le=2**31)
     rank: int = Field(0, ge=0, le=1000)
 

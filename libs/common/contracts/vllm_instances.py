@@ -13,10 +13,12 @@ from libs.common.contracts.vllm_orchestrator import PlanRequest
 
 MOST_RAM_MB = 1 << 26
 MOST_EVENTS = 100
+MOST_REPLICAS = 64
 
 
 class InstanceState(StrEnum):
-    """PLANNED: it waits for a place. RESERVED: memory is kept for it. DEGRADED: it serves, but something is wrong.
+    """Of an instance and of each of its replicas. PLANNED: it waits for a place. RESERVED: memory is kept for it.
+    READY: it serves, with every replica. DEGRADED: it serves, but something is wrong, or not every replica does.
     FAILED: given up, with a reason; a restart or a changed deploy tries again."""
 
     PLANNED = "PLANNED"
@@ -35,7 +37,8 @@ class RestartPolicy(StrEnum):
 
 
 class DeployRequest(PlanRequest):
-    """A model that is to be served, and how. The same again changes nothing; another under that name replaces it."""
+    """A model that is to be served, and how. The same again changes nothing; another under that name takes its place
+    replica by replica, each of the old ones ending when a new one serves, or before where there is no room for both."""
 
     instance_name: InstanceName
     engine: EngineProgram = EngineProgram.VLLM
@@ -57,8 +60,8 @@ class DeployRequest(PlanRequest):
             raise ValueError("model_name is wanted: what is deployed must be known by a name")
         if self.nodes is not None:
             raise ValueError("nodes cannot be given: deployments go to machines that the registry knows; see node_ids")
-        if self.replicas not in (None, 1):
-            raise ValueError("replicas must be 1: deploy the others under names of their own")
+        if self.replicas is not None and self.replicas > MOST_REPLICAS:
+            raise ValueError(f"replicas must be at most {MOST_REPLICAS} for one instance, not {self.replicas}")
         if self.engine is EngineProgram.VLLM and (self.model_path or self.ram_mb):
             raise ValueError("model_path and ram_mb are for llama.cpp: what vLLM needs is planned")
         if self.model_path is not None and self.ram_mb is None:
@@ -67,7 +70,7 @@ class DeployRequest(PlanRequest):
 
 
 class InstancePart(Message):
-    """One process of an instance, and the memory it claims on its node."""
+    """One process of a replica, and the memory it claims on its node."""
 
     rank: int
     node_id: Identifier
@@ -87,12 +90,13 @@ class Eased(Message):
     max_model_len: int | None = None
 
 
-class Instance(Message):
-    """An instance as the log keeps it. `generation` grows with each start. `lost`: nodes it failed on."""
+class Replica(Message):
+    """One engine of an instance as the log keeps it. `number` is not given again while the instance is there;
+    `generation` grows with each start of any of them. `lost`: nodes it failed on."""
 
-    name: InstanceName
+    number: int = Field(0, ge=0)
     request: DeployRequest = Field(examples=[{"model_name": "tiny-llama", "instance_name": "tiny"}])
-    wanted: Literal["running", "stopped", "gone"] = "running"
+    wanted: Literal["running", "gone"] = "running"
     state: InstanceState = InstanceState.PLANNED
     reason: str = ""
     generation: int = 0
@@ -103,8 +107,24 @@ class Instance(Message):
     failures: int = Field(0, description="in a row, since it last served for a while")
     not_before: Moment | None = Field(None, description="when the next start is tried at the earliest")
     given_up: bool = Field(False, description="it is not tried again by itself")
+    crowded: int = Field(0, description="so often in a row there was no room for it")
     eased: Eased = Eased()
     lost: tuple[str, ...] = ()
+    since: Moment = Field(description="since when it is in this state")
+
+
+class Instance(Message):
+    """An instance as the log keeps it: what is wanted, and the replicas there are, outdated ones too."""
+
+    name: InstanceName
+    request: DeployRequest = Field(examples=[{"model_name": "tiny-llama", "instance_name": "tiny"}])
+    wanted: Literal["running", "stopped", "gone"] = "running"
+    count: int = Field(1, ge=1, le=MOST_REPLICAS, description="replicas that are wanted")
+    state: InstanceState = InstanceState.PLANNED
+    reason: str = ""
+    generation: int = Field(0, description="of the latest start of any replica")
+    numbers: int = Field(0, description="replicas it ever had")
+    replicas: tuple[Replica, ...] = ()
     created_at: Moment
     since: Moment = Field(description="since when it is in this state")
 
@@ -115,11 +135,13 @@ class InstanceEvent(Message):
     generation: int
     state: InstanceState
     message: str
+    replica: int | None = Field(None, description="which of its replicas; null: the instance as a whole")
 
 
 class PartView(Message):
     """One process of an instance as its node's agent tells it; null: that has not been told."""
 
+    replica: int = 0
     rank: int
     node_id: str
     gpu_uuids: tuple[str, ...] = ()
@@ -130,8 +152,23 @@ class PartView(Message):
     url: str | None = None
 
 
+class ReplicaView(Message):
+    """One engine of an instance. `problem` says why it is not READY."""
+
+    number: int
+    state: InstanceState
+    outdated: bool = Field(False, description="of an earlier deployment: it serves until a new one does")
+    problem: str = ""
+    generation: int
+    strategy: str | None = None
+    failures: int = 0
+    not_before: Moment | None = None
+    eased: Eased = Eased()
+    since: Moment
+
+
 class InstanceView(Message):
-    """An instance as it is. `problem` says why it is not READY."""
+    """An instance as it is. `problem` says why it is not READY, or what is going on."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -142,11 +179,10 @@ class InstanceView(Message):
     wanted: str
     problem: str = ""
     generation: int
-    strategy: str | None = None
-    parts: tuple[PartView, ...] = ()
-    failures: int = 0
-    not_before: Moment | None = None
-    eased: Eased = Eased()
+    count: int = Field(1, description="replicas that are wanted")
+    replicas: tuple[ReplicaView, ...] = ()
+    parts: tuple[PartView, ...] = Field((), description="the processes of all replicas")
+    urls: tuple[str, ...] = Field((), description="of the replicas that serve, as their own nodes reach them")
     created_at: Moment
     since: Moment
     request: DeployRequest
@@ -164,6 +200,7 @@ class InstanceEvents(Message):
 
 class InstanceLog(Message):
     instance_name: str
+    replica: int = 0
     rank: int
     node_id: str
     text: str
@@ -178,10 +215,11 @@ class ComposeFile(Message):
 
 
 class GatewayProvider(Message):
-    """An instance that a gateway routes its model's requests to."""
+    """A replica of an instance that a gateway routes its model's requests to."""
 
     model_name: str
     instance_name: str
+    replica: int = 0
     address: str
 
 
@@ -203,6 +241,9 @@ class VllmRecord(LogRecord):
     kept: tuple[Instance, ...] = ()
     gone: tuple[str, ...] = ()
     events: tuple[InstanceEvent, ...] = ()
+    generations: dict[InstanceName, int] = Field(
+        {}, description="of those that are no more: one of the same name goes on counting, as agents remember theirs"
+    )
 
 
 VLLM_EPOCH = Topic(

@@ -2,7 +2,6 @@
 
 from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedCommand, PlannedMemory
 from services.vllm_orchestrator.placing import HOST_MB_PER_GPU, MIB, place_of_plan
-from tests.unit.vllm_orchestrator.test_machine import instance_of
 
 
 def row(node_id: str, number: int, budget_mb: int) -> PlannedMemory:
@@ -28,7 +27,7 @@ def test_each_node_claims_what_its_fullest_gpu_takes_and_a_share_of_its_ram_for_
     rows = (row("a", 0, 1000), row("a", 1, 2000), row("b", 0, 3000))
     answer = PlanAnswer(fits=True, replicas=1, memory_per_gpu=rows, commands=(command("a"), command("b")))
 
-    first, second = place_of_plan(instance_of(), answer).parts
+    first, second = place_of_plan("one", 1, answer).parts
 
     assert (first.required_mb, first.ram_mb, first.gpu_uuids) == (2000, 2 * HOST_MB_PER_GPU, ("a-0", "a-1"))
     assert (second.required_mb, second.ram_mb, second.gpu_uuids) == (3000, HOST_MB_PER_GPU, ("b-0",))
@@ -37,6 +36,6 @@ def test_each_node_claims_what_its_fullest_gpu_takes_and_a_share_of_its_ram_for_
 def test_an_engine_on_the_processor_claims_the_ram_that_is_planned():
     answer = PlanAnswer(fits=True, replicas=1, ram_bytes=5 * MIB + 1, commands=(command("a"),))
 
-    (part,) = place_of_plan(instance_of(), answer).parts
+    (part,) = place_of_plan("one", 1, answer).parts
 
     assert (part.required_mb, part.ram_mb, part.gpu_uuids) == (0, 6, ())

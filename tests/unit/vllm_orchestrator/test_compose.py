@@ -5,20 +5,23 @@ import pytest
 from libs.common.contracts.engine_hosting import EngineProgram
 from libs.common.errors import Conflict
 from services.vllm_orchestrator.compose import compose_file
-from tests.unit.vllm_orchestrator.test_machine import instance_of
+from tests.unit.vllm_orchestrator.test_machine import replica_of
 
 
 def test_an_engine_gets_its_gpus_by_uuid_and_listens_on_loopback_only():
-    instance = instance_of()
-    part = instance.parts[0].model_copy(
-        update={
-            "gpu_uuids": ("GPU-a", "GPU-b"),
-            "arguments": ("some/model", "--tensor-parallel-size", "2"),
-            "environment": {"CUDA_VISIBLE_DEVICES": "4,5", "VLLM_PP_LAYER_PARTITION": "20,12"},
-        }
+    part = (
+        replica_of()
+        .parts[0]
+        .model_copy(
+            update={
+                "gpu_uuids": ("GPU-a", "GPU-b"),
+                "arguments": ("some/model", "--tensor-parallel-size", "2"),
+                "environment": {"CUDA_VISIBLE_DEVICES": "4,5", "VLLM_PP_LAYER_PARTITION": "20,12"},
+            }
+        )
     )
 
-    told = compose_file(vllm(instance), part)
+    told = compose_file("one", EngineProgram.VLLM, part)
 
     service = told.services["one"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
@@ -30,11 +33,11 @@ def test_an_engine_gets_its_gpus_by_uuid_and_listens_on_loopback_only():
 
 
 def test_an_engine_without_gpus_has_no_image():
-    instance = vllm(instance_of())
     with pytest.raises(Conflict, match="no image"):
-        compose_file(instance, instance.parts[0].model_copy(update={"gpu_uuids": ()}))
+        compose_file("one", EngineProgram.VLLM, replica_of().parts[0])
 
 
-def vllm(instance):
-    request = instance.request.model_copy(update={"engine": EngineProgram.VLLM})
-    return instance.model_copy(update={"request": request})
+def test_llama_cpp_has_no_image():
+    on_gpu = replica_of().parts[0].model_copy(update={"gpu_uuids": ("GPU-a",)})
+    with pytest.raises(Conflict, match="no image"):
+        compose_file("one", EngineProgram.LLAMA, on_gpu)

@@ -1,4 +1,4 @@
-"""What becomes of instances: every history ends well, and nothing is given back while it runs."""
+"""What becomes of replicas: every history ends well, and nothing is given back while it runs."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,9 +10,9 @@ from libs.common.contracts.engine_hosting import EngineProgram, HostedEngine
 from libs.common.contracts.node_registry import EngineState
 from libs.common.contracts.vllm_instances import (
     DeployRequest,
-    Instance,
     InstancePart,
     InstanceState,
+    Replica,
     RestartPolicy,
 )
 from services.vllm_orchestrator.failures import Failure, Remedy, classify
@@ -33,9 +33,9 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LOADED, PROFILED = "Model loading took 1 GiB\n", "Model loading took 1 GiB\nGPU KV cache size: 9 tokens\n"
 
 
-def instance_of(state: InstanceState = InstanceState.STARTING, parts: int = 1, **changes: object) -> Instance:
+def replica_of(state: InstanceState = InstanceState.STARTING, parts: int = 1, **changes: object) -> Replica:
     request = DeployRequest(model_name="m", instance_name="one")
-    made = Instance(name="one", request=request, state=state, generation=1, created_at=NOW, since=NOW, slots=64)
+    made = Replica(request=request, state=state, generation=1, since=NOW, slots=64)
     kept = tuple(
         InstancePart(rank=rank, node_id=f"n{rank}", arguments=(), reservation_id=f"one/1/n{rank}")
         for rank in range(parts)
@@ -62,22 +62,22 @@ def sight_of(*engines: HostedEngine | None, seconds: float = 0, **changes: objec
     return Sight(now=now, engines=dict(enumerate(engines)), **changes)  # type: ignore[arg-type]
 
 
-def test_an_instance_is_ready_when_all_its_processes_are():
-    both = instance_of(parts=2)
+def test_a_replica_is_ready_when_all_its_processes_are():
+    both = replica_of(parts=2)
     half, _ = step(both, sight_of(engine_of(), engine_of(EngineState.STARTING, 1)))
     whole, _ = step(both, sight_of(engine_of(), engine_of(rank=1)))
     assert (half.state, whole.state) == (InstanceState.STARTING, InstanceState.READY)
 
 
 def test_an_agent_that_is_silent_degrades_an_instance_and_ends_nothing():
-    now, effect = step(instance_of(InstanceState.READY), sight_of())
+    now, effect = step(replica_of(InstanceState.READY), sight_of())
     assert (now.state, effect) == (InstanceState.DEGRADED, None)
     assert "n0" in now.reason
     assert step(now, sight_of(engine_of()))[0].state is InstanceState.READY
 
 
 def test_a_node_that_is_gone_makes_the_instance_go_elsewhere():
-    lost, _ = step(instance_of(InstanceState.READY), sight_of(offline=frozenset({"n0"})))
+    lost, _ = step(replica_of(InstanceState.READY), sight_of(offline=frozenset({"n0"})))
     released, effect = step(lost, sight_of(offline=frozenset({"n0"})))
     assert (lost.state, lost.lost, lost.given_up) == (InstanceState.STOPPING, ("n0",), False)
     assert effect is Effect.RELEASE
@@ -85,7 +85,7 @@ def test_a_node_that_is_gone_makes_the_instance_go_elsewhere():
 
 
 def test_memory_is_given_back_only_when_nothing_runs_any_more():
-    stopping = instance_of(InstanceState.STOPPING, wanted="gone")
+    stopping = replica_of(InstanceState.STOPPING, wanted="gone")
     assert step(stopping, sight_of(engine_of()))[1] is Effect.STOP
     assert step(stopping, sight_of())[1] is Effect.STOP
     assert step(stopping, sight_of(engine_of(EngineState.STOPPED, ended_at=None)))[1] is Effect.STOP
@@ -95,52 +95,52 @@ def test_memory_is_given_back_only_when_nothing_runs_any_more():
 
 
 def test_a_start_that_was_interrupted_is_given_back_first():
-    assert step(instance_of(InstanceState.PLANNED), sight_of())[0].state is InstanceState.STOPPING
+    assert step(replica_of(InstanceState.PLANNED), sight_of())[0].state is InstanceState.STOPPING
 
 
 def test_an_engine_that_never_serves_is_ended_after_its_time():
     starting = sight_of(engine_of(EngineState.STARTING), seconds=11, start_seconds=10.0)
-    now, _ = step(instance_of(), starting)
+    now, _ = step(replica_of(), starting)
     assert now.state is InstanceState.STOPPING
     assert "10 s" in now.reason
 
 
 def test_after_so_many_failures_in_a_row_it_is_given_up():
     crash = Failure("crash", Remedy.LATER, "it crashed")
-    instance = instance_of()
+    replica = replica_of()
     for _ in range(MOST_FAILURES):
-        assert not instance.given_up
-        instance = failed(instance.model_copy(update={"state": InstanceState.STARTING}), crash, sight_of())
-    assert instance.given_up
-    over = instance.model_copy(update={"parts": ()})
+        assert not replica.given_up
+        replica = failed(replica.model_copy(update={"state": InstanceState.STARTING}), crash, sight_of())
+    assert replica.given_up
+    over = replica.model_copy(update={"parts": ()})
     assert step(over, sight_of())[0].state is InstanceState.FAILED
 
 
 def test_a_failure_after_a_steady_minute_counts_as_the_first():
     crash = Failure("crash", Remedy.LATER, "it crashed")
-    steady = instance_of(InstanceState.READY, failures=5)
+    steady = replica_of(InstanceState.READY, failures=5)
     assert failed(steady, crash, sight_of(seconds=61)).failures == 1
     assert failed(steady, crash, sight_of(seconds=59)).failures == 6
 
 
 def test_waiting_for_a_place_is_never_given_up():
     full = Failure("conflict", Remedy.WAIT, "it does not fit")
-    never = instance_of(failures=100).request.model_copy(update={"restart_policy": RestartPolicy.NEVER})
-    assert not failed(instance_of(failures=100, request=never), full, sight_of()).given_up
+    never = replica_of(failures=100).request.model_copy(update={"restart_policy": RestartPolicy.NEVER})
+    assert not failed(replica_of(failures=100, request=never), full, sight_of()).given_up
 
 
 def test_what_ran_out_of_memory_gets_fewer_sequences_and_then_a_shorter_context():
-    instance = instance_of(slots=64, context_tokens=8192)
+    replica = replica_of(slots=64, context_tokens=8192)
     seen = []
-    while (eased := ease(instance)) is not None:
+    while (eased := ease(replica)) is not None:
         seen.append((eased.max_num_seqs, eased.max_model_len))
-        instance = instance.model_copy(update={"eased": eased})
+        replica = replica.model_copy(update={"eased": eased})
     assert seen == [(16, None), (4, None), (1, None), (1, 4096), (1, 2048), (1, 1024)]
 
 
 def test_what_was_asked_for_is_never_shortened():
     request = DeployRequest(model_name="m", instance_name="one", max_model_len=8192, max_num_seqs=64)
-    assert ease(instance_of(request=request, context_tokens=8192)) is None
+    assert ease(replica_of(request=request, context_tokens=8192)) is None
 
 
 @pytest.mark.parametrize(
@@ -191,37 +191,34 @@ SIGHTS = st.builds(
 )
 
 
-@given(st.sampled_from(InstanceState), st.sampled_from(["running", "stopped", "gone"]), st.lists(SIGHTS, max_size=12))
+@given(st.sampled_from(InstanceState), st.sampled_from(["running", "gone"]), st.lists(SIGHTS, max_size=12))
 def test_whatever_is_seen_a_running_engine_is_never_given_back_nor_placed_twice(state, wanted, sights):
-    instance = instance_of(state, parts=2 if state in RUNNING | {InstanceState.RESERVED} else 0, wanted=wanted)
+    replica = replica_of(state, parts=2 if state in RUNNING | {InstanceState.RESERVED} else 0, wanted=wanted)
     for sight in sights:
-        instance, effect = step(instance, sight)
+        replica, effect = step(replica, sight)
         if effect in (Effect.PLACE, Effect.FORGET):
-            assert instance.parts == ()
+            assert replica.parts == ()
         if effect is Effect.RELEASE:
-            for part in instance.parts:
+            for part in replica.parts:
                 seen = sight.engines.get(part.rank)
                 assert part.node_id in sight.offline or part.rank in sight.engines
                 assert part.node_id in sight.offline or seen is None or seen.ended_at is not None
-            instance = instance.model_copy(update={"parts": ()})
+            replica = replica.model_copy(update={"parts": ()})
 
 
-@given(st.sampled_from(InstanceState), st.sampled_from(["stopped", "gone"]))
-def test_what_is_not_wanted_comes_to_rest_once_its_processes_have_ended(state, wanted):
-    instance = instance_of(state, parts=2 if state in RUNNING | {InstanceState.RESERVED} else 0, wanted=wanted)
+@given(st.sampled_from(InstanceState))
+def test_what_is_not_wanted_is_forgotten_once_its_processes_have_ended(state):
+    replica = replica_of(state, parts=2 if state in RUNNING | {InstanceState.RESERVED} else 0, wanted="gone")
     for _ in range(6):
-        instance, effect = step(instance, sight_of(engine_of(EngineState.STOPPED), None))
+        replica, effect = step(replica, sight_of(engine_of(EngineState.STOPPED), None))
         if effect is Effect.RELEASE:
-            instance = instance.model_copy(update={"parts": ()})
-    if wanted == "gone":
-        assert effect is Effect.FORGET
-    else:
-        assert instance.state is InstanceState.STOPPED
+            replica = replica.model_copy(update={"parts": ()})
+    assert effect is Effect.FORGET
 
 
 @given(st.sampled_from(InstanceState), SIGHTS)
 def test_the_same_seen_again_changes_nothing_more(state, sight):
-    instance = instance_of(state, parts=1 if state in RUNNING else 0)
+    replica = replica_of(state, parts=1 if state in RUNNING else 0)
     for _ in range(6):
-        instance, _ = step(instance, sight)
-    assert step(instance, sight)[0] == instance
+        replica, _ = step(replica, sight)
+    assert step(replica, sight)[0] == replica

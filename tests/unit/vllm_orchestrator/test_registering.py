@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from libs.common.clock import ManualClock
-from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstanceState
+from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstanceState, Replica
 from libs.common.errors import Unavailable
 from libs.inference.tensorzero import Complaint, Tree, addresses_in, complaints
 from services.vllm_orchestrator.registering import Registering
@@ -46,7 +46,14 @@ class Gateway:
 
 def instance(name: str, state: InstanceState = InstanceState.READY, model_name: str = "tiny") -> Instance:
     request = DeployRequest(model_name=model_name, instance_name=name)
-    return Instance(name=name, request=request, state=state, created_at=NOW, since=NOW)
+    replica = Replica(request=request, state=state, since=NOW)
+    return Instance(name=name, request=request, state=state, replicas=(replica,), created_at=NOW, since=NOW)
+
+
+def unwanted(name: str) -> Instance:
+    made = instance(name)
+    gone = tuple(each.model_copy(update={"wanted": "gone"}) for each in made.replicas)
+    return made.model_copy(update={"wanted": "gone", "replicas": gone})
 
 
 class House:
@@ -65,7 +72,7 @@ class House:
             self.gateway,
             self.clock,
             instances=lambda: self.instances,
-            address=lambda each: self.addresses.get(each.name),
+            address=lambda each, _: self.addresses.get(each.name),
             settle_seconds=2,
             count=lambda outcome: self.counted.update([outcome]),
         )
@@ -81,7 +88,7 @@ class House:
         await self.registering.round()
 
     def routed(self) -> set[str]:
-        return {provider for _, provider in addresses_in(self.gateway.now)}
+        return {provider.removesuffix(".0") for _, provider in addresses_in(self.gateway.now)}
 
 
 @pytest.fixture
@@ -96,7 +103,7 @@ async def test_what_is_ready_is_routed_to_and_what_is_not_wanted_is_not(house: H
     assert (await house.registering.view()).providers[0].address == "http://10.0.0.7:9001"
     assert house.registering.count_models() == 1
 
-    house.instances = [instance("one").model_copy(update={"wanted": "gone"}), instance("two", InstanceState.DEGRADED)]
+    house.instances = [unwanted("one"), instance("two", InstanceState.DEGRADED)]
     await house.rounds()
     assert house.routed() == {"two"}
 
