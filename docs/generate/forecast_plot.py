@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from math import inf, log10
 from pathlib import Path
 
-from services.gpu_orchestrator.trend import Course, Window, forecast, went_on
+from libs.common.contracts.gpu_orchestrator import PressureLevel
+from services.gpu_orchestrator.pressure import Limits, judged
+from services.gpu_orchestrator.trend import Course, Forecast, Window, forecast, went_on
 
 RECORDED = Path(__file__).resolve().parents[2] / "tests" / "data" / "memory" / "recorded.csv"
 WINDOW = Window()
@@ -49,20 +51,22 @@ def _traces() -> list[Trace]:
     leaking = [float(row["leaking_mb"]) for row in rows]
     chance = random.Random(3)  # the same picture every time
     step = [20_000 + 28_000 * (second >= 150) + chance.gauss(0, 200) for second in range(300)]
+    late = [13_000 + 340 * (second % 130) + chance.gauss(0, 100) for second in range(420)]
     noise = [40_000 + chance.gauss(0, 1500) for _ in range(300)]
     return [
         Trace("a leak (recorded)", 500, [mb for mb in leaking if mb < 500]),
         Trace("a garbage collector (recorded)", 180, [float(row["collecting_mb"]) for row in rows]),
         Trace("a step", 65_536, step),
         Trace("noise", 65_536, noise),
+        Trace("collected late, near the end", 65_536, late),
     ]
 
 
-def ours(trace: Trace) -> list[float]:
+def ours(trace: Trace) -> list[Forecast]:
     course, told = Course(), []
     for second, mb in enumerate(trace.used_mb):
         course = went_on(course, float(second), mb, trace.total_mb, WINDOW)
-        told.append(forecast(course, trace.total_mb, WINDOW).latest)
+        told.append(forecast(course, trace.total_mb, WINDOW))
     return told
 
 
@@ -87,16 +91,23 @@ def _column(number: int, trace: Trace) -> list[str]:
         _frame(x, lower),
         *_grid(x, lower),
     ]
-    for method, colour, thick in ((endpoints(trace), ENDPOINTS, 1.5), (ours(trace), OURS, 2.5)):
-        parts.extend(_pieces(across, method, lower, colour, thick))
-        alarms = [at for at, left in zip(across, method, strict=True) if left <= ALARM_SECONDS]
-        if alarms:
-            parts.append(_mark(alarms[0], upper, colour))
+    theirs, told = endpoints(trace), ours(trace)
+    for left, alarms, colour, thick in (
+        (theirs, [left <= ALARM_SECONDS for left in theirs], ENDPOINTS, 1.5),
+        ([each.latest for each in told], [_is_alarm(each) for each in told], OURS, 2.5),
+    ):
+        parts.extend(_pieces(across, left, lower, colour, thick))
+        if any(alarms):
+            parts.append(_mark(across[alarms.index(True)], upper, colour))
     parts.extend(
         f'<text x="{x + WIDTH * part}" y="{lower + HEIGHT + 16}" text-anchor="middle">{(count - 1) * part:.0f} s</text>'
         for part in (0, 0.5, 1)
     )
     return parts if number else [*parts, *_axis_words(x, upper, lower)]
+
+
+def _is_alarm(told: Forecast) -> bool:
+    return judged(told, None, None, Limits())[0] is not PressureLevel.OK
 
 
 def _axis_words(x: int, upper: int, lower: int) -> list[str]:
@@ -155,7 +166,7 @@ def _legend() -> list[str]:
         (USE, "in use"),
         (ENDPOINTS, "two endpoints of the last minute"),
         (OURS, "Theil and Sen, the late end of the band"),
-        ("#c62828", "alarm: at most 90 s left; dashed: the first one"),
+        ("#c62828", "alarm: at most 90 s left, 77 s in a first climb; dashed: the first one"),
     )
     parts, x = [], LEFT
     for colour, text in words:

@@ -7,6 +7,10 @@ from math import inf
 from libs.common.contracts.gpu_orchestrator import PressureLevel
 from services.gpu_orchestrator.trend import Forecast
 
+FIRST_CLIMB = 0.85
+"""Of the seconds: what was never seen to fall may be memory that is not collected yet, and is told as late as leaves a
+minute, with a margin for what trembles."""
+
 _WORSE = {level: place for place, level in enumerate(PressureLevel)}
 
 
@@ -48,9 +52,10 @@ def judged(
     """What is so now, without a memory. The worst counts; what is None does not."""
     left = inf if left_ratio is None else left_ratio
     stalled = 0.0 if stalled_ratio is None else stalled_ratio
+    elevated_seconds = limits.elevated_seconds * (FIRST_CLIMB if forecast.first_climb else 1)
     for level, seconds, least, most in (
         (PressureLevel.CRITICAL, limits.critical_seconds, limits.critical_left, limits.critical_stalled),
-        (PressureLevel.ELEVATED, limits.elevated_seconds, limits.elevated_left, limits.elevated_stalled),
+        (PressureLevel.ELEVATED, elevated_seconds, limits.elevated_left, limits.elevated_stalled),
     ):
         if forecast.latest <= seconds:
             return level, f"nothing is left in about {forecast.seconds:.0f} s if it goes on"

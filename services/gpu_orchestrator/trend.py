@@ -8,7 +8,7 @@ what it fell from. Rising peaks count too. Sizes are MiB, times seconds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from math import inf, sqrt
 from statistics import median
@@ -40,11 +40,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """In how many seconds nothing is left, and in how many at the earliest and latest; infinite: not to be seen."""
+    """In how many seconds nothing is left, and in how many at the earliest and latest; infinite: not to be seen.
+
+    `first_climb`: use was never seen to fall, so nothing tells a leak from memory that is not collected yet.
+    """
 
     seconds: float = inf
     earliest: float = inf
     latest: float = inf
+    first_climb: bool = False
 
 
 NEVER = Forecast()
@@ -120,7 +124,7 @@ def _of_climb(course: Course, total_mb: float, seconds: float) -> Forecast:
         return NEVER
     line = line_of(course, seconds)
     if line is None or not course.peaks:
-        return _until(total_mb, line)
+        return replace(_until(total_mb, line), first_climb=not course.peaks)
     peak_at, peak = max(course.peaks, key=lambda point: point[1])
     beyond = (line.mb - peak) / (course.climb[-1][0] - peak_at)
     slope, low, high = (min(beyond, each) for each in (line.slope, line.low, line.high))

@@ -1,5 +1,6 @@
 """Levels of pressure, and who grew."""
 
+from dataclasses import replace
 from math import inf
 
 from hypothesis import given
@@ -30,6 +31,13 @@ def test_the_worst_of_all_reasons_counts():
 
 def test_an_end_that_is_only_possible_raises_no_level():
     assert judged(Forecast(seconds=50, earliest=10, latest=inf), None, None, LIMITS)[0] == OK
+
+
+def test_a_first_climb_is_told_later_than_one_that_goes_beyond_a_peak():
+    first = replace(ends_in(77), first_climb=True)
+
+    assert (judged(first, None, None, LIMITS)[0], judged(ends_in(77), None, None, LIMITS)[0]) == (OK, ELEVATED)
+    assert judged(replace(ends_in(76), first_climb=True), None, None, LIMITS)[0] == ELEVATED
 
 
 def test_a_level_goes_up_at_once_and_down_only_after_a_while():

@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libs.common.contracts.gpu_orchestrator import PressureLevel
+from services.gpu_orchestrator.pressure import FIRST_CLIMB, Limits, judged
 from services.gpu_orchestrator.trend import NEVER, Course, Forecast, Window, fit, forecast, line_of, went_on
 
 RECORDED = Path(__file__).parents[2] / "data/memory/recorded.csv"
 TOTAL = 65_536.0
 WINDOW = Window()
-ALARM_SECONDS = 90.0
+LIMITS = Limits()
+ALARM_SECONDS, FIRST_ALARM_SECONDS = LIMITS.elevated_seconds, FIRST_CLIMB * LIMITS.elevated_seconds
 LOOK_EVERY = 3
 Use = Callable[[int], float]
 """What part of the whole is used in which second."""
@@ -49,7 +52,7 @@ def play(use: Use, seconds: int | None = None) -> Played:
         if second % LOOK_EVERY:
             continue
         played.forecasts.append(forecast(course, TOTAL, WINDOW))
-        if played.announced is None and played.forecasts[-1].latest <= ALARM_SECONDS:
+        if played.announced is None and judged(played.forecasts[-1], None, None, LIMITS)[0] != PressureLevel.OK:
             played.announced = second
     return played
 
@@ -111,7 +114,25 @@ def test_a_slow_sawtooth_raises_no_alarm_once_it_was_collected(period: int, floo
 def test_a_slow_sawtooth_that_never_comes_near_the_end_raises_no_alarm_at_all(period: int, floor: float, height: float):
     left_at_peak = (1 - floor - height) / height * period
 
-    assert left_at_peak <= ALARM_SECONDS * 1.05 or play(sawtooth(period, floor, floor + height), 800).announced is None
+    told = play(sawtooth(period, floor, floor + height), 800)
+    assert left_at_peak <= FIRST_ALARM_SECONDS * 1.05 or told.announced is None
+
+
+@settings(max_examples=10, deadline=None)
+@given(period=st.integers(150, 300), left_at_peak=st.floats(1, 55))
+def test_the_first_climb_that_comes_near_the_end_is_that_of_a_leak_and_no_later_one_is_told(
+    period: int, left_at_peak: float
+):
+    """Up to its fall it is the same samples as a leak, which must be told a minute before its end."""
+    slope = 0.8 / (period + left_at_peak)
+    use = sawtooth(period, 0.2, 0.2 + slope * period)
+    told, leaking = play(use, 4 * period), play(leak(period + round(left_at_peak), floor=0.2))
+
+    assert leaking.warning_seconds >= 60
+    assert told.announced is not None
+    assert told.announced < period
+    after = told.forecasts[-(-period // LOOK_EVERY) + 1 :]
+    assert all(judged(each, None, None, LIMITS)[0] == PressureLevel.OK for each in after)
 
 
 @settings(max_examples=20, deadline=None)
