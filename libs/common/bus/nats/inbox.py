@@ -39,7 +39,7 @@ class Inbox:
         self._drawn = 0
 
     async def attach(self, connection: Connection) -> None:
-        await connection.subscribe(self._subject, self._hear)
+        await connection.subscribe(self._subject, self._hear, at_once=True)
 
     def attached(self) -> None:
         """Questions are not asked again; who appends sees to it himself."""

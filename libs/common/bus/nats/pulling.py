@@ -88,7 +88,7 @@ class Pulling:
     async def start(self) -> None:
         """Raises `Disconnected`."""
         self._connection.ended.add_done_callback(self._lost)
-        self._subscription = await self._connection.subscribe(self._inbox, self._hear)
+        self._subscription = await self._connection.subscribe(self._inbox, self._hear, at_once=True)
         if self._ahead:
             await self.ask()
 
