@@ -276,14 +276,8 @@ class Bus:
             self._observer.malformed(subject)
             raise
 
-    @contextmanager
-    def _sending(self, kind: Kind, subject: str) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self._observer.sent(kind, subject, outcome_of(error))
-            raise
-        self._observer.sent(kind, subject, "ok")
+    def _sending(self, kind: Kind, subject: str) -> "_Sending":
+        return _Sending(self._observer, kind, subject)
 
     @contextmanager
     def _handling(self, kind: Kind, subject: str, headers: Headers, payload: bytes) -> Iterator[None]:
@@ -310,6 +304,23 @@ class Bus:
             await self._answer(incoming, payload, headers)
         except MeshError as unsent:
             _log.warning("error_not_answered", subject=incoming.subject, code=unsent.code)
+
+
+class _Sending:
+    """Tells the observer how a sending went. Around every message: a generator would take three times as long."""
+
+    __slots__ = ("_kind", "_observer", "_subject")
+
+    def __init__(self, observer: Observer, kind: Kind, subject: str) -> None:
+        self._observer = observer
+        self._kind: Kind = kind
+        self._subject = subject
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._observer.sent(self._kind, self._subject, outcome_of(error))
 
 
 def _log_declined(kind: Kind, subject: str, error: MeshError, payload: bytes) -> None:

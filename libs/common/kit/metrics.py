@@ -6,6 +6,7 @@ contracts, routes as their templates, outcomes from our error codes. What a stra
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -41,6 +42,9 @@ class Metrics:
         self._handled = self._counter("bus_handled", "Messages handled.", "kind", "subject", "outcome")
         self._handling = self._histogram("bus_handling_seconds", "Time to handle a message.", "kind", "subject")
         self._sent = self._counter("bus_sent", "Messages sent, or not.", "kind", "subject", "outcome")
+        # To look a metric up by its labels takes longer than to count; of these there are few.
+        self._sent_of, self._handled_of = cache(self._sent.labels), cache(self._handled.labels)
+        self._handling_of = cache(self._handling.labels)
         self._malformed = self._counter("bus_malformed", "Messages that could not be read.", "subject")
         self._dead = self._counter("bus_dead_letters", "Messages kept as dead letters.", "subject", "reason")
         self._requests = self._counter("http_requests", "HTTP requests.", "method", "route", "status")
@@ -57,11 +61,11 @@ class Metrics:
             outcome = outcome_of(error)
             raise
         finally:
-            self._handling.labels(kind, subject).observe(self._clock.monotonic() - started)
-            self._handled.labels(kind, subject, self._bounded(outcome)).inc()
+            self._handling_of(kind, subject).observe(self._clock.monotonic() - started)
+            self._handled_of(kind, subject, self._bounded(outcome)).inc()
 
     def sent(self, kind: Kind, subject: str, outcome: str) -> None:
-        self._sent.labels(kind, subject, self._bounded(outcome)).inc()
+        self._sent_of(kind, subject, self._bounded(outcome)).inc()
 
     def malformed(self, subject: str) -> None:
         self._malformed.labels(subject).inc()
