@@ -1,7 +1,7 @@
 """Gives assignments to nodes and tells them what to stop. Asks again until a node has answered or the lease is over."""
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ PAUSE_SECONDS = 0.5
 STOP_AGAIN_SECONDS = 5.0
 STOPS_REMEMBERED = 10_000
 FIRST_AVOIDANCE_SECONDS = 0.25
+OBSERVED_AT_A_STRETCH = 10
 
 _log = structlog.get_logger()
 
@@ -59,13 +60,15 @@ class Dispatcher:
         self._stopped_at: OrderedDict[str, float] = OrderedDict()
         self._refusals: Counter[str] = Counter()
         self._busy: set[str] = set()
-        self._ready: asyncio.Queue[str] = asyncio.Queue()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._accepted: deque[Assignment] = deque()
+        self._news = asyncio.Event()
 
     def do(self, effect: Effect) -> None:
         match effect:
             case Offer(work_id=work_id, node_id=node_id, token=token, again=again):
                 self._offers.setdefault(node_id, OrderedDict())[token] = _Offered(work_id, None, certain=not again)
-                self._ready.put_nowait(node_id)
+                self._attend(node_id)
             case Stop(node_id=node_id, token=token, reason=reason):
                 self.stop(node_id, token, reason)
 
@@ -78,16 +81,24 @@ class Dispatcher:
         if len(self._stopped_at) > STOPS_REMEMBERED:
             self._stopped_at.popitem(last=False)
         self._stops.setdefault(node_id, {})[token] = reason
-        self._ready.put_nowait(node_id)
+        self._attend(node_id)
 
     async def run(self) -> None:
         """Runs until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                node_id = await self._ready.get()
-                if node_id not in self._busy:
-                    self._busy.add(node_id)
-                    tasks.create_task(self._serve(node_id), name=f"assignments for {node_id}")
+            self._tasks = tasks
+            try:
+                for node_id in {*self._offers, *self._stops}:
+                    self._attend(node_id)
+                await self._tell_observers()
+            finally:
+                self._tasks = None
+
+    def _attend(self, node_id: str) -> None:
+        """What comes before `run` waits for it; what comes after it is left to the next leader."""
+        if self._tasks is not None and node_id not in self._busy:
+            self._busy.add(node_id)
+            self._tasks.create_task(self._serve(node_id), name=f"assignments for {node_id}")
 
     async def _serve(self, node_id: str) -> None:
         try:
@@ -95,6 +106,9 @@ class Dispatcher:
                 await self._tell_stops(node_id)
                 if not await self._offer(node_id):
                     await self._clock.sleep(PAUSE_SECONDS)
+        except BaseException:
+            self._tasks = None  # a group of which one ended like this takes no more
+            raise
         finally:
             self._busy.discard(node_id)
             self._offers.pop(node_id, None)
@@ -197,12 +211,23 @@ class Dispatcher:
             if answer.accepted:
                 offered.pop(answer.attempt_token, None)
                 self._refusals.pop(node_id, None)
-                await self._tell_observers(assignment)
+                self._accepted.append(assignment)
+                self._news.set()
             else:
                 self._refuse(node_id, offered, [answer.attempt_token], answer.reason)
         return not given
 
-    async def _tell_observers(self, assignment: Assignment) -> None:
+    async def _tell_observers(self) -> None:
+        """Runs until cancelled: no node waits for it. Observers are told a few at a time, between what is urgent."""
+        while True:
+            await self._news.wait()
+            for _ in range(min(OBSERVED_AT_A_STRETCH, len(self._accepted))):
+                await self._tell(self._accepted.popleft())
+            if not self._accepted:
+                self._news.clear()
+            await asyncio.sleep(0)
+
+    async def _tell(self, assignment: Assignment) -> None:
         """A copy without the payload and without the token, which only the node may know."""
         copy = assignment.model_copy(update={"payload": None, "payload_ref": None, "attempt_token": None})
         try:

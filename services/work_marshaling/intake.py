@@ -27,6 +27,8 @@ from services.work_marshaling.term import Term
 
 MOST_ENVELOPE_BYTES = 64 * 1024
 SLICE = 200
+OUTCOMES_AT_A_STRETCH = 16
+"""So that what one of them makes possible, another item in its slot, does not wait for all of them."""
 MOST_UNARCHIVED = 100_000
 
 Read = tuple[Submission, ...] | Malformed
@@ -69,9 +71,10 @@ class Intake:
         messages = self._bus.read(WORK_OUT, after=self._term.memory.out_seq)
         async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
             async for batch in messages:
-                for stored in batch:
-                    await self._outcome(stored)
-                await self._breathe()
+                for start in range(0, len(batch), OUTCOMES_AT_A_STRETCH):
+                    for stored in batch[start : start + OUTCOMES_AT_A_STRETCH]:
+                        await self._outcome(stored)
+                    await self._breathe()
 
     async def _breathe(self) -> None:
         await self._term.room()

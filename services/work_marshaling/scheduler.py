@@ -4,7 +4,7 @@ Items of equal demand share a line, so that a turn costs no more with a hundred 
 """
 
 import heapq
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +26,7 @@ from services.work_marshaling.nodes import Node, Nodes
 from services.work_marshaling.order import Line, Order, Place
 from services.work_marshaling.slots import Slots
 
+EMPTY_LINES_KEPT = 64
 DESPITE = "every node that could run it is on the blacklist; this one is the least bad"
 
 
@@ -100,6 +101,7 @@ class Queue:
         self._poison_nodes = poison_nodes
         self._kept: dict[str, Demand] = {}
         self._lines: dict[Demand, _Asked] = {}
+        self._empty: OrderedDict[Demand, _Asked] = OrderedDict()
         self._members: dict[str, _Member] = {}
         self._waiting: Counter[int] = Counter()
         self._order = Order(ageing_seconds=ageing_seconds, waits=self._waits)
@@ -125,7 +127,8 @@ class Queue:
         asked, where = demand(item, self._poison_nodes), place(item)
         line = self._lines.get(asked)
         if line is None:
-            line = self._lines[asked] = _Asked(asked=wanted(item, self._poison_nodes))
+            line = self._empty.pop(asked, None) or _Asked(asked=wanted(item, self._poison_nodes))
+            self._lines[asked] = line
         priority, submitter = item.spec.priority, item.spec.submitter or ""
         self._members[item.work_id] = _Member(line, where, priority, submitter)
         self._waiting[priority] += 1
@@ -208,10 +211,15 @@ class Queue:
         return member is not None and member.line is line and member.place == where
 
     def _head(self, line: _Asked) -> tuple[tuple[int, int, Place], str] | None:
-        """A line in which nothing waits is given up."""
+        """A line in which nothing waits is given up; the last ones are kept, with what is known of the nodes.
+
+        On an idle queue every item would else look at all nodes anew.
+        """
         head = self._order.head(line)
-        if head is None:
-            self._lines.pop(line.asked.demand, None)
+        if head is None and self._lines.pop(line.asked.demand, None) is not None:
+            self._empty[line.asked.demand] = line
+            if len(self._empty) > EMPTY_LINES_KEPT:
+                self._empty.popitem(last=False)
         return head
 
     def _node_for(self, line: _Asked, nodes: Nodes, turn: _Turn) -> str | None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -160,22 +161,45 @@ def test_whatever_waits_the_choice_is_fair_and_within_bounds(
 
 
 def test_a_turn_costs_no_more_with_many_items_waiting():
-    def calls(waiting: int) -> int:
+    def cost(waiting: int) -> int:
         template = item("w", 1)
         queue = Queue(ageing_seconds=AGEING, poison_nodes=3)
         for number in range(waiting):
             queue.add(replace(template, work_id=f"w{number}", sequence=number))
         known = nodes()
-        counted = Counter[str]()
-        sys.setprofile(lambda _, event, __: counted.update([event]))
-        try:
-            for _ in range(200):
-                chosen(queue, known, {"n1": 1})
-        finally:
-            sys.setprofile(None)
-        return counted["call"] + counted["c_call"]
+        return calls(lambda: [chosen(queue, known, {"n1": 1}) for _ in range(200)])
 
-    assert calls(20_000) < 1.1 * calls(1_000)
+    assert cost(20_000) < 1.1 * cost(1_000)
+
+
+def test_an_item_on_an_idle_queue_costs_no_more_with_many_nodes():
+    def cost(node_count: int) -> int:
+        queue, known = queue_of(item("first", 1)), nodes(*(workload(f"n{number}") for number in range(node_count)))
+        chosen(queue, known, {"n1": 1})
+        queue.add(item("next", 2))
+        return calls(lambda: chosen(queue, known, {"n1": 1}))
+
+    assert cost(200) == cost(2)
+
+
+def test_what_happens_to_a_node_while_nothing_waits_is_known_to_the_next_item():
+    queue, known = queue_of(item("first", 1)), nodes()
+    assert chosen(queue, known, {"n1": 1}) == [("first", "n1")]
+
+    known.hear_workload(workload(draining=True), 0.0)
+    queue.add(item("next", 2))
+    assert chosen(queue, known, {"n1": 1}) == []
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions it calls."""
+    counted = Counter[str]()
+    sys.setprofile(lambda _, event, __: counted.update([event]))
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return counted["call"] + counted["c_call"]
 
 
 @pytest.mark.parametrize(
