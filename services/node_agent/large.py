@@ -5,6 +5,7 @@ from typing import Any
 
 from libs.common.bus.bus import Bus
 from libs.common.bus.codec import encode
+from libs.common.contracts.base import Written
 from libs.common.contracts.streams import INLINE_MOST_BYTES, RESULT_OBJECT, WORK_OBJECTS
 from libs.common.contracts.work_marshaling import Assignment, WorkCompleted
 from libs.common.errors import Malformed, NotFound, Unavailable
@@ -30,10 +31,11 @@ class Large:
             raise JobFailed("payload_lost", "the payload is no JSON object", retryable=False)
         return assignment.model_copy(update={"payload": payload, "payload_ref": None})
 
-    async def with_result_apart(self, told: WorkCompleted) -> WorkCompleted:
+    async def with_result_apart(self, told: WorkCompleted) -> WorkCompleted | Written[WorkCompleted]:
         """The message with a large result put aside. Done twice it is the same. Raises what `Objects.put` raises."""
-        if len(encode(told)) <= INLINE_MOST_BYTES:
-            return told
+        written = encode(told)
+        if len(written) <= INLINE_MOST_BYTES:
+            return Written(WorkCompleted, written)
         content = json.dumps(told.result, separators=(",", ":"), ensure_ascii=False).encode()
         ref = await self._objects.put(RESULT_OBJECT.format(token=told.attempt_token), content)
         return told.model_copy(update={"result": None, "result_ref": ref})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
@@ -34,6 +35,7 @@ class PrometheusObserver:
         self._ended = Counter(
             "mesh_agent_attempts_ended", "Attempts that ended, and how.", ["work_type", "outcome"], registry=registry
         )
+        self._accepted_of, self._ended_of = cache(self._accepted.labels), cache(self._ended.labels)
         self._tokens = Counter("mesh_agent_tokens", "Tokens as the engines counted them.", ["kind"], registry=registry)
         self._strays = Counter(
             "mesh_agent_containers_removed", "Containers that an earlier run left behind.", registry=registry
@@ -44,13 +46,13 @@ class PrometheusObserver:
         )
 
     def accepted(self, work_type: str) -> None:
-        self._accepted.labels(_known(work_type)).inc()
+        self._accepted_of(_known(work_type)).inc()
 
     def refused(self) -> None:
         self._refused.inc()
 
     def ended(self, work_type: str, outcome: str) -> None:
-        self._ended.labels(_known(work_type), outcome).inc()
+        self._ended_of(_known(work_type), outcome).inc()
 
     def tokens(self, prompt: int, completion: int) -> None:
         self._tokens.labels("prompt").inc(prompt)

@@ -40,6 +40,8 @@ def message_for(assignment: Assignment, outcome: Outcome) -> WorkCompleted | Wor
 
 
 def _problem_with(result: Any) -> tuple[str, str] | None:
+    if result is None:
+        return None
     try:
         size = len(json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
         WorkCompleted(work_id="any", result=result)

@@ -39,13 +39,15 @@ _Ended = tuple[Any, BaseException | None]
 class _Threads:
     """Threads that do not keep the process from ending, whatever their function does.
 
-    The loop is woken once for all that ended by the time it looks. `abandoned`: a call is over that nobody waited for.
+    A thread is started only when all others have something to do: to start one holds up the loop. The loop is woken
+    once for all that ended by the time it looks. `abandoned`: a call is over that nobody waited for.
     """
 
     def __init__(self, most: int, abandoned: Callable[[_Call], None]) -> None:
         self._most = most
         self._abandoned = abandoned
         self._started = 0
+        self._in_hand = 0
         self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
         self._over: deque[tuple[_Call, _Ended]] = deque()
         self._woken = False
@@ -53,7 +55,8 @@ class _Threads:
     def submit(self, function: Function, arguments: Any) -> _Call:
         call = _Call(function, arguments, asyncio.get_running_loop().create_future())
         self._waiting.put(call)
-        if self._started < self._most:
+        self._in_hand += 1
+        if self._started < min(self._in_hand, self._most):
             self._started += 1
             Thread(target=self._work, name=f"function-{self._started}", daemon=True).start()
         return call
@@ -82,6 +85,7 @@ class _Threads:
         while self._over:
             call, ended = self._over.popleft()
             call.over = True
+            self._in_hand -= 1
             if call.ended.cancelled():
                 self._abandoned(call)
             else:

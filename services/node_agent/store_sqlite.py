@@ -63,7 +63,7 @@ class SqliteJournal:
                 each.attempt_token or "",
                 each.work_id,
                 at.isoformat(),
-                each.model_copy(update={"payload": None}).model_dump_json(),
+                each.model_dump_json(exclude={"payload"}),
             )
             for each in assignments
         ]

@@ -99,6 +99,7 @@ class NodeAgent:
         self._give_back(pool for token, (_, pool) in taken.items() if token not in fresh)
         for token in fresh:
             self._begin(*taken[token])
+        await asyncio.sleep(0)  # they begin before the answer is written: work first, then words
         return self._answers(request, {token: why for token, why in refused.items() if token not in known})
 
     async def stop(self, request: StopAttempts) -> AttemptsStopped:
@@ -302,8 +303,10 @@ class NodeAgent:
             reason = refused.get(token)
             if reason is not None:
                 self._observer.refused()
-            answers.append(AssignmentAnswer(attempt_token=token, accepted=reason is None, reason=reason or ""))
-        return AssignmentAnswers(boot_id=self._boot_id, answers=tuple(answers))
+            answers.append(
+                AssignmentAnswer.model_construct(attempt_token=token, accepted=reason is None, reason=reason or "")
+            )
+        return AssignmentAnswers.model_construct(boot_id=self._boot_id, answers=tuple(answers))
 
     async def _attempt(self, job: Job) -> None:
         """One attempt from its start to its journaled end."""

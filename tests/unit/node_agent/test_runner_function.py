@@ -38,6 +38,20 @@ async def test_every_call_gets_its_own_result():
     await runs.close()
 
 
+async def test_one_thread_does_what_comes_one_after_another_and_each_has_its_own_of_what_comes_at_once():
+    together = threading.Barrier(3, timeout=10)
+
+    def meet(_: Any) -> int:
+        together.wait()
+        return threading.get_ident()
+
+    runs = runner(name=lambda _: threading.get_ident(), meet=meet)
+
+    assert len({await runs.run(job("name"), print) for _ in range(8)}) == 1
+    assert len(set(await asyncio.gather(*(runs.run(job("meet"), print) for _ in range(3))))) == 3
+    await runs.close()
+
+
 @pytest.mark.parametrize("raised", [SystemExit(3), StopIteration(), asyncio.CancelledError(), ValueError("no")])
 async def test_a_function_that_raises_anything_at_all_fails_only_its_job(raised: BaseException):
     def fail(_: Any) -> None:
