@@ -17,7 +17,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 OUT_OF_MEMORY = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 896.00 MiB. GPU 0 has a total capacity of 23.64 GiB "
@@ -117,12 +117,14 @@ def _come_up(how: str, wanted: argparse.Namespace) -> None:
 
 class _Door(BaseHTTPRequestHandler):
     model = ""
+    ponders = 0.0
+    in_hand: ClassVar[list[int]] = []
 
     def do_GET(self) -> None:
         if self.path == "/health":
             self._answer(b"")
         elif self.path == "/metrics":
-            self._answer(b'vllm:num_requests_running{engine="0"} 0.0\n', kind="text/plain")
+            self._answer(f'vllm:num_requests_running{{engine="0"}} {len(self.in_hand)}.0\n'.encode(), kind="text/plain")
         elif self.path == "/v1/models":
             self._tell({"object": "list", "data": [{"id": self.model, "object": "model"}]})
         else:
@@ -130,6 +132,9 @@ class _Door(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.in_hand.append(1)
+        time.sleep(self.ponders)  # a slow answer is what is asked for
+        self.in_hand.pop()
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         told = {"id": "1", "object": "chat.completion", "model": self.model, "usage": usage}
@@ -173,6 +178,8 @@ def main(folder: Path, words: list[str]) -> None:
     _come_up(how, wanted)
     if wanted.headless:
         signal.pause()
+    if how.startswith("ponder="):
+        _Door.ponders = float(how.removeprefix("ponder="))
     _Door.model = wanted.served_model_name or wanted.model
     door = ThreadingHTTPServer((wanted.host, 0 if how == "wrong_port" else wanted.port), _Door)
     _say("api_server.py:1912", "Application startup complete.")

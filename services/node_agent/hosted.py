@@ -84,8 +84,12 @@ class Hosted(EngineDoor, Protocol):
         """Returns when it has ended, of itself or because it was told to."""
         ...
 
-    async def end(self, reason: str, grace_seconds: float) -> None:
-        """Returns when nothing of it runs any more."""
+    async def end(self, reason: str, grace_seconds: float, drain_seconds: float = 0.0) -> None:
+        """Returns when nothing of it runs any more; before, what it has in hand may end."""
+        ...
+
+    def hurry(self, drain_seconds: float) -> None:
+        """Of one that is being ended: what it has in hand has so long from now, or less."""
         ...
 
     def tell(self) -> HostedEngine: ...

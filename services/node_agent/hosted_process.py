@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from libs.common.contracts.engine_hosting import EngineProgram, HostedEngine, St
 from libs.common.contracts.node_agent import EngineView
 from libs.common.contracts.node_registry import Engine, EngineState
 from libs.common.errors import MeshError, Unavailable
+from services.node_agent.engine_metrics import requests_in_hand
 from services.node_agent.hosted import Begun, Ended, HostedFiles
 from services.node_agent.hosted_command import HOST, command_of, gated, program_of
 from services.node_agent.machine import seems_hung
@@ -28,6 +30,7 @@ HEALTH_SECONDS = 2.0
 FIRST_HEALTH_SECONDS = 0.2
 PATIENCE_SECONDS = 30.0
 LAST_WORDS = 8000
+QUIET_LOOKS = 2
 
 Commit = Callable[[StartEngine, int], Awaitable[None]]
 """Makes the reservation that of the process with this number. Raises `MeshError`."""
@@ -65,6 +68,7 @@ class HostedProcess:
         self._ready = False
         self._problem = ""
         self._ending: str | None = None
+        self._drained_by = math.inf
         self._suspected = asyncio.Event()
 
     # What others see
@@ -213,15 +217,34 @@ class HostedProcess:
         if self._ending is None:
             self._close(asked=False, process=process, reason=f"it ended {process.ended_how()}")
 
-    async def end(self, reason: str, grace_seconds: float) -> None:
+    async def end(self, reason: str, grace_seconds: float, drain_seconds: float = 0.0) -> None:
         if self._ended is not None:
             return
         self._ending = reason
         self._changed()
+        self.hurry(drain_seconds)
         process = self._process
         if process is not None:
+            await self._drained(process)
             await process.end(grace_seconds)
         self._close(asked=True, process=process, reason=reason)
+
+    def hurry(self, drain_seconds: float) -> None:
+        self._drained_by = min(self._drained_by, self._clock.monotonic() + drain_seconds)
+
+    async def _drained(self, process: Process) -> None:
+        """Two looks in a row, because who was just told its address may be on the way."""
+        quiet = 0 if self.asked.serves and self._ready else QUIET_LOOKS
+        while quiet < QUIET_LOOKS and self._clock.monotonic() < self._drained_by and process.alive():
+            quiet = quiet + 1 if await self._is_idle() else 0
+            await self._clock.sleep(POLL_SECONDS)
+
+    async def _is_idle(self) -> bool:
+        try:
+            answer = await self._client.get(f"{self._url}/metrics", timeout=HEALTH_SECONDS)
+        except httpx.HTTPError:
+            return False
+        return requests_in_hand(answer.text) == 0
 
     def _close(self, *, asked: bool, process: Process | None, reason: str) -> None:
         if self._ended is not None:

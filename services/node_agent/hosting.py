@@ -51,7 +51,7 @@ class Hosting:
         self._engines: dict[Key, Hosted] = {}
         self._refused: set[Key] = set()
         self._watched: dict[Key, asyncio.Task[None]] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[Key, asyncio.Task[None]] = {}
         self._changing = asyncio.Lock()
         self._recovered = asyncio.Event()
         self._broke: asyncio.Queue[BaseException] = asyncio.Queue()
@@ -72,13 +72,16 @@ class Hosting:
 
     async def stop(self, asked: StopEngine) -> HostedEngines:
         await self._recovered.wait()
+        key = _key(asked)
         async with self._changing:
-            self._refused.add(_key(asked))
-            found = self._engines.get(_key(asked))
-        if found is not None:
-            ending = asyncio.create_task(found.end("it was asked to end", asked.grace_seconds))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._refused.add(key)
+            found = self._engines.get(key)
+        if found is not None and key in self._ending:
+            found.hurry(asked.drain_seconds)
+        elif found is not None:
+            ending = found.end("it was asked to end", asked.grace_seconds, asked.drain_seconds)
+            self._ending[key] = asyncio.create_task(ending, name=f"end of {asked.instance}")
+            self._ending[key].add_done_callback(lambda _: self._ending.pop(key))
             await asyncio.sleep(0)
         return await self.look(LookAtEngines(instance=asked.instance))
 
@@ -117,7 +120,7 @@ class Hosting:
         await asyncio.gather(*(each.end(STOPPING, 5.0) for each in self._engines.values()))
         for watching in self._watched.values():
             watching.cancel()
-        await asyncio.gather(*self._watched.values(), *self._ending, return_exceptions=True)
+        await asyncio.gather(*self._watched.values(), *self._ending.values(), return_exceptions=True)
 
     async def _begun(self, asked: StartEngine) -> HostedEngine:
         files = self._folders.files(asked)

@@ -29,7 +29,12 @@ LOG_SECONDS = 5.0
 
 
 class Deployments:
-    def __init__(self, bus: Bus, clock: Clock, keeping: Keeping, tending: Tending, seeking: Seeking) -> None:
+    """`drain_seconds` holds where a deployment does not say."""
+
+    def __init__(
+        self, bus: Bus, clock: Clock, keeping: Keeping, tending: Tending, seeking: Seeking, *, drain_seconds: float
+    ) -> None:
+        self._drain_seconds = drain_seconds
         self._bus = bus
         self._clock = clock
         self._keeping = keeping
@@ -54,24 +59,29 @@ class Deployments:
                 current = Instance(
                     name=request.instance_name, request=request, generation=counted, created_at=now, since=now
                 )
-            return current.model_copy(update={"request": request, "count": count, "wanted": wanted})
+            drain = self._drain_seconds if request.drain_seconds is None else request.drain_seconds
+            asked = {"request": request, "count": count, "wanted": wanted, "drain_seconds": drain}
+            return current.model_copy(update=asked)
 
         return self._changed(await term.change(request.instance_name, decide))
 
-    async def restart(self, name: str) -> InstanceView:
-        """Raises `NotFound`."""
+    async def restart(self, name: str, drain_seconds: float | None) -> InstanceView:
+        """What it has in hand may end first. Raises `NotFound`."""
 
         def decide(current: Instance | None) -> Instance:
-            found = anew(_found(name, current), "a restart was asked for")
+            found = anew(_draining(_found(name, current), drain_seconds), "a restart was asked for")
             return found.model_copy(update={"wanted": "running"})
 
         return self._changed(await self._keeping.term.change(name, decide))
 
-    async def delete(self, name: str) -> InstanceView:
-        """It ends, gives back what it claims, and is gone. Raises `NotFound`."""
+    async def delete(self, name: str, drain_seconds: float | None) -> InstanceView:
+        """It gets no more requests, ends those it has in hand and itself, gives its memory back and is forgotten.
+
+        Raises `NotFound`."""
 
         def decide(current: Instance | None) -> Instance:
-            return _found(name, current).model_copy(update={"wanted": "gone"})
+            found = _draining(_found(name, current), drain_seconds)
+            return found.model_copy(update={"wanted": "gone"})
 
         return self._changed(await self._keeping.term.change(name, decide))
 
@@ -183,6 +193,11 @@ def _found(name: str, instance: Instance | None) -> Instance:
     if instance is None:
         raise NotFound(f"there is no instance {name!r}", instance_name=name)
     return instance
+
+
+def _draining(instance: Instance, seconds: float | None) -> Instance:
+    """With another time to drain, where one is given."""
+    return instance if seconds is None else instance.model_copy(update={"drain_seconds": seconds})
 
 
 def _part(instance: Instance, number: int | None, rank: int) -> tuple[Replica, InstancePart]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from libs.common.contracts.engine_hosting import MOST_DRAIN_SECONDS
 from libs.common.contracts.vllm_instances import (
     ComposeFile,
     DeployRequest,
@@ -33,6 +34,10 @@ Concurrency = Annotated[float, Query(ge=1, le=1_000_000, description="requests o
 
 Name = Annotated[str, Path(min_length=1, max_length=48, description="an instance's name")]
 Number = Annotated[int | None, Query(ge=0, le=2**31, description="of which of its replicas; left out: its first")]
+Drain = Annotated[
+    float | None,
+    Query(ge=0, le=MOST_DRAIN_SECONDS, description="requests in hand may take so long; left out: as it was deployed"),
+]
 Rank = Annotated[int, Query(ge=0, le=1000, description="of which of the replica's processes")]
 Characters = Annotated[int, Query(ge=1, le=200_000, description="so many from the end")]
 
@@ -108,12 +113,16 @@ def _deployed(deployments: Deployments) -> APIRouter:
         return await deployments.compose(name, replica, rank)
 
     @router.post("/instances/{name}/restart", status_code=202, summary="End it and start it anew, failed ones too.")
-    async def restart(name: Name) -> InstanceView:
-        return await deployments.restart(name)
+    async def restart(name: Name, drain_seconds: Drain = None) -> InstanceView:
+        return await deployments.restart(name, drain_seconds)
 
-    @router.delete("/instances/{name}", status_code=202, summary="End it, give back its memory, and forget it.")
-    async def delete(name: Name) -> InstanceView:
-        return await deployments.delete(name)
+    @router.delete(
+        "/instances/{name}",
+        status_code=202,
+        summary="End its requests, itself and its claims, and forget it.",
+    )
+    async def delete(name: Name, drain_seconds: Drain = None) -> InstanceView:
+        return await deployments.delete(name, drain_seconds)
 
     return router
 

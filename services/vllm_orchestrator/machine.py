@@ -80,6 +80,7 @@ def failed(replica: Replica, failure: Failure, sight: Sight, *, node_id: str | N
     changed = replica.model_copy(
         update={
             "crowded": replica.crowded + 1 if failure.remedy is Remedy.ROOM else 0,
+            "drain_seconds": 0.0,
             "failures": failures,
             "eased": eased or replica.eased,
             "lost": lost,

@@ -22,7 +22,7 @@ _NEAREST = (
     InstanceState.PLANNED,
     InstanceState.FAILED,
 )
-_BESIDE_THE_ENGINE = frozenset({"replicas", "auto_start", "restart_policy"})
+_BESIDE_THE_ENGINE = frozenset({"replicas", "auto_start", "restart_policy", "drain_seconds"})
 """What of a deployment may change without another engine."""
 
 
@@ -43,6 +43,7 @@ def is_outdated(replica: Replica, instance: Instance) -> bool:
 
 def proceed(instance: Instance, now: datetime) -> Instance | None:
     """What is to be there next; None: the instance is no more. One step: it is repeated."""
+    instance = _hurried(instance)
     if instance.wanted != "running":
         if not instance.replicas and instance.wanted == "gone":
             return None
@@ -54,15 +55,16 @@ def proceed(instance: Instance, now: datetime) -> Instance | None:
 def retired(instance: Instance, replicas: Iterable[Replica], why: str) -> Instance:
     """These are to end, and not to come back."""
     numbers = {replica.number for replica in replicas if replica.wanted == "running"}
-    ending = {"wanted": "gone", "reason": why}
-    return _with(
-        instance, [each.model_copy(update=ending) if each.number in numbers else each for each in instance.replicas]
-    )
+    ending = {"wanted": "gone", "reason": why, "drain_seconds": instance.drain_seconds}
+    there = instance.replicas
+    return _with(instance, [each.model_copy(update=ending) if each.number in numbers else each for each in there])
 
 
 def anew(instance: Instance, why: str) -> Instance:
     """Every replica ends and starts again; what failed before is forgotten."""
-    return _with(instance, [_again(each, why) if each.wanted == "running" else each for each in instance.replicas])
+    return _with(
+        instance, [_again(each, instance, why) if each.wanted == "running" else each for each in instance.replicas]
+    )
 
 
 def without(instance: Instance, replica: Replica) -> Instance:
@@ -104,6 +106,18 @@ def happened(before: Instance | None, after: Instance, now: datetime) -> Iterato
         yield InstanceEvent(
             name=after.name, at=now, generation=after.generation, state=after.state, message=after.reason
         )
+
+
+def _hurried(instance: Instance) -> Instance:
+    """Who asks again with less time to drain gets it."""
+    least = {"drain_seconds": instance.drain_seconds}
+    return _with(
+        instance,
+        [
+            each.model_copy(update=least) if each.drain_seconds > instance.drain_seconds else each
+            for each in instance.replicas
+        ],
+    )
 
 
 def _in_step(instance: Instance) -> Instance:
@@ -157,10 +171,11 @@ def _more(instance: Instance, count: int, now: datetime) -> Instance:
     return _with(instance.model_copy(update={"numbers": numbers.stop}), [*instance.replicas, *fresh])
 
 
-def _again(replica: Replica, why: str) -> Replica:
+def _again(replica: Replica, instance: Instance, why: str) -> Replica:
     state = InstanceState.STOPPING if replica.parts else InstanceState.PLANNED
     forgotten = {"failures": 0, "given_up": False, "eased": Eased(), "lost": (), "not_before": None, "crowded": 0}
-    return replica.model_copy(update=forgotten | {"state": state, "reason": why})
+    again = {"state": state, "reason": why, "drain_seconds": instance.drain_seconds}
+    return replica.model_copy(update=forgotten | again)
 
 
 def _summary(instance: Instance) -> tuple[InstanceState, str]:

@@ -85,6 +85,14 @@ class Settings(BaseSettings):
         validation_alias="VLLM_START_SECONDS",
         description="How long an engine may take until it serves; then it is ended and started anew.",
     )
+    drain_seconds: float = Field(
+        30.0,
+        ge=0,
+        le=86400,
+        validation_alias="VLLM_DRAIN_SECONDS",
+        description="How long requests in hand may take when an engine is deleted, restarted or replaced, where the "
+        "deployment does not say.",
+    )
     wait_seconds: float = Field(
         5.0,
         ge=0.1,

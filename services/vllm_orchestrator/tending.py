@@ -1,7 +1,7 @@
 """One round over all instances: look, decide, keep, act."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -191,13 +191,21 @@ class Tending:
         await term.change(name, _swap(replica, started))
 
     async def _stop(self, term: Term, name: str, replica: Replica) -> None:
-        for part in replica.parts:
-            asked = StopEngine.model_validate(_key(name, replica, part))
+        drain = {"drain_seconds": replica.drain_seconds}
+        for part in self._to_be_ended(name, replica):
+            asked = StopEngine.model_validate(_key(name, replica, part) | drain)
             try:
                 await self._bus.request(STOP_ENGINE, asked, node_id=part.node_id, timeout=LOOK_SECONDS)
             except Unavailable as error:
                 _log.info("engine_not_stopped_yet", name=name, node=part.node_id, reason=error.message)
         await self._clock.sleep(0.2)
+
+    def _to_be_ended(self, name: str, replica: Replica) -> Sequence[InstancePart]:
+        """First what takes requests: the ranks behind it are needed for those it has in hand."""
+        doors = [part for part in replica.parts if "--headless" not in part.arguments]
+        seen = (self.seen.get((name, replica.number, replica.generation, part.rank)) for part in doors)
+        drains = replica.drain_seconds > 0 and any(each and each.ended_at is None for each in seen)
+        return doors if drains else replica.parts
 
     async def _release(self, term: Term, name: str, replica: Replica) -> None:
         offline = await self._offline({part.node_id for part in replica.parts})

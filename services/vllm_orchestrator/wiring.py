@@ -69,7 +69,9 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         chance=random.random,
         wake=keeping.wake,
     )
-    deployments = Deployments(platform.bus, platform.clock, keeping, tending, seeking)
+    deployments = Deployments(
+        platform.bus, platform.clock, keeping, tending, seeking, drain_seconds=chosen.drain_seconds
+    )
     _count(deployments, platform.metrics)
 
     asking = httpx.AsyncClient()

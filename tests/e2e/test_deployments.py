@@ -4,7 +4,9 @@ vLLM's place."""
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -123,6 +125,36 @@ def test_replicas_serve_side_by_side_and_each_comes_back_alone(deploying: Deploy
     stuck = deploying.until(lambda told: "FAILED" in [each["state"] for each in told["replicas"]])
     assert (stuck["state"], stuck["urls"]) == ("READY", fewer["urls"])
     assert "--no-such-flag" in stuck["problem"]
+
+
+def test_what_is_deleted_ends_its_requests_first(deploying: Deploying):
+    fake_vllm(deploying.programs, "ponder=2", "ponder=60")
+    deploying.deploy()
+    url = deploying.until_ready()["urls"][0]
+    asked = {"model": "tiny", "messages": []}
+    with ThreadPoolExecutor() as beside:
+        answer = beside.submit(httpx.post, f"{url}/v1/chat/completions", json=asked, timeout=90, trust_env=False)
+        until_in_hand(url)
+        deploying.call("DELETE", "/instances/one")
+        deploying.until(lambda told: told["state"] == "STOPPING" and told["urls"] == [])
+        assert answer.result().is_success
+        deploying.until_gone()
+
+        deploying.deploy()
+        url = deploying.until_ready()["urls"][0]
+        answer = beside.submit(httpx.post, f"{url}/v1/chat/completions", json=asked, timeout=90, trust_env=False)
+        until_in_hand(url)
+        deploying.call("DELETE", "/instances/one?drain_seconds=0.5")
+        deploying.until_gone()
+        assert isinstance(answer.exception(), httpx.HTTPError)
+    assert deploying.claims() == []
+
+
+def until_in_hand(url: str) -> None:
+    until = time.monotonic() + 30
+    while " 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_a_failure_decides_what_is_tried_next(deploying: Deploying):

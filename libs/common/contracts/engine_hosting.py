@@ -10,6 +10,7 @@ from libs.common.contracts.node_registry import EngineState
 
 MOST_LOG_CHARACTERS = 200_000
 MOST_ARGUMENTS = 256
+MOST_DRAIN_SECONDS = 86_400.0
 InstanceName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$", examples=["qwen"], description="an instance's name")
 ]
@@ -59,6 +60,13 @@ class StopEngine(EngineKey):
     """End it with its whole group, or remember that it must never begin. Again is as once."""
 
     grace_seconds: float = Field(10.0, ge=0, le=600, description="between SIGTERM and SIGKILL")
+    drain_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=MOST_DRAIN_SECONDS,
+        description="so long the requests that it has in hand may take to end; it gets no others from here on. "
+        "Asked again with less, it is less",
+    )
 
 
 class HostedEngine(EngineKey):

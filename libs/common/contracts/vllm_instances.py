@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from libs.common.contracts.base import Identifier, JsonObject, Message, Moment, Topic
-from libs.common.contracts.engine_hosting import EngineProgram, InstanceName
+from libs.common.contracts.engine_hosting import MOST_DRAIN_SECONDS, EngineProgram, InstanceName
 from libs.common.contracts.log import LogEpoch, LogRecord
 from libs.common.contracts.node_registry import EngineState
 from libs.common.contracts.vllm_orchestrator import PlanRequest
@@ -49,6 +49,9 @@ class DeployRequest(PlanRequest):
         None,
         examples=["/models/qwen.gguf"],
         description="with llama.cpp: the GGUF file on the machine; left out: the test model",
+    )
+    drain_seconds: Annotated[float, Field(ge=0, le=MOST_DRAIN_SECONDS)] | None = Field(
+        None, description="how long requests in hand may take when an engine of it is ended; left out: a setting's"
     )
     ram_mb: Annotated[int, Field(ge=1, le=MOST_RAM_MB)] | None = Field(
         None, description="with llama.cpp: what it may take: the file, its context, and some"
@@ -107,6 +110,7 @@ class Replica(Message):
     failures: int = Field(0, description="in a row, since it last served for a while")
     not_before: Moment | None = Field(None, description="when the next start is tried at the earliest")
     given_up: bool = Field(False, description="it is not tried again by itself")
+    drain_seconds: float = Field(0.0, description="that requests in hand may take when it is ended")
     crowded: int = Field(0, description="so often in a row there was no room for it")
     eased: Eased = Eased()
     lost: tuple[str, ...] = ()
@@ -120,6 +124,7 @@ class Instance(Message):
     request: DeployRequest = Field(examples=[{"model_name": "tiny-llama", "instance_name": "tiny"}])
     wanted: Literal["running", "stopped", "gone"] = "running"
     count: int = Field(1, ge=1, le=MOST_REPLICAS, description="replicas that are wanted")
+    drain_seconds: float = Field(0.0, description="that requests in hand may take when a replica is ended")
     state: InstanceState = InstanceState.PLANNED
     reason: str = ""
     generation: int = Field(0, description="of the latest start of any replica")

@@ -141,6 +141,18 @@ def test_what_is_not_wanted_loses_its_replicas_and_then_itself():
     assert after(stopped).state is InstanceState.STOPPED
 
 
+def test_who_asks_again_with_less_time_to_drain_gets_it():
+    patient = instance_of(1, READY).model_copy(update={"wanted": "gone", "drain_seconds": 60.0})
+    ending = after(patient)
+    assert ending.replicas[0].drain_seconds == 60
+    assert after(ending.model_copy(update={"drain_seconds": 0.0})).replicas[0].drain_seconds == 0
+    assert after(ending.model_copy(update={"drain_seconds": 90.0})).replicas[0].drain_seconds == 60
+
+
+def test_another_time_to_drain_takes_no_other_engine():
+    assert len(after(redeployed(instance_of(1, READY), drain_seconds=5)).replicas) == 1
+
+
 def test_one_event_is_told_for_each_replica_that_changed():
     before = instance_of(2, STARTING, STARTING)
     now = summed_up(become(before, 1, READY), NOW)
