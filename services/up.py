@@ -29,6 +29,8 @@ from libs.common.errors import MeshError, WrongSetting
 from libs.common.kit import identity, logs, runner
 from libs.common.kit.settings import PlatformSettings, load
 from services.main_job import Mesh, main_job
+from services.node_agent.hosted_folder import DiskHostedFolders
+from services.node_agent.process_posix import rest_of_group
 from services.suite import SUITE, addresses
 
 UP = "The mesh is up."
@@ -143,14 +145,17 @@ def _down(data_dir: Path, console: Console, *, reset: bool) -> int:
     if pid is not None and not _stopped(pid, data_dir):
         console.print(f"Process {pid} did not stop in {STOP_SECONDS:.0f} s; its log says why.", style="red")
         return 1
-    left = _left_behind(data_dir)
+    hosted = _hosted_left_behind(data_dir)
+    engines = [process for processes in hosted.values() for process in processes]
+    children = [process for process in _left_behind(data_dir) if process not in engines]
+    left = [*children, *engines]
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
     for process in psutil.wait_procs(left, timeout=STOP_SECONDS)[1]:
         process.kill()
     if left:
-        names = ", ".join(f"{_program(process)} ({process.pid})" for process in left)
+        names = ", ".join([*(f"{_program(process)} ({process.pid})" for process in children), *hosted])
         console.print(f"Ended what a killed mesh left behind: {names}.", highlight=False)
     console.print("No mesh is running here." if pid is None and not left else "Stopped.")
     if reset:
@@ -177,6 +182,18 @@ def _left_behind(data_dir: Path) -> list[psutil.Process]:
         for process in psutil.process_iter(["cmdline"])
         if any(part.startswith(place) for part in process.info["cmdline"] or ()) and _program(process)
     ]
+
+
+def _hosted_left_behind(data_dir: Path) -> dict[str, list[psutil.Process]]:
+    """What still runs of the engines that were deployed here, by the names of their instances."""
+    found = {}
+    for files in DiskHostedFolders(data_dir / "node_agent").kept():
+        begun = files.begun()
+        if begun is not None and begun.pid is not None and begun.started is not None and files.ended() is None:
+            processes = rest_of_group(begun.pid, begun.started)
+            if processes:
+                found[f"{begun.asked.program} of {begun.asked.instance} ({begun.pid})"] = processes
+    return found
 
 
 def _program(process: psutil.Process) -> str:

@@ -68,6 +68,14 @@ class Deploying:
             time.sleep(0.05)
         return item
 
+    def until_nodes(self, count: int) -> None:
+        """Until the registry knows so many."""
+        until = time.monotonic() + self.patience
+        url = f"{self.mesh.url('node_registry')}/api/v1/nodes"
+        while len(found := self.client.get(url).json()["nodes"]) < count:
+            assert time.monotonic() < until, found
+            time.sleep(0.05)
+
     def reservations(self) -> list[dict[str, Any]]:
         url = f"{self.mesh.url('gpu_orchestrator')}/api/v1/gpu/reservations"
         return [each for each in self.client.get(url).json()["reservations"] if each["owner"] == "vllm_orchestrator"]

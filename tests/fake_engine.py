@@ -1,75 +1,76 @@
-"""A program with vLLM's command line, log lines and HTTP routes, and with ways to fail, for what needs a GPU or speed.
+"""A program with vLLM's command line, log lines, HTTP routes and metrics, and with ways to fail, for what needs a GPU,
+speed or numbers.
 
 `fake_vllm(folder)` makes a `vllm` that starts it. How its starts go is written in `folder/starts.json`: a list with one
-word for each start to come, `ok` after the last. Whether GPUs are there it does not ask.
-
-The lines follow vLLM's own, of 0.10 to 0.33: `gpu_model_runner` (model loading), `gpu_worker` (available KV cache
-memory), `kv_cache_utils` (size and concurrency), `core` (init engine), `launcher` (routes).
+word for each start to come, `ok` after the last. It asks for no GPU: where it is told which to use, it writes the lines
+of one. Like vLLM's, its scheduler is a process of its own, which lives on when the first one is killed.
 """
 
 import argparse
+import atexit
+import contextlib
 import fcntl
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
-OUT_OF_MEMORY = (
-    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 896.00 MiB. GPU 0 has a total capacity of 23.64 GiB "
-    "of which 512.00 MiB is free."
-)
-FAILURES = {
-    "oom_at_load": ("load", OUT_OF_MEMORY),
-    "oom_at_profiling": ("profile", OUT_OF_MEMORY),
-    "oom_at_capture": ("capture", OUT_OF_MEMORY),
-    "no_cache": (
-        "profile",
-        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
-        "initializing the engine.",
-    ),
-    "card_in_use": (
-        "load",
-        "ValueError: Free memory on device (10.2/23.64 GiB) on startup is less than desired GPU memory utilization "
-        "(0.92, 21.75 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
-    ),
-    "port_taken": ("serve", "OSError: [Errno 98] Address already in use"),
-    "crash": ("load", "RuntimeError: a bug that nobody has seen before"),
-}
+from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, Line
+
+ROOT = Path(__file__).resolve().parents[1]
 BAD_FLAG_STATUS = 2
+TOKENS_PER_GIB = 1_048_576
+"""Of a model with 1 KiB of cache for each token, as the engine suite's is."""
+
+TOKEN_SECONDS = 0.02
+FAILURES = {kind: (fault.stage, fault.words) for kind, fault in FAULTS.items()}
 
 
-def fake_vllm(folder: Path, *starts: str) -> Path:
-    """A `vllm` whose starts go so. Returns its path, for ENGINE_PROGRAMS."""
+def fake_vllm(folder: Path, *starts: str, speed: float | None = None) -> Path:
+    """A `vllm` whose starts go so. `speed`: how much faster than a small model's it starts and answers; None: at once.
+
+    Returns its path, for ENGINE_PROGRAMS.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "starts.json").write_text(json.dumps(starts))
+    (folder / "speed.json").write_text(json.dumps(speed))
     program = folder / "vllm"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} {folder} "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.fake_engine {folder} "$@"\n')
     program.chmod(0o755)
     return program
 
 
 def begun(folder: Path) -> list[dict[str, Any]]:
-    """Every start of it: its arguments, its environment as far as it matters, how it was to go."""
+    """Every start of it: its arguments, its environment as far as it matters, its processes, how it was to go."""
     try:
         return [json.loads(line) for line in (folder / "begun.jsonl").read_text().splitlines()]
     except FileNotFoundError:
         return []
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """As vLLM says it, whose parser of `serve` calls itself `vllm` then."""
+        self.exit(BAD_FLAG_STATUS, f"usage: vllm [-h] [-v]\nvllm: error: {message}\n")
+
+
 def _arguments(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="vllm serve")
+    parser = _Parser(prog="vllm", allow_abbrev=False)
     parser.add_argument("model")
     parser.add_argument("--host", default="0.0.0.0")  # as vLLM does
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--served-model-name")
     for name in ("revision", "quantization", "dtype", "kv-cache-dtype", "master-addr", "distributed-executor-backend"):
         parser.add_argument(f"--{name}")
-    for name in ("tensor-parallel-size", "pipeline-parallel-size", "nnodes", "node-rank", "master-port"):
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1)
+    for name in ("nnodes", "node-rank", "master-port"):
         parser.add_argument(f"--{name}", type=int, default=1)
     for name in ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "kv-cache-memory-bytes"):
         parser.add_argument(f"--{name}", type=int, default=1024)
@@ -79,65 +80,131 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _next_start(folder: Path, words: list[str]) -> str:
+def _next_start(folder: Path) -> str:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         starts = json.loads((folder / "starts.json").read_text())
         how = starts.pop(0) if starts else "ok"
         (folder / "starts.json").write_text(json.dumps(starts))
-        with (folder / "begun.jsonl").open("a") as kept:
-            told = {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "CUDA_", "NCCL_"))}
-            kept.write(json.dumps({"how": how, "pid": os.getpid(), "arguments": words, "environment": told}) + "\n")
     return how
 
 
-def _say(place: str, text: str) -> None:
-    moment = time.strftime("%m-%d %H:%M:%S")
-    sys.stdout.write(f"(EngineCore_DP0 pid={os.getpid()}) INFO {moment} [{place}] {text}\n")
-    sys.stdout.flush()
+def _keep(folder: Path, **told: Any) -> None:
+    with (folder / "begun.jsonl").open("a") as kept:
+        kept.write(json.dumps(told) + "\n")
 
 
-def _come_up(how: str, wanted: argparse.Namespace) -> None:
-    stage, words = FAILURES.get(how, ("", ""))
-    lines = (
-        ("load", "gpu_model_runner.py:2338", f"Starting to load model {wanted.model}..."),
-        ("", "gpu_model_runner.py:2392", "Model loading took 0.0021 GiB and 0.012 seconds"),
-        ("profile", "gpu_worker.py:298", "Available KV cache memory: 0.50 GiB"),
-        ("", "kv_cache_utils.py:864", "GPU KV cache size: 32,768 tokens"),
-        ("", "kv_cache_utils.py:868", f"Maximum concurrency for {wanted.max_model_len:,} tokens per request: 32.00x"),
-        ("capture", "gpu_model_runner.py:3118", "Graph capturing finished in 1 secs, took 0.10 GiB"),
-        ("", "core.py:218", "init engine (profile, create kv cache, warmup model) took 0.10 seconds"),
-        ("serve", "launcher.py:29", "Available routes are:"),
-    )
-    for at, place, text in lines:
-        if at == stage and words:
-            sys.exit(f"(EngineCore_DP0 pid={os.getpid()}) ERROR {words}")
-        _say(place, text)
+class _Engine:
+    """One start. `speed` as in `fake_vllm`."""
+
+    def __init__(self, how: str, wanted: argparse.Namespace, speed: float | None) -> None:
+        self.how = how
+        self.wanted = wanted
+        self.core = _scheduler()
+        self.prompt_tokens = self.generation_tokens = self.finished = self.running = 0
+        self.ponders = float(how.removeprefix("ponder=")) if how.startswith("ponder=") else 0.0
+        self._speed = speed
+        self._on_gpu = "CUDA_VISIBLE_DEVICES" in os.environ
+        gib = 37.99 if self._on_gpu else float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 4))
+        tokens = int(gib * TOKENS_PER_GIB)
+        self._facts: Mapping[str, Any] = {
+            "model": wanted.model,
+            "max_model_len": wanted.max_model_len,
+            "cache_gib": gib,
+            "tokens": tokens,
+            "concurrency": tokens / wanted.max_model_len,
+        }
+
+    @property
+    def name(self) -> str:
+        return self.wanted.served_model_name or self.wanted.model
+
+    def come_up(self) -> None:
+        fault = FAULTS.get(self.how)
+        for line in ON_GPU if self._on_gpu else ON_CPU:
+            if fault is not None and line.stage == fault.stage:
+                self._fail(fault.words)
+            self.take(line.seconds)
+            self._say(line)
+        if fault is not None:
+            self._fail(fault.words)
+
+    def take(self, seconds: float) -> None:
+        if self._speed is not None:
+            time.sleep(seconds / self._speed)  # that it takes its time is what was asked for
+
+    def _say(self, line: Line) -> None:
+        pid = self.core if line.process != "APIServer" else os.getpid()
+        moment = time.strftime("%m-%d %H:%M:%S")
+        text = line.text.format(**self._facts)
+        print(f"({line.process} pid={pid}) INFO {moment} [{line.place}] {text}", flush=True)  # noqa: T201  # its log
+
+    def _fail(self, words: str) -> None:
+        moment = time.strftime("%m-%d %H:%M:%S")
+        sys.exit(f"(EngineCore pid={self.core}) ERROR {moment} [core.py:1512] {words}")
+
+    def metrics(self) -> str:
+        label = f'engine="0",model_name="{self.name}"'
+        counted = {
+            "prompt_tokens_total": self.prompt_tokens,
+            "generation_tokens_total": self.generation_tokens,
+            "num_preemptions_total": 0,
+            "num_requests_running": self.running,
+            "num_requests_waiting": 0,
+            "kv_cache_usage_perc": 0,
+        }
+        lines = [f"vllm:{name}{{{label}}} {float(value)}" for name, value in counted.items()]
+        success = f'engine="0",finished_reason="length",model_name="{self.name}"'
+        lines.append(f"vllm:request_success_total{{{success}}} {float(self.finished)}")
+        return "\n".join([*lines, ""])
+
+
+def _scheduler() -> int:
+    """A process that lives until it is killed, as vLLM's lives on when nobody can tell it to end."""
+    child = os.fork()
+    if child == 0:
+        os.closerange(3, 256)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            signal.pause()
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+    atexit.register(end)
+    return child
 
 
 class _Door(BaseHTTPRequestHandler):
-    model = ""
-    ponders = 0.0
-    in_hand: ClassVar[list[int]] = []
+    engine: _Engine
 
     def do_GET(self) -> None:
+        name = self.engine.name
         if self.path == "/health":
             self._answer(b"")
         elif self.path == "/metrics":
-            self._answer(f'vllm:num_requests_running{{engine="0"}} {len(self.in_hand)}.0\n'.encode(), kind="text/plain")
+            self._answer(self.engine.metrics().encode(), kind="text/plain; version=0.0.4; charset=utf-8")
         elif self.path == "/v1/models":
-            self._tell({"object": "list", "data": [{"id": self.model, "object": "model"}]})
+            length = self.engine.wanted.max_model_len
+            model = {"id": name, "object": "model", "owned_by": "vllm", "root": name, "max_model_len": length}
+            self._tell({"object": "list", "data": [model]})
         else:
             self.send_error(404)
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.in_hand.append(1)
-        time.sleep(self.ponders)  # a slow answer is what is asked for
-        self.in_hand.pop()
-        usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+        count = int(asked.get("max_tokens") or 2)
+        self.engine.running += 1
+        time.sleep(self.engine.ponders)  # a slow answer is what is asked for
+        self.engine.take(count * TOKEN_SECONDS)
+        self.engine.running -= 1
+        self.engine.prompt_tokens += 3
+        self.engine.generation_tokens += count
+        self.engine.finished += 1
+        usage = {"prompt_tokens": 3, "completion_tokens": count, "total_tokens": 3 + count}
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
-        told = {"id": "1", "object": "chat.completion", "model": self.model, "usage": usage}
+        told = {"id": "1", "object": "chat.completion", "model": self.engine.name, "usage": usage}
         if asked.get("stream"):
             delta = {**told, "choices": [{**choice, "delta": {"content": "Hello."}, "text": "Hello."}]}
             self._answer(f"data: {json.dumps(delta)}\n\ndata: [DONE]\n\n".encode(), kind="text/event-stream")
@@ -164,25 +231,26 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def main(folder: Path, words: list[str]) -> None:
-    how = _next_start(folder, words)
+    how = _next_start(folder)
+    told = {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "CUDA_", "NCCL_"))}
+    start = {"how": how, "pid": os.getpid(), "arguments": words, "environment": told}
     if words[:1] != ["serve"] or how == "bad_flag":
-        sys.stderr.write("vllm: error: unrecognized arguments: --no-such-flag\n")
-        sys.exit(BAD_FLAG_STATUS)
+        _keep(folder, **start)
+        _Parser(prog="vllm").error("unrecognized arguments: --no-such-flag")
     wanted = _arguments(words[1:])
+    engine = _Engine(how, wanted, json.loads((folder / "speed.json").read_text()))
+    _keep(folder, **start, core=engine.core)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if how == "deaf" else _end)
     if how == "hang":
-        _say("core.py:50", "Initializing a V1 LLM engine")
         signal.pause()
     if how.startswith("slow="):
         time.sleep(float(how.removeprefix("slow=")))  # a slow start is what is asked for
-    _come_up(how, wanted)
+    engine.come_up()
     if wanted.headless:
         signal.pause()
-    if how.startswith("ponder="):
-        _Door.ponders = float(how.removeprefix("ponder="))
-    _Door.model = wanted.served_model_name or wanted.model
+    _Door.engine = engine
     door = ThreadingHTTPServer((wanted.host, 0 if how == "wrong_port" else wanted.port), _Door)
-    _say("api_server.py:1912", "Application startup complete.")
+    print("INFO:     Application startup complete.", flush=True)  # noqa: T201  # its log
     door.serve_forever()
 
 

@@ -23,12 +23,16 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """What was asked, and what was chosen for it before it began. `pid` is known once there is a process."""
+    """What was asked, and what was chosen for it before it began.
+
+    `pid`, and when that process `started`, in seconds of the Unix epoch, are known once there is one.
+    """
 
     asked: StartEngine
     port: int
     at: datetime
     pid: int | None = None
+    started: float | None = None
 
 
 class HostedFiles(Protocol):

@@ -28,7 +28,7 @@ class HostedFolder:
         self._earlier = folder / "engine.log.before"
 
     def begin(self, begun: Begun) -> None:
-        told = {"port": begun.port, "at": begun.at.isoformat(), "pid": begun.pid}
+        told = {"port": begun.port, "at": begun.at.isoformat(), "pid": begun.pid, "started": begun.started}
         self._write("begun.json", told | {"asked": begun.asked.model_dump(mode="json")})
 
     def begun(self) -> Begun | None:
@@ -37,8 +37,14 @@ class HostedFolder:
             return None
         try:
             asked = StartEngine.model_validate(found["asked"])
-            at, pid = datetime.fromisoformat(found["at"]), found["pid"]
-            return Begun(asked=asked, port=int(found["port"]), at=at, pid=None if pid is None else int(pid))
+            at, pid, started = datetime.fromisoformat(found["at"]), found["pid"], found["started"]
+            return Begun(
+                asked=asked,
+                port=int(found["port"]),
+                at=at,
+                pid=None if pid is None else int(pid),
+                started=None if started is None else float(started),
+            )
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -91,10 +97,10 @@ class HostedFolder:
 
 
 class DiskHostedFolders:
-    """See `HostedFolders`."""
+    """See `HostedFolders`. `folder` is the agent's own."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = folder / "engines"
 
     def files(self, key: EngineKey) -> HostedFiles:
         return HostedFolder(self._folder / f"{key.instance}.{key.replica}.{key.generation}.{key.rank}")

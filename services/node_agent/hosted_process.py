@@ -158,7 +158,7 @@ class HostedProcess:
         process: WaitingProcess | None = None
         try:
             process = await self._begin(command)
-            self._begun = replace(self._begun, pid=process.pid)
+            self._begun = replace(self._begun, pid=process.pid, started=process.started())
             self._files.begin(self._begun)
             await self._commit(self.asked, process.pid)
         except BaseException as error:
@@ -190,8 +190,8 @@ class HostedProcess:
             return True
         if hold is not None:
             hold.release()
-        elif pid is not None:
-            self._launcher.end_group(pid)
+        if pid is not None:  # vLLM's scheduler and ranks live on when its door is killed, and keep their memory
+            await self._launcher.end_rest(pid, self._begun.started)
         self._close(asked=False, process=None, reason="it ended while no agent watched it")
         return False
 

@@ -13,6 +13,10 @@ class Process(Protocol):
 
     def alive(self) -> bool: ...
 
+    def started(self) -> float | None:
+        """When, in seconds of the Unix epoch; None for one that is gone."""
+        ...
+
     def ended_how(self) -> str:
         """Its exit status or signal in words, where that can be known."""
         ...
@@ -30,7 +34,7 @@ class Process(Protocol):
         ...
 
     async def end(self, grace_seconds: float) -> None:
-        """SIGTERM, and after the grace SIGKILL for all of its process group. Returns when it is gone."""
+        """SIGTERM, and after the grace SIGKILL for all of its process group. Returns when all of that is gone."""
         ...
 
 
@@ -61,8 +65,8 @@ class Launcher(Protocol):
         """The same, for a command that waits for a line on its standard input."""
         ...
 
-    def end_group(self, pid: int) -> None:
-        """SIGKILL for what is left of the group that this process led."""
+    async def end_rest(self, pid: int, started: float | None) -> None:
+        """SIGKILL for what is left of the group that this process led, if it is still the one that started then."""
         ...
 
     def find(self, pid: int) -> Process | None:

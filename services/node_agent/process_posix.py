@@ -18,6 +18,32 @@ from services.node_agent.process import Hold, Process, WaitingProcess
 POLL_SECONDS = 0.05
 MIB = 1024 * 1024
 LAST_CHARACTERS = 2000
+CLOCK_SECONDS = 5.0
+"""How far apart the starts of one process may be told when the clock was set meanwhile."""
+GONE_SECONDS = 5.0
+
+
+def group_of(pid: int) -> list[psutil.Process]:
+    """What runs of the group that a process leads or led. The kernel gives its number to nobody else while any does."""
+    found = []
+    for number in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if os.getpgid(number) == pid and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+                found.append(psutil.Process(number))
+    return found
+
+
+def rest_of_group(pid: int, started: float) -> list[psutil.Process]:
+    """The same, of a group whose leader started then; nothing where the number has been given away since."""
+    if psutil.boot_time() > started + CLOCK_SECONDS:
+        return []
+    found = group_of(pid)
+    with contextlib.suppress(psutil.Error):
+        for process in found:
+            apart = process.create_time() - started
+            if apart < -CLOCK_SECONDS or (process.pid == pid and apart > CLOCK_SECONDS):
+                return []
+    return found
 
 
 class FileHold:
@@ -48,6 +74,12 @@ class PosixProcess:
             return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
+
+    def started(self) -> float | None:
+        try:
+            return float(self._process.create_time())
+        except psutil.Error:
+            return None
 
     def ended_how(self) -> str:
         if self._child is None or self._child.poll() is None:
@@ -92,6 +124,7 @@ class PosixProcess:
                 await self._gone()
         self._signal(signal.SIGKILL, group=True)
         await self._gone()
+        await _all_gone(self.pid)
         self._close_gate()
 
     async def _gone(self) -> None:
@@ -105,6 +138,14 @@ class PosixProcess:
                 os.killpg(self.pid, number)
             elif self.alive():
                 os.kill(self.pid, number)
+
+
+async def _all_gone(pid: int) -> None:
+    """What was killed gives back its memory only when the kernel is done with it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GONE_SECONDS):
+            while group_of(pid):  # noqa: ASYNC110  # not our children: nobody tells us
+                await asyncio.sleep(POLL_SECONDS)
 
 
 class PosixLauncher:
@@ -130,9 +171,11 @@ class PosixLauncher:
     async def start_waiting(self, command: Sequence[str], *, log: Path, hold: Hold) -> WaitingProcess:
         return await self._started(command, log, hold, subprocess.PIPE)
 
-    def end_group(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+    async def end_rest(self, pid: int, started: float | None) -> None:
+        if started is not None and rest_of_group(pid, started):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            await _all_gone(pid)
 
     async def _started(self, command: Sequence[str], log: Path, hold: Hold, stdin: int) -> PosixProcess:
         if not isinstance(hold, FileHold):

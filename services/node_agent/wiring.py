@@ -228,7 +228,7 @@ def _hosting(workshop: _Workshop, doors: list[EngineDoor], pools: list[Pool], ob
         workshop.reports.workload_changed()
 
     return Hosting(
-        DiskHostedFolders(workshop.folder / "engines"),
+        DiskHostedFolders(workshop.folder),
         workshop.make,
         node_id=workshop.platform.node_id,
         boot_id=workshop.platform.boot_id,

@@ -78,9 +78,9 @@ def classify(engine: HostedEngine) -> Failure:
 
 
 def _out_of_memory(words: str, said: str) -> Failure:
-    """Fewer sequences do not make weights smaller; what comes after them is."""
-    if "Model loading took" not in words:
+    """Fewer sequences do not make weights smaller; what comes after them is. On processors vLLM says that otherwise."""
+    if "Model loading took" not in words and "Warming up model" not in words:
         return Failure("oom_at_load", Remedy.ELSEWHERE, f"out of memory while it loaded: {said[:_QUOTED]}")
-    if "GPU KV cache size" not in words:
+    if "KV cache size" not in words:
         return Failure("oom_at_profiling", Remedy.EASE, f"out of memory while it was profiled: {said[:_QUOTED]}")
     return Failure("oom_at_capture", Remedy.EASE, f"out of memory while graphs were captured: {said[:_QUOTED]}")

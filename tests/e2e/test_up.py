@@ -4,12 +4,17 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.deploying import Deploying, runs
+from tests.e2e.test_deployments import TINY
+from tests.fake_engine import begun, fake_vllm
 from tests.mesh_process import MeshProcess, mesh_process
 
 UP = ("-m", "services.up")
@@ -68,6 +73,32 @@ def test_down_ends_what_a_killed_mesh_left_behind(tmp_path):
 
         assert mesh.run((*UP, "--down"), timeout=60) == 0, mesh.output
         assert "left behind: nats-server" in mesh.output
+        assert mesh.left_behind() == []
+
+
+def test_down_ends_the_deployed_engines_of_a_killed_mesh_and_no_others(tmp_path):
+    vllm = fake_vllm(tmp_path / "vllm")
+    with mesh_process(tmp_path / "data", ENGINE_PROGRAMS=f"vllm={vllm}") as mesh:
+        mesh.start(UP)
+        wait_for(mesh, "The mesh is up.")
+        mesh.wait_until_listed()
+        deploying = Deploying(mesh, tmp_path / "vllm")
+        with deploying.client:
+            deploying.deploy(model_config=TINY)
+            deploying.until_ready()
+        (start,) = begun(tmp_path / "vllm")
+        mesh.kill()
+        other = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
+        try:
+            os.kill(start["pid"], signal.SIGKILL)  # what nobody answers for any more is found all the same
+            assert runs(start["core"])
+            assert mesh.run((*UP, "--down"), timeout=90) == 0, mesh.output
+            assert f"vllm of one ({start['pid']})" in mesh.output
+            assert not runs(start["core"])
+            assert other.poll() is None
+        finally:
+            other.kill()
+            other.wait()
         assert mesh.left_behind() == []
 
 

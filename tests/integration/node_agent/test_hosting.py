@@ -4,11 +4,13 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from libs.common.clock import SystemClock
@@ -27,7 +29,7 @@ from services.node_agent.hosted_command import check_claim, model_of
 from services.node_agent.hosted_folder import LOG_BYTES, DiskHostedFolders, HostedFolder
 from services.node_agent.hosted_process import HostedProcess
 from services.node_agent.hosting import Hosting
-from services.node_agent.process_posix import PosixLauncher
+from services.node_agent.process_posix import PosixLauncher, rest_of_group
 from services.node_agent.wiring import engine_client
 from tests.fake_engine import begun, fake_vllm
 from tests.integration.node_agent.conftest import runs, until
@@ -217,6 +219,47 @@ async def test_an_engine_that_ended_unseen_is_told_as_failed_and_not_started_aga
             assert len(begun(tmp_path / "vllm")) == 1
         finally:
             await second.close()
+
+
+async def test_what_an_engine_leaves_is_ended_by_the_next_agent(tmp_path):
+    """vLLM's scheduler holds no lock of ours, and holds the memory."""
+    async with host(tmp_path) as first:
+        await first.hosting.start(start_of())
+        ready = await first.until_state(EngineState.READY)
+        core = begun(tmp_path / "vllm")[0]["core"]
+        await first.forget()
+        os.kill(ready.pid or 0, signal.SIGKILL)
+        await until(lambda: not runs(ready.pid or 0))
+        assert runs(core)
+        second = Host(tmp_path / "engines", tmp_path / "vllm" / "vllm")
+        try:
+            assert (await second.one()).state is EngineState.FAILED
+            assert not runs(core)
+        finally:
+            await second.close()
+
+
+async def test_an_engine_has_ended_when_all_of_its_processes_have(tmp_path):
+    async with host(tmp_path) as made:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+        os.kill(ready.pid or 0, signal.SIGKILL)
+        await made.until_ended()
+
+        assert not runs(begun(tmp_path / "vllm")[0]["core"])
+
+
+def test_a_number_that_was_given_away_since_is_nobody_of_ours():
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        started = psutil.Process(child.pid).create_time()
+        assert [process.pid for process in rest_of_group(child.pid, started)] == [child.pid]
+        assert rest_of_group(child.pid, started - 60) == []
+        assert rest_of_group(child.pid, started + 60) == []
+        assert rest_of_group(child.pid, psutil.boot_time() - 60) == []
+    finally:
+        child.kill()
+        child.wait()
 
 
 async def test_a_refused_reservation_lets_nothing_begin(tmp_path):
