@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from libs.common.contracts.vllm_orchestrator import PlanRequest
 from libs.common.errors import Malformed
 from libs.inference.planner.architectures import model_facts
+from libs.inference.planner.calibration import MeasuredStart
 from libs.inference.planner.changes import Question
 from libs.inference.planner.command import Naming
 from libs.inference.planner.devices import Node
@@ -21,7 +22,9 @@ from services.vllm_orchestrator.model import ModelDocuments
 NAMELESS = "model"
 
 
-def question_of(request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node]) -> Question:
+def question_of(
+    request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node], starts: Sequence[MeasuredStart] = ()
+) -> Question:
     """Raises `Malformed` for a field that is wrong or contradicts another, `Unsupported` for a model beyond us."""
     if request.kv_cache_dtype not in ELEMENT_BYTES:
         known = ", ".join(ELEMENT_BYTES)
@@ -48,6 +51,7 @@ def question_of(request: PlanRequest, documents: ModelDocuments, nodes: Sequence
             replicas=request.replicas,
             tokens_per_second=request.tokens_per_second,
         ),
+        starts=starts,
     )
 
 

@@ -13,6 +13,7 @@ from libs.common.contracts.vllm_instances import (
     InstanceLog,
     InstancesFound,
     InstanceView,
+    KeptStarts,
 )
 from libs.common.contracts.vllm_orchestrator import (
     FittingModels,
@@ -23,6 +24,7 @@ from libs.common.contracts.vllm_orchestrator import (
     Strategies,
 )
 from services.vllm_orchestrator.deployments import Deployments
+from services.vllm_orchestrator.learning import Learning
 from services.vllm_orchestrator.planning import Planning
 from services.vllm_orchestrator.registering import Registering
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
@@ -43,11 +45,15 @@ Characters = Annotated[int, Query(ge=1, le=200_000, description="so many from th
 
 
 def routes(
-    orchestrator: VllmOrchestrator, planning: Planning, deployments: Deployments, registering: Registering | None
+    orchestrator: VllmOrchestrator,
+    planning: Planning,
+    deployments: Deployments,
+    learning: Learning,
+    registering: Registering | None,
 ) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
     router.include_router(_served(orchestrator))
-    router.include_router(_planned(planning))
+    router.include_router(_planned(planning, learning))
     router.include_router(_deployed(deployments))
     router.include_router(_registered(registering))
     return router
@@ -67,7 +73,7 @@ def _served(orchestrator: VllmOrchestrator) -> APIRouter:
     return router
 
 
-def _planned(planning: Planning) -> APIRouter:
+def _planned(planning: Planning, learning: Learning) -> APIRouter:
     router = APIRouter(prefix="/vllm", tags=["plans"])
 
     @router.post("/plan", summary="How a model would be served; nothing is reserved or started.")
@@ -81,6 +87,10 @@ def _planned(planning: Planning) -> APIRouter:
     @router.get("/models", summary="Which models of the catalogue fit the machines that are online now.")
     async def fitting(max_model_len: Length = 8192, concurrency: Concurrency = 1.0) -> FittingModels:
         return await planning.fitting(max_model_len, concurrency)
+
+    @router.get("/starts", summary="What engines' logs told of their starts; it corrects plans.")
+    async def starts() -> KeptStarts:
+        return await learning.known()
 
     return router
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from libs.common.contracts.vllm_instances import DeployRequest
+from libs.inference.planner.devices import Gpu
 from libs.inference.planner.headers import StoredTensor
 
 GATEWAY_STARTS, GATEWAY_REFUSES, GATEWAY_MISSING = 0, 1, 3
@@ -32,3 +34,14 @@ class CatalogueEntry:
 
     model_name: str
     config: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedEngine:
+    """An engine on GPUs that serves. `key` is of this start and no other; `place` says whose log it writes."""
+
+    key: str
+    place: tuple[str, int]
+    request: DeployRequest
+    arguments: tuple[str, ...]
+    gpus: tuple[Gpu, ...]

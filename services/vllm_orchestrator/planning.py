@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 from libs.common.bus.bus import Bus
@@ -19,6 +19,7 @@ from libs.common.contracts.vllm_orchestrator import (
     Strategy,
 )
 from libs.common.errors import Conflict, Malformed, MeshError
+from libs.inference.planner.calibration import MeasuredStart
 from libs.inference.planner.devices import Node
 from libs.inference.planner.llama import GgufFacts, gguf_facts, llama_need, plan_llama
 from libs.inference.planner.parameters import parameter_count
@@ -59,11 +60,19 @@ class NoUsableDevice(Conflict):
 
 
 class Planning:
-    def __init__(self, bus: Bus, clock: Clock, models: ModelSource, catalogue: Sequence[CatalogueEntry]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        clock: Clock,
+        models: ModelSource,
+        catalogue: Sequence[CatalogueEntry],
+        starts: Callable[[], Sequence[MeasuredStart]] = tuple,
+    ) -> None:
         self._bus = bus
         self._clock = clock
         self._models = models
         self._catalogue = catalogue
+        self._starts = starts
         self._ledgers: dict[str, tuple[float, GpuStates]] = {}
         self._claims: list[tuple[float, InstancePart]] = []
         self._computing = asyncio.Semaphore(AT_ONCE)
@@ -166,11 +175,13 @@ class Planning:
 
     async def _computed(self, request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node]) -> PlanAnswer:
         async with self._computing:
-            return await asyncio.to_thread(_planned, request, documents, nodes)
+            return await asyncio.to_thread(_planned, request, documents, nodes, self._starts())
 
 
-def _planned(request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node]) -> PlanAnswer:
-    question = question_of(request, documents, nodes)
+def _planned(
+    request: PlanRequest, documents: ModelDocuments, nodes: Sequence[Node], starts: Sequence[MeasuredStart]
+) -> PlanAnswer:
+    question = question_of(request, documents, nodes, starts)
     found: Plan = plan(question, naming_of(request, documents), device=request.device)
     return answer_of(found, model_name=request.model_name, layers=len(question.facts.layers), engine=question.engine)
 

@@ -1,7 +1,7 @@
 """The only place where the orchestrator's parts meet."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,8 @@ from uuid import uuid4
 import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from libs.common.contracts.streams import VLLM_LOG, VLLM_ORCHESTRATOR
+from libs.common.contracts.engine_hosting import MOST_LOG_CHARACTERS
+from libs.common.contracts.streams import VLLM_LOG, VLLM_ORCHESTRATOR, VLLM_STARTS
 from libs.common.contracts.vllm_instances import InstanceState
 from libs.common.errors import WrongSetting
 from libs.common.kit.service import Platform, Service, degraded_while
@@ -22,7 +23,8 @@ from services.vllm_orchestrator.gateway_reload import GatewayReload
 from services.vllm_orchestrator.gateway_tensorzero import TensorZeroJudge
 from services.vllm_orchestrator.http_api import routes
 from services.vllm_orchestrator.keeping import Keeping
-from services.vllm_orchestrator.model import CatalogueEntry
+from services.vllm_orchestrator.learning import Learning
+from services.vllm_orchestrator.model import CatalogueEntry, StartedEngine
 from services.vllm_orchestrator.models_files import FileModels
 from services.vllm_orchestrator.models_hub import HubModels
 from services.vllm_orchestrator.nats_api import open_doors
@@ -30,6 +32,7 @@ from services.vllm_orchestrator.planning import Planning
 from services.vllm_orchestrator.registering import Registering
 from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.settings import Settings
+from services.vllm_orchestrator.started import started_engines
 from services.vllm_orchestrator.tending import Tending
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
 
@@ -41,15 +44,11 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     """Raises `WrongSetting`."""
     chosen = settings or load(Settings)
     client = _hub_client(chosen)
-    models = HubModels(
-        client,
-        FileModels(chosen.models_folder, (chosen.hub_cache or USUAL_CACHE).expanduser()),
-        endpoint=chosen.hub,
-        offline=chosen.hub_offline,
-        kept=platform.data_dir / "vllm_orchestrator" / "models",
-    )
+    models = _models(chosen, platform.data_dir, client)
     orchestrator = VllmOrchestrator(platform.clock)
-    planning = Planning(platform.bus, platform.clock, models, _catalogue(chosen.catalogue))
+    planning = Planning(
+        platform.bus, platform.clock, models, _catalogue(chosen.catalogue), starts=lambda: learning.starts
+    )
     known = Gauge("mesh_orchestrator_engines_ready", "Engines that would take a request.", registry=platform.metrics)
     known.set_function(orchestrator.ready)
 
@@ -74,6 +73,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     )
     _count(deployments, platform.metrics)
 
+    learning = _learning(platform, models, planning, deployments)
     asking = httpx.AsyncClient()
     registering = _registering(chosen, platform, deployments, asking)
 
@@ -85,13 +85,35 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     return Service(
         port=chosen.port,
         streams=[VLLM_LOG],
-        buckets=[VLLM_ORCHESTRATOR],
+        buckets=[VLLM_ORCHESTRATOR, VLLM_STARTS],
         lifespan=alive,
         subscriptions=partial(open_doors, platform.bus, orchestrator, planning),
-        loops=[partial(keeping.run, deployments.look_after), *([registering.run] if registering else [])],
-        router=routes(orchestrator, planning, deployments, registering),
+        loops=[
+            partial(keeping.run, deployments.look_after),
+            learning.hear,
+            learning.run,
+            *([registering.run] if registering else []),
+        ],
+        router=routes(orchestrator, planning, deployments, learning, registering),
         checks={"tensorzero": degraded_while(registering.problem)} if registering else {},
     )
+
+
+def _learning(platform: Platform, models: HubModels, planning: Planning, deployments: Deployments) -> Learning:
+    async def started() -> Iterable[StartedEngine]:
+        instances = deployments.known()
+        return started_engines(instances, await planning.registered()) if instances else ()
+
+    async def read_log(engine: StartedEngine) -> str:
+        name, number = engine.place
+        return (await deployments.log(name, number, 0, MOST_LOG_CHARACTERS)).text
+
+    learning = Learning(platform.bus, platform.clock, models, started=started, read_log=read_log)
+    known = Gauge(
+        "mesh_orchestrator_starts_known", "Starts whose logs correct what is estimated.", registry=platform.metrics
+    )
+    known.set_function(learning.count)
+    return learning
 
 
 def _registering(
@@ -133,6 +155,16 @@ def _count(deployments: Deployments, metrics: CollectorRegistry) -> None:
     counted = Gauge("mesh_orchestrator_instances", "Instances by their state.", ["state"], registry=metrics)
     for state in InstanceState:
         counted.labels(state=state.value).set_function(partial(deployments.count, state))
+
+
+def _models(chosen: Settings, data_dir: Path, client: httpx.AsyncClient) -> HubModels:
+    return HubModels(
+        client,
+        FileModels(chosen.models_folder, (chosen.hub_cache or USUAL_CACHE).expanduser()),
+        endpoint=chosen.hub,
+        offline=chosen.hub_offline,
+        kept=data_dir / "vllm_orchestrator" / "models",
+    )
 
 
 def _hub_client(chosen: Settings) -> httpx.AsyncClient:

@@ -73,6 +73,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/node_registry/publishing.py",
         "services/vllm_orchestrator/deployments.py",
         "services/vllm_orchestrator/keeping.py",
+        "services/vllm_orchestrator/learning.py",
         "services/vllm_orchestrator/planning.py",
         "services/vllm_orchestrator/registering.py",
         "services/vllm_orchestrator/seeking.py",

@@ -123,6 +123,12 @@ GPU_RESERVATIONS = Bucket(
     summary="Open reservations of each node, as it last told: a copy, for others, while the node is away.",
 )
 
+VLLM_STARTS = Bucket(
+    name="VLLM_STARTS",
+    summary="What engines' logs told of their starts, beside what was predicted: it corrects the next plans.",
+    max_bytes=16 * MIB,
+)
+
 VLLM_ORCHESTRATOR = Bucket(
     name="VLLM_ORCHESTRATOR",
     summary="Which vLLM orchestrator looks after instances: a lease, renewed all the time. The log alone decides.",

@@ -219,6 +219,35 @@ class ComposeFile(Message):
     volumes: dict[str, JsonObject] = Field(description="Where weights that were downloaded are kept between starts.")
 
 
+class KeptTerms(Message):
+    """The estimated terms of one GPU; null: not told."""
+
+    activation_bytes: int | None = None
+    cuda_graph_bytes: int | None = None
+    non_torch_bytes: int | None = None
+
+
+class KeptStart(Message):
+    """A start of vLLM as it was predicted without corrections, and as its log told it. `version` is vLLM's."""
+
+    start: str = Field(description="the instance, its replica and generation: each start is kept once")
+    model_name: str
+    at: Moment
+    architecture: str
+    quantisation: str
+    version: tuple[int, int]
+    gpu: str
+    together: bool = Field(description="on several GPUs")
+    predicted: KeptTerms
+    measured: KeptTerms
+
+
+class KeptStarts(Message):
+    """What corrects plans, the latest first."""
+
+    starts: tuple[KeptStart, ...]
+
+
 class GatewayProvider(Message):
     """A replica of an instance that a gateway routes its model's requests to."""
 

@@ -74,6 +74,7 @@ class Attempts:
         self._goal = goal
         self._share = expert_share(sizes.facts)
         self._starts = starts
+        self._corrected: dict[tuple[str, bool], Corrections] = {}
 
     def usable(self, gpu: Gpu) -> int:
         """Bytes that an engine could take of a GPU if it were alone on it."""
@@ -136,9 +137,15 @@ class Attempts:
         return self._judged(divided, seats, options, found, concurrency, lowered=lowered)
 
     def _corrections(self, parallel: Parallel, gpus: Sequence[Gpu]) -> Corrections:
-        names, version = dict.fromkeys(gpu.name for gpu in gpus), self._engine.version
-        kinds = [kind_of(self._sizes.facts, parallel, version, name) for name in names]
-        return strongest(corrections_for(kind, self._starts) for kind in kinds)
+        return strongest(self._correction(parallel, name) for name in dict.fromkeys(gpu.name for gpu in gpus))
+
+    def _correction(self, parallel: Parallel, name: str) -> Corrections:
+        """Each kind once: there may be thousands of starts, and many sets of GPUs to try."""
+        known = (name, parallel.gpus > 1)
+        if known not in self._corrected:
+            kind = kind_of(self._sizes.facts, parallel, self._engine.version, name)
+            self._corrected[known] = corrections_for(kind, self._starts)
+        return self._corrected[known]
 
     def _judged(
         self, parallel: Parallel, seats: Seats, options: Options, found: Start, concurrency: float, *, lowered: bool

@@ -1,0 +1,78 @@
+"""From a start that was logged to one that corrects the next: what was predicted of it, beside what it took."""
+
+from collections.abc import Mapping, Sequence
+
+from libs.inference.planner.calibration import MeasuredStart, Terms
+from libs.inference.planner.devices import Gpu
+from libs.inference.planner.facts import ModelFacts
+from libs.inference.planner.memory import budget_of, estimated_terms, kind_of
+from libs.inference.planner.options import Asked, options_of
+from libs.inference.planner.sizes import Sizes
+from libs.inference.planner.split import Parallel
+from libs.inference.planner.versions import Engine
+from libs.inference.vllm_log import LoggedStart
+
+
+def values_of(arguments: Sequence[str]) -> Mapping[str, str]:
+    """From the options of a command line to their values; of one without a value an empty one."""
+    found: dict[str, str] = {}
+    for place, word in enumerate(arguments):
+        if word.startswith("--"):
+            following = arguments[place + 1] if place + 1 < len(arguments) else ""
+            found[word] = "" if following.startswith("--") else following
+    return found
+
+
+def measured_start(
+    facts: ModelFacts, arguments: Sequence[str], engine: Engine, gpus: Sequence[Gpu], logged: LoggedStart
+) -> MeasuredStart | None:
+    """None for a pipeline, whose logs do not say which stage is whose, and where nothing estimated was told.
+
+    Newer engines tell what is left for the cache and not the peak of a step: then the peak is what the weights, the
+    cache, the graphs and what is kept beside PyTorch leave of the budget.
+    """
+    given = values_of(arguments)
+    parallel = Parallel(
+        tensor=int(given.get("--tensor-parallel-size", 1)),
+        expert_parallel="--enable-expert-parallel" in given,
+    )
+    if int(given.get("--pipeline-parallel-size", 1)) > 1 or not gpus:
+        return None
+    asked = Asked(
+        gpu_memory_utilization=_number(given, "--gpu-memory-utilization"),
+        max_model_len=_count(given, "--max-model-len"),
+        max_num_batched_tokens=_count(given, "--max-num-batched-tokens"),
+        max_num_seqs=_count(given, "--max-num-seqs"),
+        kv_cache_dtype=given.get("--kv-cache-dtype", "auto"),
+        enforce_eager="--enforce-eager" in given,
+    )
+    total = min(gpu.total for gpu in gpus)
+    options = options_of(facts, asked, engine, total, ampere=any("a100" in gpu.name.lower() for gpu in gpus))
+    predicted = estimated_terms(Sizes(facts), parallel, options)
+    budget = budget_of(total, options.gpu_memory_utilization)
+    measured = Terms(
+        activation=logged.activation if logged.activation is not None else _left(budget, predicted, logged, engine),
+        graphs=logged.graphs,
+        non_torch=logged.non_torch,
+    )
+    if measured == Terms():
+        return None
+    return MeasuredStart(
+        kind=kind_of(facts, parallel, engine.version, gpus[0].name), predicted=predicted, measured=measured
+    )
+
+
+def _left(budget: int, predicted: Terms, logged: LoggedStart, engine: Engine) -> int | None:
+    if logged.weights is None or logged.available is None:
+        return None
+    graphs = (logged.graphs or 0) if engine.counts_graphs else 0
+    beside = predicted.non_torch if logged.non_torch is None else logged.non_torch
+    return max(0, budget - logged.weights - logged.available - graphs - (beside or 0))
+
+
+def _number(given: Mapping[str, str], name: str) -> float | None:
+    return float(given[name]) if name in given else None
+
+
+def _count(given: Mapping[str, str], name: str) -> int | None:
+    return int(given[name]) if name in given else None
