@@ -120,7 +120,7 @@ class Learning:
             at=self._clock.now(),
             architecture=found.kind.architecture,
             quantisation=found.kind.quantisation,
-            version=found.kind.version,
+            version=".".join(map(str, found.kind.version)),
             gpu=found.kind.gpu,
             together=found.kind.together,
             predicted=_terms(found.predicted),
@@ -166,7 +166,7 @@ def _measured(kept: KeptStart) -> MeasuredStart:
         kind=Kind(
             architecture=kept.architecture,
             quantisation=kept.quantisation,
-            version=kept.version,
+            version=engine_of(kept.version).version,
             gpu=kept.gpu,
             together=kept.together,
         ),

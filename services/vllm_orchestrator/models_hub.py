@@ -79,7 +79,7 @@ class HubModels:
         if found is not None:
             return found
         if file.startswith("/"):
-            raise Malformed(f"{file} is not in the folder of models here, so its size is not known", field="model_path")
+            raise Malformed(f"ram_mb is wanted: {file} is not in the folder of models here", field="ram_mb")
         checked_name(model_name)
         if self._offline:
             raise UnknownModel(f"{model_name}/{file} is not on this machine, and the hub is not asked (HF_HUB_OFFLINE)")

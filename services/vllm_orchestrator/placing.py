@@ -108,8 +108,7 @@ def place_of_llama(name: str, generation: int, request: DeployRequest, nodes: Se
     if best is None or best.ram < wanted * MIB:
         free = f"{best.node_id} has {best.ram // MIB} MiB free" if best else "there is no machine"
         raise Conflict(f"it does not fit: {wanted} MiB of RAM are wanted, and {free}")
-    slots = min(MOST_LLAMA_SLOTS, request.max_num_seqs or math.ceil(request.concurrency))
-    context = request.max_model_len or LLAMA_TOKENS
+    slots, context = llama_size(request)
     arguments = ["--name", request.model_name or "", "--slots", str(slots), "--context", str(context)]
     arguments += ["--threads", str(max(1, best.threads // 2)) if request.model_path else "1", "--device", "cpu"]
     arguments += ["--model", request.model_path] if request.model_path else []
@@ -121,6 +120,12 @@ def place_of_llama(name: str, generation: int, request: DeployRequest, nodes: Se
         reservation_id=reservation_id(name, generation, best.node_id),
     )
     return Place(parts=(part,), strategy="CPU", slots=slots, context_tokens=context)
+
+
+def llama_size(request: DeployRequest) -> tuple[int, int]:
+    """Its slots, and the tokens of each."""
+    slots = min(MOST_LLAMA_SLOTS, request.max_num_seqs or math.ceil(request.concurrency))
+    return slots, request.max_model_len or LLAMA_TOKENS
 
 
 def reservation_id(name: str, generation: int, node_id: str) -> str:

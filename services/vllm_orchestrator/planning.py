@@ -107,7 +107,7 @@ class Planning:
             return answer_of_llama(plan, gguf, model_name=request.model_name)
         return await self._computed(request, documents, nodes)
 
-    async def ram_of_llama(self, request: PlanRequest, path: str, context: int, slots: int) -> int:
+    async def ram_of_llama(self, path: str, *, slots: int, context: int) -> int:
         """Bytes that llama.cpp takes with a file on its machine. Raises `Malformed` where that cannot be read here."""
         header = await self._models.read_gguf("", path, None)
         return llama_need(gguf_facts(header), context=context, slots=slots).total

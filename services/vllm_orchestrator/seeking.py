@@ -1,18 +1,21 @@
 """Where replicas go. One after the other, so that what one was given the next does not get."""
 
 import asyncio
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstancePart, Replica
 from libs.common.errors import Conflict
 from libs.inference.planner.devices import Node
 from services.vllm_orchestrator.placing import (
+    MIB,
     Place,
     candidates,
     claimed,
     eased_request,
     given_back,
     is_llama,
+    llama_size,
     place_of_llama,
     place_of_plan,
 )
@@ -77,8 +80,16 @@ class Seeking:
 
     async def _on(self, name: str, generation: int, request: DeployRequest, nodes: Sequence[Node]) -> Place:
         if is_llama(request):
-            return place_of_llama(name, generation, request, nodes)
+            return place_of_llama(name, generation, await self._sized(request), nodes)
         return place_of_plan(name, generation, await self._planning.plan_on(request, nodes))
+
+    async def _sized(self, request: DeployRequest) -> DeployRequest:
+        """With the RAM that the file's header tells, where nobody said how much."""
+        if request.model_path is None or request.ram_mb is not None:
+            return request
+        slots, context = llama_size(request)
+        size = await self._planning.ram_of_llama(request.model_path, slots=slots, context=context)
+        return request.model_copy(update={"ram_mb": math.ceil(size / MIB)})
 
 
 def _parts(replicas: Iterable[Replica]) -> list[InstancePart]:

@@ -54,7 +54,9 @@ class DeployRequest(PlanRequest):
         None, description="how long requests in hand may take when an engine of it is ended; left out: a setting's"
     )
     ram_mb: Annotated[int, Field(ge=1, le=MOST_RAM_MB)] | None = Field(
-        None, description="with llama.cpp: what it may take: the file, its context, and some"
+        None,
+        description="with llama.cpp: what it may take: the file, its context, and some; left out: as the file's header "
+        "says, which must be in the orchestrator's folder of models too",
     )
 
     @model_validator(mode="after")
@@ -67,8 +69,6 @@ class DeployRequest(PlanRequest):
             raise ValueError(f"replicas must be at most {MOST_REPLICAS} for one instance, not {self.replicas}")
         if self.engine is EngineProgram.VLLM and (self.model_path or self.ram_mb):
             raise ValueError("model_path and ram_mb are for llama.cpp: what vLLM needs is planned")
-        if self.model_path is not None and self.ram_mb is None:
-            raise ValueError("ram_mb is wanted with model_path: nobody else knows how large that file is")
         return self
 
 
@@ -235,7 +235,7 @@ class KeptStart(Message):
     at: Moment
     architecture: str
     quantisation: str
-    version: tuple[int, int]
+    version: str = Field(pattern=r"^\d+\.\d+$", examples=["0.33"])
     gpu: str
     together: bool = Field(description="on several GPUs")
     predicted: KeptTerms

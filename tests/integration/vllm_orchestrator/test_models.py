@@ -248,7 +248,7 @@ async def test_a_gguf_file_is_found_in_the_folder_of_models_first_also_in_parts(
         (MODEL, "text.gguf", Malformed, "does not begin with GGUF"),
         ("owner/unknown", "tiny.gguf", UnknownModel, "knows no model"),
         (GATED, "tiny.gguf", GatedModel, "gated"),
-        ("", "/etc/passwd", Malformed, "is not in the folder of models"),
+        ("", "/etc/passwd", Malformed, "ram_mb is wanted"),
     ],
 )
 async def test_what_is_no_gguf_file_of_a_model_is_told(

@@ -25,6 +25,7 @@ from libs.common.contracts.node_registry import (
     Platform,
     Tier,
 )
+from libs.common.contracts.vllm_instances import DeployRequest, Instance, Replica
 from libs.common.contracts.vllm_orchestrator import PLAN, PlanGpu, PlanNode, PlanRequest
 from libs.common.errors import Malformed
 from libs.inference.planner.architectures import model_facts
@@ -37,6 +38,7 @@ from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
 from services.vllm_orchestrator.models import UnknownModel
 from services.vllm_orchestrator.nats_api import open_doors
 from services.vllm_orchestrator.planning import NoUsableDevice, Planning
+from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
 from tests.unit.inference.planner.published import config
 
@@ -370,3 +372,14 @@ async def test_a_gguf_file_that_does_not_fit_is_answered_with_what_would(house: 
 async def test_a_gguf_file_without_a_model_is_refused(house: House):
     with pytest.raises(Malformed, match="model_name is wanted"):
         await house.planning.plan(_request(model_name=None, model_config=config(LLAMA), gguf_file="q4.gguf"))
+
+
+async def test_llama_cpp_claims_what_its_files_header_says(house: House):
+    house.nodes = [_registered(0).model_copy(update={"memory_available_mb": 16384})]
+    request = DeployRequest(
+        model_name="m", instance_name="one", engine="llama.cpp", model_path="/models/q4.gguf", max_model_len=8192
+    )
+    instance = Instance(name="one", request=request, created_at=NOW, since=NOW)
+    place = await Seeking(house.planning).place(instance, Replica(request=request, since=NOW), 1)
+
+    assert 5 * 1024 < place.parts[0].ram_mb < 6 * 1024  # 4 GiB of weights, 1 of cache, and a step
