@@ -47,8 +47,7 @@ migrations: .venv/ready-dev ## write the Supabase migrations anew from those of 
 	$(BIN)/python -m tools.supabase_migrations
 
 faults: .venv/ready-dev ## kill everything at random instants and count what became of the work (about half an hour)
-	$(BIN)/python -m tests.faults
-	$(BIN)/python -m tests.faults table
+	$(BIN)/python -m tests.faults && $(BIN)/python -m tests.faults table
 
 benchmarks: .venv/ready-dev ## measure: bus, start, idle, detector, registry (each also runs alone: python -m benchmarks.NAME)
 	$(BIN)/python -m benchmarks.bus

@@ -41,6 +41,7 @@ class Crowd:
         self.least_running: int | None = None
         self.bodies: dict[str, dict[str, Any]] = {}
         self.padding = 0
+        self.short_again = False
         self.results_go = False
         self._backlog = BACKLOG
         self._chance = chance
@@ -72,7 +73,8 @@ class Crowd:
         name = f"i{len(self.names)}"
         self.names.append(name)
         arguments = {"file": str(self.stage.lines), "name": name, "seconds": self._chance.uniform(*JOB_SECONDS)}
-        arguments["fails_first"] = self._chance.random() < FAILING_SHARE
+        arguments["short_again"] = self.short_again
+        arguments["fails_first"] = not self.short_again and self._chance.random() < FAILING_SHARE
         padding = "x" * (FAR_BYTES if self._chance.random() < FAR_SHARE else self.padding)
         body: dict[str, Any] = {
             "retry_delay_seconds": 3,
@@ -90,7 +92,7 @@ class Crowd:
     async def _turn(self) -> bool:
         """Wait for one's turn to submit; False when it is enough."""
         while not self._enough.is_set() and self._promised() < self.most:
-            if self._promised() - len(self.lines.read().over) < self._backlog:
+            if self._promised() - len(self.poison) - len(self.lines.read().over) < self._backlog:
                 return True
             await asyncio.sleep(PAUSE_SECONDS)
         return False
@@ -185,7 +187,7 @@ class Crowd:
         while self._promised() < items:
             await asyncio.sleep(0.02)
 
-    async def busy(self, least: int = AT_LEAST_RUNNING, *, seconds: float = 30, jitter: float = 1.0) -> None:
+    async def busy(self, least: int = AT_LEAST_RUNNING, *, seconds: float = 120, jitter: float = 1.0) -> None:
         """Wait for a random instant at which so many jobs run; keep the least number there ever was."""
         until = time.monotonic() + seconds
         await asyncio.sleep(self._chance.uniform(0, jitter))
@@ -318,7 +320,7 @@ class Crowd:
             before=self._seen,
             after=again,
             lines=self.lines.read(),
-            mortal=self.stage.mortal,
+            mortal=self.stage.died(),
             poison=self.poison,
             results_go=self.results_go,
         )

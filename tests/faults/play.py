@@ -28,7 +28,17 @@ async def play(row: Row, seed: int, *, scale: float = 1.0, keep: Path | None = N
             shutil.rmtree(folder, ignore_errors=True)
         store = held.enter_context(small_disk(folder / "disk", row.store_mib)) if row.store_mib else None
         archive = held.enter_context(database()) if row.archive else None
-        made = held.enter_context(stage(folder, row.settings, store=store, archive=archive))
+        made = held.enter_context(
+            stage(
+                folder,
+                row.settings,
+                store=store,
+                archive=archive,
+                agents=row.agents,
+                slots=row.slots,
+                forked=row.forked,
+            )
+        )
         if row.act is step_clock:
             prepare_clock(made)
         if row.standby:
@@ -42,6 +52,7 @@ async def _on(made: Stage, row: Row, seed: int, scale: float) -> dict[str, Any]:
     chance = random.Random(f"{seed} {row.name}")
     crowd = Crowd(made, chance, most=max(400, round(row.most * scale)))
     crowd.padding = row.padding
+    crowd.short_again = row.short_again
     crowd.results_go = row.results_go
     watching = asyncio.create_task(crowd.watch())
     submitting = asyncio.create_task(crowd.submit())

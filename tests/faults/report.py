@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from docs.generate.markdown import table as markdown_table
+from tests.faults.rows import ROWS
+from tests.faults.stage import SLOTS
 
 HEAD = (
     "fault",
@@ -39,24 +41,38 @@ writes a line when it begins and one when it ends. Those two are the truth here,
 - **running at the kills**: the least number of jobs in the middle of it when something was done to the mesh.
 
 The settings are those of an installation, except where a row says so, a lease of 10 s and retries that come sooner: so
-a job has its usual four attempts. A poison item ends the process of whatever agent runs it, and each needs an agent for
-itself at least once before it is dead: starting agents takes most of that row's time. That 1,000 of them among 10,000
-good ones harm nobody is shown by `tests/unit/work_marshaling/test_poison.py`, with nodes in memory.
+a job has its usual four attempts. A poison item ends the process of whatever agent runs it. In that row there are
+{agents} agents of {few_slots} slots; one that died is started again at once, by forking a process that has read its
+code, and a job that is run again takes no time. A poison item has to end as `dead` with the error `poison`, and its
+attempts have to show three different nodes that died; it needs an agent for itself at least once before that.
 
-Each row is what its last playing counted: these were played from {first} to {last}, up to three at a time,
-on two cores that had other work besides ({seconds:.0f} s in all). A row in which anything was lost or doubled is played
-again only after its cause was found. `make faults` plays all of them, one after another.
+All of this was played in one run, `make faults`, which began at {began} and took {minutes} minutes on {processors}
+processors, {at_once} faults at a time (load average before: {load_before}). A table is made of one whole run only.
 
 """
 
 
-def table(told: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[str(cell) for cell in _cells(row)] for row in told]
-    seconds = sum(row["seconds"] for row in told)
+class NotOneRun(Exception):
+    """What is there to make a table from is not what one whole run counted."""
+
+
+def table(told: Mapping[str, Any]) -> str:
+    """Raises `NotOneRun`."""
+    played = [row["fault"] for row in told["rows"]] if "rows" in told and "began" in told else None
+    if played is None:
+        raise NotOneRun("the results do not say which run they are from; `make faults` plays one")
+    missing = [row.name for row in ROWS if row.name not in played]
+    if missing or len(played) != len(ROWS):
+        raise NotOneRun(f"the run did not play {', '.join(missing) or 'each fault once'}; `make faults` plays all")
     introduction = INTRODUCTION.format(
-        seconds=seconds, first=min(row["at"] for row in told), last=max(row["at"] for row in told), slots=60
+        **{name: told[name] for name in ("began", "processors", "at_once", "load_before")},
+        minutes=round(told["seconds"] / 60),
+        slots=SLOTS,
+        agents=next(row.agents for row in ROWS if row.forked),
+        few_slots=next(row.slots for row in ROWS if row.forked),
     )
-    return introduction + markdown_table(HEAD, rows) + "\n" + _again(told)
+    rows = [[str(cell) for cell in _cells(row)] for row in told["rows"]]
+    return introduction + markdown_table(HEAD, rows) + "\n" + _again(told["rows"])
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[object, ...]:

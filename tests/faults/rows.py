@@ -17,9 +17,10 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from tests.faults.crowd import Crowd
-from tests.faults.stage import CannotPlay, Service, Stage
+from tests.faults.stage import SLOTS, CannotPlay, Service, Stage
 
 TAKE_OVER_SECONDS = 5.0
+POISON_SECONDS = 900.0
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 
 
@@ -72,6 +73,10 @@ class Row:
     standby: bool = False
     whole: bool = False
     archive: bool = False
+    agents: int = 3
+    slots: int = SLOTS
+    forked: bool = False
+    short_again: bool = False
 
 
 async def kill_marshaling(scene: Scene) -> str:
@@ -318,28 +323,16 @@ async def halt_leader(scene: Scene) -> str:
 async def poison(scene: Scene) -> str:
     """Jobs that end the process of their agent, which is started again each time."""
     crowd, stage = scene.crowd, scene.stage
-    guard = asyncio.create_task(_guard(stage))
-    try:
-        await crowd.busy()
-        for number in range(poisonous := scene.times(50)):
-            await crowd.reach(number * crowd.most // poisonous)
-            await crowd.insist(crowd.item(own_id=True, poison=True))
-        async with asyncio.timeout(420):
-            while not await crowd.poison_is_over():
-                await asyncio.sleep(0.2)
-    finally:
-        guard.cancel()
-    died = sum(len(each.pids) - 1 for each in stage.agents)
-    return f"{poisonous} poison items among {crowd.most}, {died} agents died"
-
-
-async def _guard(stage: Stage) -> None:
-    while True:
-        for agent in stage.agents:
-            if agent.pids and not agent.alive():
-                stage.mortal.add(agent.pid)
-                agent.start()
-        await asyncio.sleep(0.1)
+    share = crowd.most / (poisonous := scene.times(1000))
+    for number in range(poisonous):
+        await crowd.reach(round(number * share))
+        if number % 100 == 0:
+            await crowd.busy()
+        await crowd.insist(crowd.item(own_id=True, poison=True))
+    async with asyncio.timeout(POISON_SECONDS):
+        while not await crowd.poison_is_over():
+            await asyncio.sleep(0.2)
+    return f"{poisonous} poison items among {crowd.most - poisonous} good ones, {len(stage.died())} agents died of them"
 
 
 async def fill_input(scene: Scene) -> str:
@@ -424,7 +417,17 @@ ROWS = (
     Row(name="standby killed", act=kill_standby, standby=True, most=9000),
     Row(name="leader and standby killed", act=kill_both, standby=True),
     Row(name="leader stopped past its lease", act=halt_leader, standby=True, settings=SHORT_LEASE),
-    Row(name="poison items among good ones", act=poison, most=1000, whole=True),
+    Row(
+        name="poison items among good ones",
+        act=poison,
+        most=11_000,
+        whole=True,
+        agents=24,
+        slots=10,
+        forked=True,
+        short_again=True,
+        settings={"WORK_CHECKPOINT_RECORDS": "5000"},
+    ),
     Row(
         name="submissions run full",
         act=fill_input,

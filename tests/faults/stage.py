@@ -1,20 +1,25 @@
 """The processes of a small mesh, each of its own, so that each can be killed alone."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
+from tests.faults.nursery import PIDS
 from tests.nats_process import NatsProcess
 from tests.postgres_process import PostgresProcess, postgres_process, postgres_programs
 from tools.free_ports import free_port
+
+S = TypeVar("S", bound="Service")
 
 PLACE = "tests.faults.jobs"
 SLOTS = 60
@@ -52,6 +57,10 @@ class Service:
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", self.module]
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
@@ -70,9 +79,7 @@ class Service:
         if self.alive():
             return
         with (self.folder / "output.log").open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", self.module], env=self.environment, stdout=out, stderr=out
-            )
+            self.process = subprocess.Popen(self.command, env=self.environment, stdout=out, stderr=out)
         self.pids.append(self.process.pid)
 
     def send(self, number: signal.Signals) -> None:
@@ -104,6 +111,45 @@ class Service:
         return False
 
 
+class Nursling(Service):
+    """An agent that is forked by a nursery, and again as soon as it died."""
+
+    @property
+    def pids(self) -> list[int]:
+        listed = self.folder / PIDS
+        return [int(line) for line in listed.read_text().split()] if listed.exists() else []
+
+    @pids.setter
+    def pids(self, pids: list[int]) -> None:
+        """They are in the nursery's list."""
+
+    def alive(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        """The nursery does."""
+
+    def send(self, number: signal.Signals) -> None:
+        """It ends with the nursery."""
+
+    def wait(self, seconds: float = 30) -> int:
+        return 0
+
+
+class Nursery(Service):
+    def __init__(self, folder: Path, agents: Sequence[Nursling]) -> None:
+        super().__init__("tests.faults.nursery", folder, {}, "UNUSED_PORT")
+        self._list = folder / "agents.json"
+        self._list.write_text(json.dumps([agent.environment for agent in agents]))
+
+    @property
+    def command(self) -> list[str]:
+        return [*super().command, str(self._list)]
+
+    def ready(self) -> bool:
+        return self.alive()
+
+
 def on_small_disk(store: Path) -> NatsProcess:
     """A server that believes in more room than there is: otherwise it would not even make the streams."""
     return NatsProcess(
@@ -115,7 +161,7 @@ def on_small_disk(store: Path) -> NatsProcess:
 
 
 class Stage:
-    """A nats-server on disk, one marshaling, three agents and a node registry."""
+    """A nats-server on disk, one marshaling, agents and a node registry. With `forked`, agents live in a nursery."""
 
     def __init__(
         self,
@@ -123,6 +169,8 @@ class Stage:
         settings: Mapping[str, str],
         *,
         agents: int = 3,
+        slots: int = SLOTS,
+        forked: bool = False,
         store: Path | None = None,
         archive: PostgresProcess | None = None,
     ) -> None:
@@ -135,19 +183,26 @@ class Stage:
         self.settings = {**QUEUE, **settings, **where, "NATS_URL": self.nats.url}
         self.marshaling = self.another_marshaling("marshaling")
         self.registry = Service("services.node_registry", folder / "registry", self.settings, "NODE_REGISTRY_PORT")
-        self.agents = [self._agent(number) for number in range(1, agents + 1)]
         self.others: list[Service] = []
+        self.agents: list[Service] = []
+        self.nurseries: list[Service] = []
         self.mortal: set[int] = set()
+        if forked:
+            nurslings = [self._agent(number, slots, Nursling) for number in range(1, agents + 1)]
+            self.agents.extend(nurslings)
+            self.nurseries.append(Nursery(folder / "nursery", nurslings))
+        else:
+            self.agents.extend(self._agent(number, slots, Service) for number in range(1, agents + 1))
 
-    def _agent(self, number: int) -> Service:
+    def _agent(self, number: int, slots: int, kind: type[S]) -> S:
         own = {
             **self.settings,
             "NODE_ID": f"node-{number}",
             "ENGINE": "none",
             "AGENT_FUNCTIONS": f"note={PLACE}:note,poison={PLACE}:poison",
-            "AGENT_FUNCTION_SLOTS": str(SLOTS),
+            "AGENT_FUNCTION_SLOTS": str(slots),
         }
-        return Service("services.node_agent", self.folder / f"node-{number}", own, "NODE_AGENT_PORT")
+        return kind("services.node_agent", self.folder / f"node-{number}", own, "NODE_AGENT_PORT")
 
     def another_marshaling(self, name: str, **more: str) -> Service:
         return Service(
@@ -160,7 +215,7 @@ class Stage:
 
     @property
     def services(self) -> list[Service]:
-        return [*self.marshalings, self.registry, *self.agents]
+        return [*self.marshalings, self.registry, *self.nurseries, *self.agents]
 
     def doors(self) -> list[str]:
         """Where work may be submitted."""
@@ -168,6 +223,11 @@ class Stage:
 
     def agent_pids(self) -> set[int]:
         return {agent.pid for agent in self.agents if agent.alive()}
+
+    def died(self) -> set[int]:
+        """The agents' processes that ended before their time, or were given up."""
+        earlier = (agent.pids[:-1] for agent in self.agents if isinstance(agent, Nursling))
+        return self.mortal.union(*earlier)
 
     def start(self) -> None:
         self.nats.start()

@@ -32,6 +32,7 @@ def counted(
     before: dict[str, Any] | None = None,
     ids: tuple[str, ...] = ("w1",),
     mortal: tuple[int, ...] = (),
+    poison: tuple[str, ...] = (),
 ) -> Count:
     path = folder / "lines"
     path.write_text("".join(f"{line}\n" for line in lines))
@@ -43,8 +44,13 @@ def counted(
             after={each["work_id"]: each for each in (now, *others) if each},
             lines=Lines(path).read(),
             mortal=mortal,
+            poison=poison,
         )
     )
+
+
+def killed(*nodes: str) -> list[dict[str, Any]]:
+    return [{"outcome": "failed", "node_id": node, "error": {"code": "agent_restarted"}} for node in nodes]
 
 
 def test_an_item_that_ended_and_stayed_so_counts_once(tmp_path: Path):
@@ -81,6 +87,22 @@ def test_an_end_that_changed_is_doubled(tmp_path: Path):
 def test_two_items_of_one_submission_are_doubled(tmp_path: Path):
     assert counted(tmp_path, view(), view(work_id="w2")).doubled == 1
     assert counted(tmp_path, view(), ids=("w1", "w2")).doubled == 1
+
+
+@pytest.mark.parametrize(
+    ("now", "ended_once"),
+    [
+        (view("dead", error={"code": "poison"}, attempts=killed("n1", "n2", "n3")), 1),
+        (view("dead", error={"code": "poison"}, attempts=killed("n1", "n2", "n2")), 0),
+        (view("dead", error={"code": "died"}, attempts=killed("n1", "n2", "n3")), 0),
+        (view("failed", error={"code": "poison"}, attempts=killed("n1", "n2", "n3")), 0),
+        (view(), 0),
+    ],
+)
+def test_a_poison_item_must_end_as_such_with_its_trail(tmp_path: Path, now: Any, ended_once: int):
+    found = counted(tmp_path, now, poison=("i1",))
+
+    assert (found.ended_once, found.doubled) == (ended_once, 1 - ended_once)
 
 
 TWICE = (f"begin i1 {RUN}", f"end i1 {RUN}", "begin i1 8-b", "end i1 8-b")

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+POISON_NODES = 3
+DEATHS = frozenset({"agent_restarted", "died"})
 ENDED = frozenset({"completed", "failed", "dead", "cancelled"})
 
 
@@ -172,9 +174,20 @@ def _wrong_end(told: Evidence, view: Mapping[str, Any]) -> str | None:
     name = view["labels"]["name"]
     if wanted and (view["result"] or {}).get("run") not in told.lines.ended:
         return f"completed by {view['result']}, but no job ended that says so"
-    if not wanted and name not in told.poison:
+    if name in told.poison:
+        return _wrong_death(view)
+    if not wanted:
         return f"{view['status']}: {view['error']}"
     return None
+
+
+def _wrong_death(view: Mapping[str, Any]) -> str | None:
+    """Of a poison item."""
+    nodes = {attempt["node_id"] for attempt in view["attempts"] if (attempt.get("error") or {}).get("code") in DEATHS}
+    named = (view["error"] or {}).get("code") == "poison"
+    if view["status"] == "dead" and named and len(nodes) >= POISON_NODES:
+        return None
+    return f"{view['status']} with the error {view['error']} after the deaths of {sorted(nodes)}"
 
 
 def _runs(told: Evidence, view: Mapping[str, Any]) -> list[str]:
