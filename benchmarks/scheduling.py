@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from libs.common.contracts.node_registry import NodeWorkload
-from libs.common.contracts.work_marshaling import Requirements
+from libs.common.contracts.work_requirements import Requirements
 from services.work_marshaling.leases import Leases
 from services.work_marshaling.model import Spec, WorkItem
 from services.work_marshaling.nodes import Nodes

@@ -9,6 +9,7 @@ import structlog
 from libs.common.clock import Clock
 from libs.common.contracts.node_registry import SlotPool
 from libs.common.contracts.work_marshaling import Assignment
+from services.node_agent.job_memory import MemoryOfJobs
 from services.node_agent.large import Large
 from services.node_agent.model import JobFailed, Outcome, Running
 from services.node_agent.outcomes import completed, failed
@@ -60,10 +61,11 @@ class Job:
 class Attempts:
     """Runs jobs to an outcome, whatever they do."""
 
-    def __init__(self, clock: Clock, reports: Reports, large: Large) -> None:
+    def __init__(self, clock: Clock, reports: Reports, large: Large, memory: MemoryOfJobs) -> None:
         self._clock = clock
         self._reports = reports
         self._large = large
+        self._memory = memory
 
     async def outcome(self, job: Job) -> Outcome | None:
         """None when it was stopped: then nobody waits for an outcome."""
@@ -100,7 +102,11 @@ class Attempts:
             async with limit:
                 taken_up = job.taken_up_after is not None
                 whole = assignment if taken_up else await self._large.with_payload(assignment)
-                return await job.pool.runner.run(whole, lambda text: self._reports.produced(job.running, text))
+                return await job.pool.runner.run(
+                    whole,
+                    lambda text: self._reports.produced(job.running, text),
+                    lambda holder: self._memory.began(assignment, holder),
+                )
         except TimeoutError:
             if not limit.expired():
                 raise

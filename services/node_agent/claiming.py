@@ -21,16 +21,19 @@ class Claiming:
         self._bus = bus
         self._node_id = node_id
 
-    async def reserve(self, wanted: Wanted) -> None:
+    async def reserve(self, wanted: Wanted) -> tuple[str, ...]:
         asked = ReserveRequest(
             reservation_id=wanted.claim_id,
-            gpu_count=0,
+            required_mb=wanted.vram_mb,
+            gpu_count=wanted.gpu_count,
+            gpu_uuids=wanted.gpu_uuids,
             ram_mb=wanted.ram_mb,
             timeout_seconds=HELD_SECONDS,
             owner=OWNER,
             purpose=wanted.purpose,
         )
-        await self._bus.request(RESERVE, asked, node_id=self._node_id, timeout=ASK_SECONDS)
+        held = await self._bus.request(RESERVE, asked, node_id=self._node_id, timeout=ASK_SECONDS)
+        return held.gpu_uuids
 
     async def commit(self, claim_id: str, *, pid: int | None = None, container_id: str | None = None) -> None:
         asked = Commit(reservation_id=claim_id, pid=pid, container_id=container_id)

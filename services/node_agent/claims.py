@@ -6,18 +6,24 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """`claim_id` is the claimer's own: what was claimed under it and ended is not claimed again under it."""
+    """`claim_id` is the claimer's own: what was claimed under it and ended is not claimed again under it.
+
+    `vram_mb` is wanted on each of `gpu_count` GPUs, of these ones if they are named.
+    """
 
     claim_id: str
     ram_mb: int
     purpose: str
+    vram_mb: int = 0
+    gpu_count: int = 0
+    gpu_uuids: tuple[str, ...] | None = None
 
 
 class Claims(Protocol):
     """The ledger of this machine, which its GPU orchestrator keeps."""
 
-    async def reserve(self, wanted: Wanted) -> None:
-        """The same again changes nothing. Given back after a minute, unless somebody commits it.
+    async def reserve(self, wanted: Wanted) -> tuple[str, ...]:
+        """On which GPUs, by UUID. The same again changes nothing. Given back after a minute unless it is committed.
 
         Raises `Conflict` with what is in the way; `Unavailable` where no ledger answers.
         """

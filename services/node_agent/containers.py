@@ -28,6 +28,7 @@ class ContainerFound:
     """A container of ours. `started`: it runs or ran, and was not only made."""
 
     name: str
+    container_id: str
     labels: Mapping[str, str]
     started: bool
 
@@ -55,9 +56,9 @@ class Containers(Protocol):
         """Ask it whether it is there, and keep the answer for `problem`."""
         ...
 
-    async def start(self, plan: ContainerPlan) -> None:
-        """Make it and start it: a second one of that name is refused. Raises `JobFailed` when it cannot be started; it
-        may be there all the same."""
+    async def start(self, plan: ContainerPlan) -> str:
+        """Make it and start it: a second one of that name is refused. Returns its id. Raises `JobFailed` when it cannot
+        be started; it may be there all the same."""
         ...
 
     async def ours(self) -> list[ContainerFound]:

@@ -85,9 +85,9 @@ class DockerContainers:
             raise
         self._problem = None
 
-    async def start(self, plan: ContainerPlan) -> None:
+    async def start(self, plan: ContainerPlan) -> str:
         try:
-            await self._in_thread(partial(_start, plan=plan, labels={**plan.labels, NODE_LABEL: self._node_id}))
+            return await self._in_thread(partial(_start, plan=plan, labels={**plan.labels, NODE_LABEL: self._node_id}))
         except ImageNotFound as error:
             raise JobFailed("image_missing", f"`image` {plan.image} is not on this node", retryable=True) from error
         except APIError as error:
@@ -99,7 +99,10 @@ class DockerContainers:
         found = await self._do(lambda client: client.containers(all=True, filters=labels))
         return [
             ContainerFound(
-                name=str(each["Names"][0]).removeprefix("/"), labels=each["Labels"], started=each["State"] != "created"
+                name=str(each["Names"][0]).removeprefix("/"),
+                container_id=each["Id"],
+                labels=each["Labels"],
+                started=each["State"] != "created",
             )
             for each in found
         ]
@@ -182,7 +185,7 @@ class DockerContainers:
             return self._connected
 
 
-def _start(client: docker.APIClient, *, plan: ContainerPlan, labels: Mapping[str, str]) -> None:
+def _start(client: docker.APIClient, *, plan: ContainerPlan, labels: Mapping[str, str]) -> str:
     made = client.create_container(
         plan.image,
         command=list(plan.command) if plan.command is not None else None,
@@ -196,6 +199,7 @@ def _start(client: docker.APIClient, *, plan: ContainerPlan, labels: Mapping[str
         host_config=client.create_host_config(**_confinement(plan)),
     )
     client.start(made["Id"])
+    return str(made["Id"])
 
 
 def _confinement(plan: ContainerPlan) -> dict[str, Any]:

@@ -97,6 +97,14 @@ class Running:
     untold: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """The process or container that uses the memory which was claimed for a job: exactly one of them."""
+
+    pid: int | None = None
+    container_id: str | None = None
+
+
 class JobFailed(MeshError):
     """A job ended without a result; `error` is what its submitter is told."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NoReturn
@@ -14,9 +14,9 @@ from libs.common.contracts.work_marshaling import Assignment
 from libs.common.errors import Malformed, Unavailable
 from services.node_agent.container_spec import ContainerRules, ContainerSpec, encoded, read_spec, refused_by_owner
 from services.node_agent.containers import ContainerEnd, ContainerPlan, Containers, WorkFolders
-from services.node_agent.model import CONTAINER_TYPE, JobFailed
+from services.node_agent.model import CONTAINER_TYPE, Holder, JobFailed
 from services.node_agent.observer import AgentObserver
-from services.node_agent.runner import Tell
+from services.node_agent.runner import Began, Runner, Tell, unnoticed
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ class _Afterwards:
         )
 
 
-class ContainerRunner:
+class ContainerRunner(Runner):
     """A container for each attempt. Its name follows from the attempt's token, so no attempt gets two.
 
     `upkeep` must run for as long as there is this runner: it watches the engine and removes what nobody needs.
@@ -83,6 +83,7 @@ class ContainerRunner:
         self._changed = changed
         self._mine: set[str] = set()
         self._left: dict[str, _Afterwards | None] = {}
+        self._ids: dict[str, str] = {}
         self._gpus_taken: dict[str, tuple[str, ...]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._may_clean = asyncio.Event()
@@ -109,9 +110,23 @@ class ContainerRunner:
             return f"{len(free)} GPUs are free for containers, {wanted} are asked for"
         return None
 
-    async def run(self, assignment: Assignment, tell: Tell) -> dict[str, Any]:
+    @property
+    def claims_memory(self) -> bool:
+        return True
+
+    def gpus(self, assignment: Assignment) -> tuple[str, ...]:
+        """Raises `JobFailed` when so many are not free."""
+        wanted = (assignment.payload or {}).get("gpus", 0)
+        return self._take_gpus(_name_of(assignment), wanted if isinstance(wanted, int) else 0)
+
+    def decline(self, assignment: Assignment) -> None:
+        self._gpus_taken.pop(_name_of(assignment), None)
+
+    async def run(self, assignment: Assignment, tell: Tell, began: Began = unnoticed) -> dict[str, Any]:
         name = _name_of(assignment)
         afterwards = self._left.pop(name) if name in self._left else await self._started(name, assignment)
+        if (container_id := self._ids.get(name)) is not None:
+            began(Holder(container_id=container_id))
         return await self._finished(name, afterwards, tell)
 
     async def left(self, assignments: Sequence[Assignment]) -> frozenset[str]:
@@ -119,6 +134,7 @@ class ContainerRunner:
         try:
             await self._containers.look()
             found = {each.name: each for each in await self._containers.ours() if each.started}
+            self._ids = {name: each.container_id for name, each in found.items()}
         except Unavailable as error:
             # Whether they still run cannot be known before the engine is back.
             log.warning("containers_unknown", attempts=len(names), reason=error.message)
@@ -138,6 +154,7 @@ class ContainerRunner:
         except Unavailable as error:
             log.warning("container_not_removed", container=name, reason=error.message)
         self._mine.discard(name)
+        self._ids.pop(name, None)
         self._gpus_taken.pop(name, None)
 
     async def upkeep(self) -> NoReturn:
@@ -162,7 +179,7 @@ class ContainerRunner:
             outputs=spec.outputs,
             success_exit_codes=spec.success_exit_codes,
             memory_mb=spec.memory_mb or self._rules.memory_mb,
-            gpu_uuids=self._take_gpus(name, spec.gpus),
+            gpu_uuids=self._gpus_taken.get(name) or self._take_gpus(name, spec.gpus),
         )
         folder = await self._folders.prepare(name, spec.files)
         plan = ContainerPlan(
@@ -184,7 +201,7 @@ class ContainerRunner:
         )
         try:
             # A cancellation must not lose sight of a container that is just being started.
-            await _to_its_end(self._containers.start(plan))
+            self._ids[name] = await _to_its_end(self._containers.start(plan))
         except Unavailable as error:
             raise JobFailed("containers_unavailable", error.message, retryable=True) from error
         except asyncio.CancelledError:
@@ -289,10 +306,10 @@ class ContainerRunner:
         await self._folders.remove_others(self._mine)
 
 
-async def _to_its_end(starting: Any) -> None:
+async def _to_its_end(starting: Awaitable[str]) -> str:
     task = asyncio.ensure_future(starting)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise

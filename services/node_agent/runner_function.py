@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import importlib
+import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
@@ -15,8 +16,8 @@ import structlog
 from libs.common.contracts.work_marshaling import Assignment
 from libs.common.errors import WrongSetting
 from services.node_agent.function_call import name_in
-from services.node_agent.model import FUNCTION_TYPE, JobFailed
-from services.node_agent.runner import Tell
+from services.node_agent.model import FUNCTION_TYPE, Holder, JobFailed
+from services.node_agent.runner import Began, Runner, Tell, unnoticed
 
 log = structlog.get_logger()
 
@@ -92,7 +93,7 @@ class _Threads:
                 call.ended.set_result(ended)
 
 
-class FunctionRunner:
+class FunctionRunner(Runner):
     """Calls `function(arguments)` in a thread of its own pool.
 
     A payload is `{"function": name, "arguments": any JSON}`. A thread cannot be ended from outside: a function whose
@@ -121,19 +122,15 @@ class FunctionRunner:
     def work_types(self) -> tuple[str, ...]:
         return (FUNCTION_TYPE,)
 
-    def refusal(self, assignment: Assignment) -> str | None:
-        return None
+    @property
+    def claims_memory(self) -> bool:
+        return True
 
-    async def run(self, assignment: Assignment, tell: Tell) -> Any:
+    async def run(self, assignment: Assignment, tell: Tell, began: Began = unnoticed) -> Any:
+        began(Holder(pid=os.getpid()))
         payload = assignment.payload or {}
         name = name_in(payload, self._functions)
         return await self._called(name, self._functions[name], payload.get("arguments"))
-
-    async def left(self, assignments: Sequence[Assignment]) -> frozenset[str]:
-        return frozenset()
-
-    async def forget(self, assignment: Assignment) -> None:
-        return None
 
     def _no_longer(self, call: _Call) -> None:
         if call in self._lingering:

@@ -1,7 +1,7 @@
 """Jobs of inference, run on an engine of this machine over its OpenAI HTTP door."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ from libs.inference.sse import EventReader
 from services.node_agent.engine import EngineDoor
 from services.node_agent.model import JobFailed
 from services.node_agent.observer import AgentObserver
-from services.node_agent.runner import Tell
+from services.node_agent.runner import Began, Runner, Tell, unnoticed
 
 _CONNECT_SECONDS = 5.0
 _JSON = {"Content-Type": "application/json"}
@@ -31,7 +31,7 @@ _BUSY = frozenset({408, 425, 429, 502, 503, 504})
 _KINDS: Mapping[str, WorkKind] = {"inference": "inference", "chat": "chat", "embedding": "embedding"}
 
 
-class EngineRunner:
+class EngineRunner(Runner):
     """As many jobs at once as the engine has slots. `client` keeps its connections."""
 
     def __init__(self, door: EngineDoor, client: httpx.AsyncClient, observer: AgentObserver) -> None:
@@ -58,19 +58,13 @@ class EngineRunner:
             return f"engine {engine.engine_id} serves {engine.model_name}, not {assignment.model_name}"
         return None
 
-    async def run(self, assignment: Assignment, tell: Tell) -> dict[str, Any]:
+    async def run(self, assignment: Assignment, tell: Tell, began: Began = unnoticed) -> dict[str, Any]:
         engine = self._door.now()
         if engine.url is None:
             raise JobFailed("engine_unavailable", self.refusal(assignment) or "the engine is away", retryable=True)
         request = self._request(assignment, engine)
         answer = await self._asked(engine.url, request, tell)
         return self._result(answer, engine)
-
-    async def left(self, assignments: Sequence[Assignment]) -> frozenset[str]:
-        return frozenset()
-
-    async def forget(self, assignment: Assignment) -> None:
-        return None
 
     def _request(self, assignment: Assignment, engine: Engine) -> EngineRequest:
         try:

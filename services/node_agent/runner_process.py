@@ -13,9 +13,10 @@ from typing import Any
 from libs.common.contracts.work_marshaling import Assignment
 from services.node_agent.function_call import name_in
 from services.node_agent.function_facts import END_OF_OUTPUT, LARGEST_RESULT
-from services.node_agent.model import FUNCTION_TYPE, JobFailed
-from services.node_agent.runner import Tell
+from services.node_agent.model import FUNCTION_TYPE, Holder, JobFailed
+from services.node_agent.runner import Began, Runner, Tell, unnoticed
 
+SEEN_GPUS = "CUDA_VISIBLE_DEVICES"
 PIECE_BYTES = 64 * 1024
 PAUSE_SECONDS = 0.01
 LAST_WORDS_SECONDS = 0.5
@@ -69,6 +70,10 @@ class _Caller:
             return "in a way we cannot know"
         return f"with {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def alive(self) -> bool:
         return self._process.returncode is None
 
@@ -77,7 +82,7 @@ class _Caller:
             os.killpg(self._process.pid, number)
 
 
-class ProcessRunner:
+class ProcessRunner(Runner):
     """See `FunctionRunner`; here a function whose attempt is over is ended. `places` says where each function is."""
 
     def __init__(
@@ -106,13 +111,16 @@ class ProcessRunner:
     def work_types(self) -> tuple[str, ...]:
         return (FUNCTION_TYPE,)
 
-    def refusal(self, assignment: Assignment) -> str | None:
-        return None
+    @property
+    def claims_memory(self) -> bool:
+        return True
 
-    async def run(self, assignment: Assignment, tell: Tell) -> Any:
+    async def run(self, assignment: Assignment, tell: Tell, began: Began = unnoticed) -> Any:
         payload = assignment.payload or {}
         name = name_in(payload, self._places)
-        caller = self._from_idle() or await self._started()
+        gpus = assignment.memory.gpu_uuids if assignment.memory else ()
+        caller = await self._started(gpus) if gpus else self._from_idle() or await self._started()
+        began(Holder(pid=caller.pid))
         try:
             ended = await caller.call(self._places[name], payload.get("arguments"), tell)
         except BaseException:
@@ -121,14 +129,11 @@ class ProcessRunner:
         if ended is None:
             await caller.end(0)
             raise JobFailed("function_died", f"the process of {name} ended {caller.ended_how()}", retryable=True)
-        self._idle.append(caller)
+        if assignment.memory is None:
+            self._idle.append(caller)
+        else:  # what it holds on to was promised to this job alone
+            await asyncio.shield(self._end_aside(caller, grace_seconds=self._grace_seconds))
         return _result_in(ended)
-
-    async def left(self, assignments: Sequence[Assignment]) -> frozenset[str]:
-        return frozenset()
-
-    async def forget(self, assignment: Assignment) -> None:
-        return None
 
     def _from_idle(self) -> _Caller | None:
         while self._idle:
@@ -138,9 +143,9 @@ class ProcessRunner:
             self._end_aside(caller, grace_seconds=0)
         return None
 
-    async def _started(self) -> _Caller:
+    async def _started(self, gpus: Sequence[str] = ()) -> _Caller:
         """A cancellation must not lose sight of a process that is just being started."""
-        starting = asyncio.ensure_future(_start())
+        starting = asyncio.ensure_future(_start(gpus))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -160,11 +165,13 @@ class ProcessRunner:
         return ending
 
 
-async def _start() -> _Caller:
+async def _start(gpus: Sequence[str]) -> _Caller:
+    """With `gpus` it sees these alone."""
+    seen = ("env", f"{SEEN_GPUS}={','.join(gpus)}") if gpus else ()
     reading, writing = os.pipe()
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.node_agent.function_process", str(writing)),
+            *(*seen, sys.executable, "-m", "services.node_agent.function_process", str(writing)),
             stdin=PIPE,
             stdout=PIPE,
             stderr=STDOUT,

@@ -1,7 +1,7 @@
 """Takes attempts, runs them, ends them: never one twice, never one without an outcome."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -22,6 +22,7 @@ from libs.common.errors import Conflict, NotFound, Unavailable
 from services.node_agent.attempts import Attempts, Job, Pool
 from services.node_agent.draining import Draining
 from services.node_agent.engine import EngineDoor
+from services.node_agent.job_memory import MemoryOfJobs
 from services.node_agent.large import Large
 from services.node_agent.leaders import Leaders
 from services.node_agent.model import Attempt, KeptOutput, Outcome, Running
@@ -55,6 +56,7 @@ class NodeAgent:
         outbox: Outbox,
         reports: Reports,
         large: Large,
+        memory: MemoryOfJobs,
         draining: Draining,
         observer: AgentObserver,
         pools: Sequence[Pool],
@@ -69,7 +71,8 @@ class NodeAgent:
         self._pools = pools
         self._engines = engines
         self._jobs: dict[str, Job] = {}
-        self._attempts = Attempts(clock, reports, large)
+        self._attempts = Attempts(clock, reports, large, memory)
+        self._memory = memory
         self._draining = draining
         self._leaders = Leaders()
 
@@ -91,16 +94,19 @@ class NodeAgent:
                     pool.taken += 1
                     taken[token] = (assignment, pool)
         try:
+            short = await self._with_memory(taken, refused)
             fresh = await self._journaled(taken)
             known = await self._journal.known(list(refused)) if refused else frozenset()
         except BaseException:
             self._give_back(pool for _, pool in taken.values())
+            await asyncio.gather(*(self._memory.give_back(assignment) for assignment, _ in taken.values()))
             raise
         self._give_back(pool for token, (_, pool) in taken.items() if token not in fresh)
         for token in fresh:
             self._begin(*taken[token])
         await asyncio.sleep(0)  # they begin before the answer is written: work first, then words
-        return self._answers(request, {token: why for token, why in refused.items() if token not in known})
+        refused = {token: why for token, why in refused.items() if token not in known}
+        return self._answers(request, refused, short)
 
     async def stop(self, request: StopAttempts) -> AttemptsStopped:
         """End these attempts. Their outcomes are told only if they are known already.
@@ -212,6 +218,7 @@ class NodeAgent:
         outcome = failed(
             "agent_restarted", "the node agent ended while this ran", retryable=True, started_at=None, ended_at=now
         )
+        await asyncio.gather(*(self._memory.give_back(attempt.assignment) for attempt in lost))
         await asyncio.gather(*(self._outbox.end(attempt.assignment, outcome) for attempt in lost))
         if left:
             undelivered = len(left) - len(lost) - len(going_on)
@@ -257,6 +264,18 @@ class NodeAgent:
         refused[token] = reason
         return None
 
+    async def _with_memory(self, taken: dict[str, tuple[Assignment, Pool]], refused: dict[str, str]) -> frozenset[str]:
+        """Claim what the jobs are promised. Who cannot have it is refused for this alone: their tokens."""
+        wanted = {token: (each, pool.runner) for token, (each, pool) in taken.items() if each.memory is not None}
+        if not wanted:
+            return frozenset()
+        told = await self._memory.claim_all(wanted)
+        short = {token: why for token, why in told.items() if isinstance(why, str)}
+        self._give_back(taken.pop(token)[1] for token in short)
+        refused |= short
+        taken |= {token: (got, taken[token][1]) for token, got in told.items() if not isinstance(got, str)}
+        return frozenset(short)
+
     async def _journaled(self, taken: dict[str, tuple[Assignment, Pool]]) -> frozenset[str]:
         if not taken:
             return frozenset()
@@ -296,7 +315,7 @@ class NodeAgent:
         self._observer.accepted(assignment.work_type)
         self._reports.started(job.running)
 
-    def _answers(self, request: Assignments, refused: dict[str, str]) -> AssignmentAnswers:
+    def _answers(self, request: Assignments, refused: Mapping[str, str], short: Collection[str]) -> AssignmentAnswers:
         answers: list[AssignmentAnswer] = []
         for assignment in request.assignments:
             token = assignment.attempt_token or ""
@@ -304,7 +323,12 @@ class NodeAgent:
             if reason is not None:
                 self._observer.refused()
             answers.append(
-                AssignmentAnswer.model_construct(attempt_token=token, accepted=reason is None, reason=reason or "")
+                AssignmentAnswer.model_construct(
+                    attempt_token=token,
+                    accepted=reason is None,
+                    reason=reason or "",
+                    short_of_memory=reason is not None and token in short,
+                )
             )
         return AssignmentAnswers.model_construct(boot_id=self._boot_id, answers=tuple(answers))
 
@@ -314,6 +338,8 @@ class NodeAgent:
         job.begun = True
         outcome = await self._attempts.outcome(job)
         job.over = True
+        if assignment.memory is not None:
+            await self._memory.give_back(assignment)
         job.pool.taken -= 1
         try:
             await self._close(job, outcome)

@@ -37,6 +37,7 @@ from services.node_agent.hosted_folder import DiskHostedFolders
 from services.node_agent.hosted_process import HostedProcess
 from services.node_agent.hosting import Hosting
 from services.node_agent.http_api import routes
+from services.node_agent.job_memory import MemoryOfJobs
 from services.node_agent.large import Large
 from services.node_agent.life import AgentLife, Work
 from services.node_agent.nats_api import open_doors
@@ -77,6 +78,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         outbox=outbox,
         reports=reports,
         large=Large(platform.bus),
+        memory=MemoryOfJobs(Claiming(platform.bus, node_id=platform.node_id), platform.clock),
         draining=draining,
         observer=observer,
         pools=machinery.pools,

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import structlog
 
@@ -20,8 +20,10 @@ from libs.common.contracts.work_marshaling import (
     StopAttempts,
     WorkStatus,
 )
+from libs.common.contracts.work_requirements import JobMemory, Requirements
 from libs.common.errors import MeshError, NobodyAnswers, Unavailable
 from libs.common.log.fenced_log import SteppedDown
+from services.work_marshaling.matching import promise
 from services.work_marshaling.model import Effect, NodeRefused, Offer, PayloadLost, Stop, WorkItem
 from services.work_marshaling.payloads import Payloads
 from services.work_marshaling.term import Term
@@ -58,7 +60,7 @@ class Dispatcher:
         self._offers: dict[str, OrderedDict[str, _Offered]] = {}
         self._stops: dict[str, dict[str, str]] = {}
         self._stopped_at: OrderedDict[str, float] = OrderedDict()
-        self._refusals: Counter[str] = Counter()
+        self._refusals: Counter[tuple[str, bool]] = Counter()
         self._busy: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._accepted: deque[Assignment] = deque()
@@ -184,6 +186,7 @@ class Dispatcher:
             payload=payload if spec.payload_ref is None else None,
             payload_ref=spec.payload_ref,
             payload_bytes=spec.payload_bytes,
+            memory=_memory(spec.requirements),
         )
 
     async def _publish_external(self, offered: OrderedDict[str, _Offered], batch: Sequence[Assignment]) -> bool:
@@ -210,11 +213,12 @@ class Dispatcher:
                 continue
             if answer.accepted:
                 offered.pop(answer.attempt_token, None)
-                self._refusals.pop(node_id, None)
+                self._refusals.pop((node_id, assignment.memory is not None), None)
                 self._accepted.append(assignment)
                 self._news.set()
             else:
-                self._refuse(node_id, offered, [answer.attempt_token], answer.reason)
+                token, short = answer.attempt_token, answer.short_of_memory
+                self._refuse(node_id, offered, [token], answer.reason, short_of_memory=short)
         return not given
 
     async def _tell_observers(self) -> None:
@@ -252,11 +256,17 @@ class Dispatcher:
         tokens: Sequence[str],
         reason: str,
         pause_seconds: float | None = None,
+        short_of_memory: bool = False,
     ) -> None:
-        """The attempts did not begin: their items go back, and the node is left alone for a while."""
-        pause = self._growing_pause(node_id) if pause_seconds is None else pause_seconds
+        """The attempts did not begin: their items go back, and the node is left alone for a while, where memory was
+        the reason with items that want some."""
+        pause = self._growing_pause(node_id, short_of_memory) if pause_seconds is None else pause_seconds
         until = self._clock.monotonic() + pause
-        self._term.nodes.avoid(node_id, reason[:200] or "it refused an attempt", until)
+        told = reason[:200] or "it refused an attempt"
+        if short_of_memory:
+            self._term.nodes.short_of_memory(node_id, told, until)
+        else:
+            self._term.nodes.avoid(node_id, told, until)
         for token in tokens:
             entry = offered.pop(token, None)
             if entry is not None:
@@ -264,10 +274,11 @@ class Dispatcher:
                 _log.info("attempt_refused", work_id=entry.work_id, node_id=node_id, reason=reason)
                 self._term.happen(entry.work_id, NodeRefused(token=token, detail=reason))
 
-    def _growing_pause(self, node_id: str) -> float:
+    def _growing_pause(self, node_id: str, short_of_memory: bool) -> float:
         """A slot that was freed a moment later than we thought is one thing, a node that only refuses another."""
-        self._refusals[node_id] += 1
-        doubled = FIRST_AVOIDANCE_SECONDS * 2.0 ** min(20, self._refusals[node_id] - 1)
+        refused = (node_id, short_of_memory)
+        self._refusals[refused] += 1
+        doubled = FIRST_AVOIDANCE_SECONDS * 2.0 ** min(20, self._refusals[refused] - 1)
         return min(self._term.rules.avoid_seconds, doubled)
 
     async def _tell_stops(self, node_id: str) -> None:
@@ -290,3 +301,8 @@ class Dispatcher:
             raise
         except MeshError as error:
             _log.info("stop_not_told", node_id=node_id, attempts=len(tokens), reason=error.message)
+
+
+def _memory(asked: Requirements) -> JobMemory | None:
+    wanted = promise(asked)
+    return None if wanted is None else JobMemory.model_construct(**asdict(wanted), gpu_uuids=())

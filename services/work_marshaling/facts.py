@@ -25,7 +25,8 @@ from libs.common.contracts.work_log import (
     RetryAt,
     Started,
 )
-from libs.common.contracts.work_marshaling import SERVER_PREFIX, Requirements, WorkError, WorkStatus
+from libs.common.contracts.work_marshaling import SERVER_PREFIX, WorkError, WorkStatus
+from libs.common.contracts.work_requirements import Requirements
 from services.work_marshaling.identity import payload_text
 from services.work_marshaling.model import Attempt, ItemFact, Outcome, Spec, Submission, WorkItem
 

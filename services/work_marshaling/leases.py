@@ -1,11 +1,11 @@
 """Who holds which item, and until when on our own monotonic clock. Silence counts only while we could hear."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.work_marshaling.nodes import Nodes
-from services.work_marshaling.slots import Slots
+from services.work_marshaling.slots import Promise, Slots
 
 SETTLING_SECONDS = 10.0
 """So long after its start an attempt is given to use the memory that it asked for."""
@@ -35,7 +35,7 @@ class Leases:
         self._floor = 0.0
         self._free: dict[str, Slots] = {}
         self._touched: set[str] = set()
-        self._claims: dict[str, dict[str, tuple[float, int]]] = {}
+        self._claims: dict[str, dict[str, tuple[float, Promise]]] = {}
         self._suspects: dict[str, dict[str, int]] = {}
         self._quotas: dict[str, int] = {}
         self._version = -1
@@ -56,7 +56,7 @@ class Leases:
         now: float,
         seconds: float,
         most_seconds: float,
-        ram_mb: int = 0,
+        memory: Promise | None = None,
         boot_id: str | None = None,
         company: int = 0,
     ) -> Lease:
@@ -68,8 +68,8 @@ class Leases:
         if company:
             self._suspects.setdefault(node_id, {})[work_id] = company
         self._touched.add(node_id)
-        if ram_mb:
-            self._claims.setdefault(node_id, {})[work_id] = (now, ram_mb)
+        if memory is not None:
+            self._claims.setdefault(node_id, {})[work_id] = (now, memory)
         return lease
 
     def renew(self, work_id: str, token: str, now: float) -> bool:
@@ -136,12 +136,15 @@ class Leases:
         self._touched.clear()
         for node_id in changed:
             node = nodes[node_id]
-            ram = None if node.hardware is None else node.hardware.now.ram_free_mb
-            if ram is not None:
-                ram -= self._claimed(node_id, nodes.memory_heard.get(node_id, 0.0))
-            suspects = tuple(self._suspects.get(node_id, {}).values())
+            machine = None if node.hardware is None else node.hardware.now
             slots = Slots(
-                node.pools, self._held.get(node_id), ram_mb=ram, suspects=suspects, quota=self._quotas.get(node_id)
+                node.pools,
+                self._held.get(node_id),
+                ram_mb=None if machine is None else machine.ram_free_mb,
+                vram_mb=None if machine is None else [gpu.free_mb or 0 for gpu in machine.gpus if gpu.works],
+                promised=self._claimed(node_id, nodes.memory_heard.get(node_id, 0.0)),
+                suspects=tuple(self._suspects.get(node_id, {}).values()),
+                quota=self._quotas.get(node_id),
             )
             if slots.total() > 0:
                 self._free[node_id] = slots
@@ -149,13 +152,13 @@ class Leases:
                 self._free.pop(node_id, None)
         return self._free
 
-    def _claimed(self, node_id: str, heard: float) -> int:
+    def _claimed(self, node_id: str, heard: float) -> Sequence[Promise]:
         """What leases are taken to use that the node may not yet have told as used."""
         claims = self._claims.get(node_id)
         if claims is None:
-            return 0
+            return ()
         for work_id in [work_id for work_id, (since, _) in claims.items() if since + SETTLING_SECONDS < heard]:
             del claims[work_id]
         if not claims:
             del self._claims[node_id]
-        return sum(ram for _, ram in claims.values())
+        return [promised for _, promised in claims.values()]

@@ -4,14 +4,16 @@ What a machine must have is said by `libs.hardware.matching`, with the words and
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from libs.common.contracts.node_registry import NodeState
-from libs.common.contracts.work_marshaling import EXTERNAL, Requirements
+from libs.common.contracts.work_marshaling import EXTERNAL
+from libs.common.contracts.work_requirements import Requirements
 from libs.hardware.matching import Clause, Lack, at_least, clauses
 from services.work_marshaling.facts import NO_REQUIREMENTS
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Agent, Node
+from services.work_marshaling.slots import Promise
 
 SUSPECTS_TOGETHER = 8
 BLACKLISTED = "blacklist"
@@ -34,19 +36,16 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """A demand that has been read: one clause for each thing that a machine must have."""
+    """A demand that has been read: one clause for each thing that a machine must have, and what it is promised."""
 
     demand: Demand
     requirements: Requirements
     machine: tuple[Clause, ...]
+    memory: Promise | None
 
     @property
     def external(self) -> bool:
         return self.requirements.node_ids == (EXTERNAL,)
-
-    @property
-    def ram_mb(self) -> int:
-        return self.requirements.ram_mb or 0
 
 
 def company(item: WorkItem, poison_nodes: int) -> int:
@@ -84,7 +83,16 @@ def wanted_of(work_type: str, model_name: str | None, asked: Requirements) -> Wa
 
 
 def _read(demand: Demand, asked: Requirements) -> Wanted:
-    return Wanted(demand, asked, clauses(asked.model_copy(update={"node_ids": None})))
+    free = max(asked.min_free_vram_mb or 0, asked.vram_mb or 0) or None
+    machine = clauses(asked.model_copy(update={"node_ids": None, "min_free_vram_mb": free}))
+    return Wanted(demand, asked, machine, promise(asked))
+
+
+def promise(asked: Requirements) -> Promise | None:
+    """The memory that an item is to be promised."""
+    if not asked.ram_mb and not asked.vram_mb:
+        return None
+    return Promise(ram_mb=asked.ram_mb or 0, vram_mb=asked.vram_mb or 0, gpu_count=asked.gpu_count)
 
 
 def _needs(asked: Requirements) -> str:
@@ -152,12 +160,20 @@ def _machine(asked: Wanted, node: Node) -> Iterator[Lack]:
     for clause in asked.machine:
         lack = clause(node.hardware.now)
         if lack is not None:
-            yield lack
+            yield _of_vram(lack, asked.requirements)
     if ram:
         total, free = node.hardware.now.ram_total_mb, node.hardware.now.ram_free_mb
         few = at_least("ram_mb", total if free is None else free, ram, passing=(total or 0) >= ram)
         if few is not None:
             yield few
+    if node.short_of_memory is not None and asked.memory is not None:
+        yield Lack("memory", node.short_of_memory, passing=True)
+
+
+def _of_vram(lack: Lack, asked: Requirements) -> Lack:
+    """`vram_mb` is looked at as `min_free_vram_mb`, which its submitter may not have written."""
+    mine = lack.field == "min_free_vram_mb" and (asked.vram_mb or 0) > (asked.min_free_vram_mb or 0)
+    return replace(lack, field="vram_mb", reason=lack.reason.replace("min_free_vram_mb", "vram_mb")) if mine else lack
 
 
 def _distrusted(asked: Demand, node: Node) -> Iterator[Lack]:

@@ -8,13 +8,13 @@ from libs.common.contracts.base import ObjectRef
 from libs.common.contracts.work_log import Fact, IgnoredReason, ItemFact
 from libs.common.contracts.work_marshaling import (
     EXTERNAL,
-    Requirements,
     WorkError,
     WorkStatus,
 )
 from libs.common.contracts.work_marshaling import (
     WorkItem as Submission,
 )
+from libs.common.contracts.work_requirements import Requirements
 
 ENDED = frozenset({WorkStatus.COMPLETED, WorkStatus.FAILED, WorkStatus.CANCELLED, WorkStatus.DEAD})
 LEASED = frozenset({WorkStatus.ASSIGNED, WorkStatus.RUNNING})

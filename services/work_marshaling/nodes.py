@@ -62,7 +62,8 @@ class Distrust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """Everything that matching looks at. `avoided` is why nothing is given to it for a moment.
+    """Everything that matching looks at. `avoided` is why nothing is given to it for a moment, `short_of_memory` why
+    nothing that is to be promised memory.
 
     `draining` is the registry's word; the agent has its own.
     """
@@ -74,6 +75,7 @@ class Node:
     draining: bool = False
     silent: bool = False
     avoided: str | None = None
+    short_of_memory: str | None = None
     distrusted: tuple[Distrust, ...] = ()
 
     @property
@@ -92,6 +94,7 @@ class Nodes:
         self._nodes: dict[str, Node] = {}
         self._heard: dict[str, float] = {}
         self._avoid_until: dict[str, float] = {}
+        self._short_until: dict[str, float] = {}
         self._changed: dict[str, int] = {}
         self.memory_heard: dict[str, float] = {}
         self.version = 0
@@ -165,6 +168,10 @@ class Nodes:
         self._avoid_until[node_id] = until
         self._put(replace(self[node_id], avoided=reason))
 
+    def short_of_memory(self, node_id: str, reason: str, until: float) -> None:
+        self._short_until[node_id] = until
+        self._put(replace(self[node_id], short_of_memory=reason))
+
     def pass_time(self, now: float) -> None:
         """Notice who has been silent for too long, and whom to trust again."""
         for node_id, heard in self._heard.items():
@@ -173,6 +180,9 @@ class Nodes:
         for node_id in [node_id for node_id, until in self._avoid_until.items() if until <= now]:
             del self._avoid_until[node_id]
             self._put(replace(self[node_id], avoided=None))
+        for node_id in [node_id for node_id, until in self._short_until.items() if until <= now]:
+            del self._short_until[node_id]
+            self._put(replace(self[node_id], short_of_memory=None))
 
     def _put(self, node: Node) -> None:
         if self._nodes.get(node.node_id) != node:

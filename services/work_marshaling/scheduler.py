@@ -190,10 +190,10 @@ class Queue:
             return Lack("slots", f"no slot for {work_type} is free", passing=True)
         if slots.quota_left < 1:
             return Lack("quota", "it failed fast, and may hold no more at once than it does", passing=True)
-        if slots.free(work_type, 0, company) < 1:
+        if slots.free(work_type, None, company) < 1:
             return Lack("company", "items that may have killed a node run apart from others", passing=True)
-        if slots.free(work_type, asked.ram_mb, company) < 1:
-            return Lack("ram_mb", "what it has free is promised to others", passing=True)
+        if slots.free(work_type, asked.memory, company) < 1:
+            return Lack("memory", "what it has free is promised to others", passing=True)
         return None
 
     def stands(self, work_id: str, now: float) -> Standing | None:
@@ -237,7 +237,7 @@ class Queue:
             elif -minus_left != left:
                 heapq.heapreplace(candidates, (rank(asked, node, left, trouble), node))
             else:
-                turn.free[node.node_id].take(asked.demand.work_type, ram_mb=asked.ram_mb, company=asked.demand.company)
+                turn.free[node.node_id].take(asked.demand.work_type, memory=asked.memory, company=asked.demand.company)
                 self._kept.pop(node.node_id, None)
                 return node.node_id
         if asked.demand.company:
@@ -262,7 +262,7 @@ class Queue:
         """How many more items of this demand the node takes."""
         if not asked.demand.company and node_id in self._kept:
             return 0
-        return turn.free[node_id].free(asked.demand.work_type, asked.ram_mb, asked.demand.company)
+        return turn.free[node_id].free(asked.demand.work_type, asked.memory, asked.demand.company)
 
     def _keep_one_free(self, line: _Asked, nodes: Nodes, turn: _Turn) -> None:
         asked = line.asked.demand

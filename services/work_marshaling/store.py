@@ -24,7 +24,8 @@ from libs.common.contracts.work_log import (
     Repeated,
     WorkRecord,
 )
-from libs.common.contracts.work_marshaling import Requirements, WorkStatus
+from libs.common.contracts.work_marshaling import WorkStatus
+from libs.common.contracts.work_requirements import Requirements
 from services.work_marshaling.facts import NO_REQUIREMENTS, apply, without_payload
 from services.work_marshaling.machine import POISON
 from services.work_marshaling.model import ItemFact, Refusal, WorkItem

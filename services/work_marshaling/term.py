@@ -25,7 +25,7 @@ from services.work_marshaling.explaining import Possible
 from services.work_marshaling.journal import Journal
 from services.work_marshaling.leases import Leases
 from services.work_marshaling.machine import decide, effects, longest_retry_delay
-from services.work_marshaling.matching import company, wanted
+from services.work_marshaling.matching import company, promise, wanted
 from services.work_marshaling.meter import Meter
 from services.work_marshaling.model import (
     Changed,
@@ -231,7 +231,7 @@ class Term:
             now=now,
             seconds=seconds,
             most_seconds=timeout + term,
-            ram_mb=item.spec.requirements.ram_mb or 0,
+            memory=promise(item.spec.requirements),
             boot_id=agent.boot_id if agent is not None else None,
             company=company(item, self.rules.policy.poison_nodes),
         )

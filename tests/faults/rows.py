@@ -324,10 +324,9 @@ async def poison(scene: Scene) -> str:
     """Jobs that end the process of their agent, which is started again each time."""
     crowd, stage = scene.crowd, scene.stage
     share = crowd.most / (poisonous := scene.times(1000))
+    await crowd.busy()
     for number in range(poisonous):
         await crowd.reach(round(number * share))
-        if number % 100 == 0:
-            await crowd.busy()
         await crowd.insist(crowd.item(own_id=True, poison=True))
     async with asyncio.timeout(POISON_SECONDS):
         while not await crowd.poison_is_over():

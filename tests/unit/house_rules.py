@@ -62,6 +62,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/node_agent/attempts.py",
         "services/node_agent/claiming.py",
         "services/node_agent/draining.py",
+        "services/node_agent/job_memory.py",
         "services/node_agent/large.py",
         "services/node_agent/hosting.py",
         "services/node_agent/life.py",

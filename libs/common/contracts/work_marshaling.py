@@ -6,7 +6,7 @@ How these messages together never lose and never double an item: `docs/work-prot
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints
 
 from libs.common.contracts.base import (
     AttemptToken,
@@ -22,8 +22,8 @@ from libs.common.contracts.base import (
     ObjectRef,
     Topic,
 )
-from libs.common.contracts.node_registry import Demands, Mib, Platform, Tier
 from libs.common.contracts.work_leading import FromLeader
+from libs.common.contracts.work_requirements import JobMemory, Requirements
 
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
 SERVER_PREFIX = "srv-"
@@ -55,34 +55,6 @@ class WorkStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     DEAD = "dead"
-
-
-def _known(kind: type[StrEnum], name: str | None) -> str | None:
-    if name is not None and name.strip().upper() not in (allowed := [str(each) for each in kind]):
-        raise ValueError(f"{name!r} is none of {', '.join(allowed)}")
-    return name
-
-
-class Requirements(Demands):
-    """What a node must have to run an item. The words are those of the node query."""
-
-    prefer_node_ids: tuple[Identifier, ...] = Field((), max_length=1000, description="these first, if they can")
-    avoid_node_ids: tuple[Identifier, ...] = Field((), max_length=1000, description="none of these")
-    ram_mb: Mib | None = Field(None, description="RAM that is free now, and that the item is taken to use")
-
-    def __hash__(self) -> int:
-        """Without one pydantic takes it for changeable, and copies the default of every item that asks for nothing."""
-        return hash(self.model_dump_json())
-
-    @field_validator("tier", "min_tier")
-    @classmethod
-    def _tier(cls, name: str | None) -> str | None:
-        return _known(Tier, name)
-
-    @field_validator("platform")
-    @classmethod
-    def _platform(cls, name: str | None) -> str | None:
-        return _known(Platform, name)
 
 
 class WorkItem(Message):
@@ -149,6 +121,7 @@ class Assignment(Message):
     )
     payload_ref: ObjectRef | None = Field(None, description="the object of WORK_OBJECTS that holds a large payload")
     payload_bytes: int = 0
+    memory: JobMemory | None = Field(None, description="to be claimed in the node's ledger before the job starts")
 
 
 class Assignments(FromLeader):
@@ -161,6 +134,7 @@ class AssignmentAnswer(Message):
     attempt_token: str
     accepted: bool
     reason: str = ""
+    short_of_memory: bool = Field(False, description="refused for this alone: what needs less may be taken")
 
 
 class AssignmentAnswers(Message):

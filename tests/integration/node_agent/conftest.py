@@ -63,10 +63,11 @@ class MadeUpLedger:
         self.reserved: dict[str, Wanted] = {}
         self.committed: dict[str, int] = {}
 
-    async def reserve(self, wanted: Wanted) -> None:
+    async def reserve(self, wanted: Wanted) -> tuple[str, ...]:
         if self.problem is not None:
             raise self.problem
         self.reserved[wanted.claim_id] = wanted
+        return ()
 
     async def commit(self, claim_id: str, *, pid: int | None = None, container_id: str | None = None) -> None:
         if self.problem is not None:

@@ -38,7 +38,9 @@ from libs.common.kit.problems import install
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
 from services.node_agent.attempts import Pool
+from services.node_agent.claiming import Claiming
 from services.node_agent.draining import Draining
+from services.node_agent.job_memory import MemoryOfJobs
 from services.node_agent.large import Large
 from services.node_agent.observer_prometheus import PrometheusObserver
 from services.node_agent.outbox import Outbox
@@ -223,6 +225,7 @@ async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
                 outbox=Outbox(bus, journal, clock, observer),
                 reports=reports,
                 large=Large(bus),
+                memory=MemoryOfJobs(Claiming(bus, node_id=NODE), clock),
                 draining=draining,
                 observer=observer,
                 pools=[Pool(functions)],

@@ -268,6 +268,7 @@ class Node:
         self.stops: list[StopAttempts] = []
         self.offers: list[Assignments] = []
         self.accepts = True
+        self.memory_left: int | None = None
         self._house = house
         self._bus = bus
 
@@ -282,13 +283,16 @@ class Node:
 
     async def _assign(self, asked: Assignments) -> AssignmentAnswers:
         self.offers.append(asked)
-        if self.accepts:
-            self.taken.extend(asked.assignments)
-        answers = tuple(
-            AssignmentAnswer(attempt_token=each.attempt_token or "", accepted=self.accepts, reason="full")
-            for each in asked.assignments
-        )
-        return AssignmentAnswers(boot_id="b1", answers=answers)
+        answers = []
+        for each in asked.assignments:
+            short = self.memory_left is not None and each.memory is not None and each.memory.ram_mb > self.memory_left
+            accepted = self.accepts and not short
+            if accepted:
+                self.taken.append(each)
+            token = each.attempt_token or ""
+            told = AssignmentAnswer(attempt_token=token, accepted=accepted, reason="full", short_of_memory=short)
+            answers.append(told)
+        return AssignmentAnswers(boot_id="b1", answers=tuple(answers))
 
     async def _stop(self, asked: StopAttempts) -> AttemptsStopped:
         self.stops.append(asked)

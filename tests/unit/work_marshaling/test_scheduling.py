@@ -29,7 +29,7 @@ from services.work_marshaling.matching import Wanted, why_not
 from services.work_marshaling.model import Attempt, Outcome, WorkItem
 from services.work_marshaling.nodes import Nodes
 from services.work_marshaling.scheduler import Queue
-from services.work_marshaling.slots import SlotPool, Slots
+from services.work_marshaling.slots import Promise, SlotPool, Slots
 from tests.unit.work_marshaling.builders import NOW, engine, memory, submitted, workload
 
 AGEING = 300.0
@@ -417,12 +417,55 @@ def test_items_that_need_memory_are_not_given_more_of_it_than_a_node_has_free():
 
     taken = queue.choose(known, leases.free(known), now=NOW.timestamp(), most=9)
     for choice in taken:
-        leases.open(choice.work_id, "t", "n1", "chat", now=1.0, seconds=30, most_seconds=60, ram_mb=6000)
+        leases.open(
+            choice.work_id, "t", "n1", "chat", now=1.0, seconds=30, most_seconds=60, memory=Promise(ram_mb=6000)
+        )
     again = queue.choose(known, leases.free(known), now=NOW.timestamp(), most=9)
 
     assert ([choice.work_id for choice in taken], again) == (["w1", "w2"], [])
     known.hear_heartbeat(NodeHeartbeat(node_id="n1", boot_id="b1", sequence=1, at=NOW, memory_available_mb=6400), 20.0)
     assert [choice.work_id for choice in queue.choose(known, leases.free(known), now=NOW.timestamp(), most=9)] == ["w3"]
+
+
+promises = st.builds(Promise, ram_mb=st.integers(0, 9), vram_mb=st.integers(1, 9), gpu_count=st.integers(0, 3))
+
+
+@given(st.integers(0, 30), st.lists(st.integers(0, 12), max_size=4), st.lists(promises, max_size=20))
+def test_what_is_promised_of_memory_was_free(ram_mb: int, vram_mb: list[int], wanted: list[Promise]):
+    slots = Slots([SlotPool(frozenset({"chat"}), 99)], ram_mb=ram_mb, vram_mb=vram_mb)
+    given_away = []
+    for each in wanted:
+        if slots.free("chat", each):
+            slots.take("chat", memory=each)
+            given_away.append(each)
+
+    assert sum(each.ram_mb for each in given_away) <= ram_mb
+    assert sum(each.vram_mb * each.gpu_count for each in given_away) <= sum(vram_mb)
+    assert all(sum(free >= each.vram_mb for free in vram_mb) >= each.gpu_count for each in given_away)
+    again = Slots([SlotPool(frozenset({"chat"}), 99)], ram_mb=ram_mb, vram_mb=vram_mb, promised=given_away)
+    assert all(again.free("chat", each) == slots.free("chat", each) for each in wanted if each not in given_away) or (
+        not given_away
+    )
+
+
+def test_items_that_need_vram_are_not_given_more_of_it_than_each_gpu_has_free():
+    known = nodes(workload(slots=9))
+    known.hear_announcement(announced(inventory=gpus(2)), 0.0)
+    queue = queue_of(*(item(f"w{number}", number, requirements={"vram_mb": 15_000}) for number in range(1, 5)))
+
+    taken = queue.choose(known, Leases().free(known), now=NOW.timestamp(), most=9)
+
+    assert [choice.work_id for choice in taken] == ["w1", "w2"]
+
+
+def test_an_item_that_needs_vram_says_so_where_there_is_too_little():
+    known = nodes(workload(slots=9))
+    known.hear_announcement(announced(inventory=gpus(2)), 0.0)
+
+    assert why_not(wanted(item("w", 1, requirements={"vram_mb": 15_000, "min_gpu_count": 2})), known["n1"]) is None
+    lack = why_not(wanted(item("w", 1, requirements={"vram_mb": 30_000})), known["n1"])
+    assert lack is not None
+    assert (lack.field, "not 30000" in lack.reason) == ("vram_mb", True)
 
 
 def test_of_two_nodes_the_one_that_failed_less_of_late_is_taken():

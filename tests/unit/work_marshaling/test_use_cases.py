@@ -8,6 +8,7 @@ import pytest
 
 from libs.common.bus.bus import Bus
 from libs.common.contracts.base import DEAD_LETTER
+from libs.common.contracts.node_registry import ANNOUNCE
 from libs.common.contracts.streams import DEAD_LETTERS, WORK_IN
 from libs.common.contracts.work_marshaling import (
     ASSIGNED,
@@ -22,6 +23,7 @@ from libs.common.contracts.work_marshaling import (
 )
 from libs.common.errors import Conflict, Malformed, NotFound, TooLarge
 from services.work_marshaling.model import Filter
+from tests.nodes import announced
 from tests.unit.work_marshaling.house import (
     RULES,
     House,
@@ -481,3 +483,23 @@ async def test_strangers_in_the_log_cost_a_moment_and_no_work(house: House, queu
     assert queue.ended is None
     assert await status_of(queue, kept) is WorkStatus.COMPLETED
     assert await status_of(queue, await submit(queue)) is WorkStatus.ASSIGNED
+
+
+async def test_a_node_that_lacks_memory_for_one_item_is_given_others(house: House):
+    async with house.marshaling() as queue, house.bus("test") as bus:
+        node = Node(house, bus, "n1")
+        node.memory_left = 0
+        await bus.publish(ANNOUNCE, announced("n1"))
+        await node.open(slots=4)
+        short = await submit(queue, requirements={"ram_mb": 100})
+        other = await submit(queue)
+        await node.takes()
+
+        assert [given.work_id for given in node.taken] == [other]
+        view = await view_of(queue, short)
+        assert (view.status, view.attempts[0].counted) == (WorkStatus.PENDING, False)
+        tries = len(node.offers)
+        await house.pass_time(0.1)
+        assert len(node.offers) == tries
+        node.memory_left = 100
+        assert (await node.takes(2)).work_id == short

@@ -1,0 +1,53 @@
+"""What an item of work needs of a node, and what it is promised there."""
+
+from enum import StrEnum
+
+from pydantic import Field, field_validator
+
+from libs.common.contracts.base import Identifier, Message
+from libs.common.contracts.node_registry import Demands, Mib, Platform, Tier
+
+
+def _known(kind: type[StrEnum], name: str | None) -> str | None:
+    if name is not None and name.strip().upper() not in (allowed := [str(each) for each in kind]):
+        raise ValueError(f"{name!r} is none of {', '.join(allowed)}")
+    return name
+
+
+class Requirements(Demands):
+    """What a node must have to run an item. The words are those of the node query."""
+
+    prefer_node_ids: tuple[Identifier, ...] = Field((), max_length=1000, description="these first, if they can")
+    avoid_node_ids: tuple[Identifier, ...] = Field((), max_length=1000, description="none of these")
+    ram_mb: Mib | None = Field(None, description="RAM that is free now, and that is promised to this item alone")
+    vram_mb: Mib | None = Field(
+        None, description="the same of VRAM, on each of `min_gpu_count` GPUs that satisfy every clause, else on one"
+    )
+
+    @property
+    def gpu_count(self) -> int:
+        """On how many GPUs `vram_mb` is wanted."""
+        return max(1, self.min_gpu_count or 0) if self.vram_mb else 0
+
+    def __hash__(self) -> int:
+        """Without one pydantic takes it for changeable, and copies the default of every item that asks for nothing."""
+        return hash(self.model_dump_json())
+
+    @field_validator("tier", "min_tier")
+    @classmethod
+    def _tier(cls, name: str | None) -> str | None:
+        return _known(Tier, name)
+
+    @field_validator("platform")
+    @classmethod
+    def _platform(cls, name: str | None) -> str | None:
+        return _known(Platform, name)
+
+
+class JobMemory(Message):
+    """Memory that a job is promised: RAM, and VRAM on each of so many GPUs."""
+
+    ram_mb: Mib = 0
+    vram_mb: Mib = 0
+    gpu_count: int = Field(0, ge=0, le=1024)
+    gpu_uuids: tuple[str, ...] = Field((), description="which ones it got: for the job, and not told by the queue")

@@ -1,0 +1,105 @@
+"""Jobs are promised memory in this machine's ledger before they begin, and it is free again when they are over."""
+
+import os
+from pathlib import Path
+
+from libs.common.contracts.gpu_orchestrator import Reservation
+from libs.common.contracts.work_marshaling import Assignment, WorkCompleted
+from libs.common.contracts.work_requirements import JobMemory
+from tests.integration.node_agent.conftest import until
+from tests.integration.node_agent.functions import gate
+from tests.integration.node_agent.mesh import NODE, PLACE, agent, function_job, marshaling
+from tests.unit.gpu_orchestrator.world import FREE_MB, World, made_world
+
+GATE = "memory"
+IN_PROCESSES = {"AGENT_FUNCTION_PROCESSES": "true"}
+
+
+def held(world: World) -> tuple[Reservation, ...]:
+    return world.orchestrator.reservations(only_open=True).reservations
+
+
+def waiting_job(memory: JobMemory, at: str = GATE) -> Assignment:
+    return function_job("wait_at", at, memory=memory)
+
+
+async def test_two_jobs_are_not_promised_the_same_vram(tmp_path: Path):
+    large = JobMemory(vram_mb=FREE_MB - 100, gpu_count=1)
+    jobs = [waiting_job(large) for _ in range(3)]
+    small = function_job("echo", "small", memory=JobMemory(vram_mb=50, gpu_count=1))
+    async with (
+        marshaling() as other,
+        made_world(tmp_path, node_id=NODE, server=other.server) as world,
+        agent(other.server, tmp_path, {"AGENT_FUNCTION_SLOTS": "9"}),
+    ):
+        world.processes.running[os.getpid()] = 1
+        answers = await other.assign(*jobs)
+        taken = [job for job, answer in zip(jobs, answers, strict=True) if answer.accepted]
+        (refused,) = [answer for answer in answers if not answer.accepted]
+
+        assert refused.short_of_memory
+        assert refused.reason.startswith("its memory cannot be promised: ")
+        assert "MiB" in refused.reason
+        assert sorted(uuid for each in held(world) for uuid in each.gpu_uuids) == ["GPU-0", "GPU-1"]
+        assert (await other.assign(small))[0].accepted
+        await until(lambda: all(each.pid == os.getpid() for each in held(world)))
+        gate(GATE).set()
+        for job in taken:
+            assert isinstance(await other.outcome_of(job), WorkCompleted)
+        await until(lambda: held(world) == ())
+
+
+async def test_what_is_refused_for_another_reason_holds_no_memory(tmp_path: Path):
+    jobs = [waiting_job(JobMemory(ram_mb=100), "slots") for _ in range(2)]
+    async with (
+        marshaling() as other,
+        made_world(tmp_path, node_id=NODE, server=other.server) as world,
+        agent(other.server, tmp_path, {"AGENT_FUNCTION_SLOTS": "1"}),
+    ):
+        world.processes.running[os.getpid()] = 1
+        answers = await other.assign(*jobs)
+        gate("slots").set()
+
+        assert [(each.accepted, each.short_of_memory) for each in answers] == [(True, False), (False, False)]
+        assert [each.ram_mb for each in held(world)] == [100]
+
+
+async def test_a_job_that_is_stopped_gives_its_memory_back(tmp_path: Path):
+    job = waiting_job(JobMemory(ram_mb=100), "stopped-with-memory")
+    async with (
+        marshaling() as other,
+        made_world(tmp_path, node_id=NODE, server=other.server) as world,
+        agent(other.server, tmp_path),
+    ):
+        world.processes.running[os.getpid()] = 1
+        await other.assign(job)
+        assert len(held(world)) == 1
+        await other.stop(job.attempt_token or "")
+        gate("stopped-with-memory").set()
+
+        assert held(world) == ()
+
+
+async def test_a_function_in_a_process_sees_the_gpus_it_was_promised_and_leaves_no_process(tmp_path: Path):
+    jobs = [function_job("seen_gpus", memory=JobMemory(vram_mb=100, gpu_count=count)) for count in (2, 0)]
+    async with (
+        marshaling() as other,
+        made_world(tmp_path, node_id=NODE, server=other.server) as world,
+        agent(other.server, tmp_path, IN_PROCESSES | {"AGENT_FUNCTIONS": f"seen_gpus={PLACE}:seen_gpus"}),
+    ):
+        seen = []
+        for job in jobs:
+            await other.assign(job)
+            outcome = await other.outcome_of(job)
+            assert isinstance(outcome, WorkCompleted)
+            seen.append(outcome.result)
+
+        assert seen == ["GPU-0,GPU-1", None]
+        assert held(world) == ()
+
+
+async def test_where_no_ledger_is_a_job_is_run_without_a_promise(tmp_path: Path):
+    job = function_job("echo", 1, memory=JobMemory(ram_mb=100))
+    async with marshaling() as other, agent(other.server, tmp_path):
+        assert (await other.assign(job))[0].accepted
+        assert isinstance(await other.outcome_of(job), WorkCompleted)
