@@ -7,7 +7,9 @@ from fastapi import APIRouter, Path, Query
 from libs.common.contracts.node_agent import AgentDraining, DrainAgent, Engines, JobLog, Jobs, JobView
 from services.node_agent.use_cases import NodeAgent
 
-Token = Annotated[str, Path(min_length=1, max_length=256, description="an attempt token")]
+JobId = Annotated[
+    str, Path(min_length=3, max_length=160, description="`work_id`, `@`, the attempt's number: `item-1@1`")
+]
 
 After = Annotated[int, Query(ge=0, le=2**53, description="only what came after so many characters: follow with this")]
 Tail = Annotated[int | None, Query(ge=0, le=100_000, description="of that only so many lines from the end")]
@@ -20,13 +22,13 @@ def routes(agent: NodeAgent) -> APIRouter:
     async def jobs() -> Jobs:
         return await agent.jobs()
 
-    @router.get("/jobs/{token}", tags=["jobs"], summary="One attempt.")
-    async def job(token: Token) -> JobView:
-        return await agent.job(token)
+    @router.get("/jobs/{job_id}", tags=["jobs"], summary="One attempt.")
+    async def job(job_id: JobId) -> JobView:
+        return await agent.job(job_id)
 
-    @router.get("/jobs/{token}/logs", tags=["jobs"], summary="What a job has written so far, of long output the end.")
-    async def log_of(token: Token, after: After = 0, tail: Tail = None) -> JobLog:
-        return await agent.log_of(token, after=after, lines=tail)
+    @router.get("/jobs/{job_id}/logs", tags=["jobs"], summary="What a job has written so far, of long output the end.")
+    async def log_of(job_id: JobId, after: After = 0, tail: Tail = None) -> JobLog:
+        return await agent.log_of(job_id, after=after, lines=tail)
 
     @router.get("/drain", tags=["drain"], summary="Whether this node takes work.")
     async def draining() -> AgentDraining:

@@ -55,7 +55,9 @@ class Journal(Protocol):
         """Accepted or ended, and not delivered: what an earlier run of the agent left behind."""
         ...
 
-    async def find(self, token: str) -> Attempt | None: ...
+    async def attempts_at(self, work_id: str) -> list[Attempt]:
+        """Of an item, the newest first."""
+        ...
 
     async def recent(self, limit: int) -> list[Attempt]:
         """The attempts accepted last, newest first."""

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS attempts (
     result TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS open_attempts ON attempts (accepted_at) WHERE state IN ('accepted', 'ended');
+CREATE INDEX IF NOT EXISTS attempts_of_work ON attempts (work_id);
 CREATE TABLE IF NOT EXISTS outputs (token TEXT PRIMARY KEY, before INTEGER NOT NULL, text TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS drained (only_one INTEGER PRIMARY KEY CHECK (only_one = 1), reason TEXT NOT NULL) STRICT;
 """
@@ -145,9 +146,8 @@ class SqliteJournal:
     async def open_attempts(self) -> list[Attempt]:
         return await self._select("WHERE state IN ('accepted', 'ended') ORDER BY accepted_at")
 
-    async def find(self, token: str) -> Attempt | None:
-        found = await self._select("WHERE token = ?", token)
-        return found[0] if found else None
+    async def attempts_at(self, work_id: str) -> list[Attempt]:
+        return await self._select("WHERE work_id = ? ORDER BY rowid DESC", work_id)
 
     async def recent(self, limit: int) -> list[Attempt]:
         return await self._select("ORDER BY rowid DESC LIMIT ?", limit)

@@ -31,7 +31,7 @@ from services.node_agent.outbox import Outbox
 from services.node_agent.outcomes import failed
 from services.node_agent.reports import Reports
 from services.node_agent.store import Journal
-from services.node_agent.views import log_from, view_of_kept, view_of_running
+from services.node_agent.views import job_id, log_from, view_of_kept, view_of_running
 
 log = structlog.get_logger()
 
@@ -136,28 +136,21 @@ class NodeAgent:
         over = [view_of_kept(attempt) for attempt in recent if attempt.token not in self._jobs]
         return Jobs(jobs=(*running, *over), running=len(running), undelivered=self._outbox.undelivered)
 
-    async def job(self, token: str) -> JobView:
+    async def job(self, shown: str) -> JobView:
         """Raises `NotFound`."""
-        job = self._jobs.get(token)
-        if job is not None:
-            return view_of_running(job.running)
-        attempt = await self._journal.find(token)
-        if attempt is None:
-            raise _no_attempt(token)
-        return view_of_kept(attempt)
+        job = self._shown_as(shown)
+        return view_of_running(job.running) if job is not None else view_of_kept(await self._kept(shown))
 
-    async def log_of(self, token: str, *, after: int, lines: int | None) -> JobLog:
+    async def log_of(self, shown: str, *, after: int, lines: int | None) -> JobLog:
         """What the job wrote, of that the last lines. Raises `NotFound`."""
-        job = self._jobs.get(token)
+        job = self._shown_as(shown)
         if job is not None:
             output = job.running.output
             kept = KeptOutput(text=output.text(), before=output.before)
-            return log_from(token, kept, over=False, after=after, lines=lines)
-        attempt = await self._journal.find(token)
-        if attempt is None:
-            raise _no_attempt(token)
-        kept = await self._journal.output(token) or KeptOutput(text="", before=0)
-        return log_from(token, kept, over=True, after=after, lines=lines)
+        else:
+            found = await self._kept(shown)
+            kept = await self._journal.output(found.token) or KeptOutput(text="", before=0)
+        return log_from(shown, kept, over=job is None, after=after, lines=lines)
 
     async def drain(self, request: DrainAgent) -> AgentDraining:
         await self._draining.ask_of_owner(request.reason)
@@ -263,6 +256,18 @@ class NodeAgent:
                 return pool
         refused[token] = reason
         return None
+
+    def _shown_as(self, shown: str) -> Job | None:
+        """The one that runs under this id."""
+        return next((job for job in self._jobs.values() if job_id(job.running.assignment) == shown), None)
+
+    async def _kept(self, shown: str) -> Attempt:
+        """Raises `NotFound`."""
+        work_id, _, number = shown.rpartition("@")
+        for attempt in await self._journal.attempts_at(work_id):
+            if str(attempt.assignment.attempt) == number:
+                return attempt
+        raise NotFound(f"there is no job {shown[:200]!r} on this node", job_id=shown[:200])
 
     async def _with_memory(self, taken: dict[str, tuple[Assignment, Pool]], refused: dict[str, str]) -> frozenset[str]:
         """Claim what the jobs are promised. Who cannot have it is refused for this alone: their tokens."""
@@ -376,10 +381,6 @@ class NodeAgent:
             await self._journal.stopped(assignment.attempt_token or "", self._clock.now())
         except Unavailable as error:
             log.error("stop_not_journaled", work=assignment.work_id, reason=error.message)
-
-
-def _no_attempt(token: str) -> NotFound:
-    return NotFound(f"there is no attempt {token!r} on this node", attempt_token=token)
 
 
 def _without_free_slots(pool: SlotPool) -> SlotPool:

@@ -1,13 +1,19 @@
 """Attempts as the outside is shown them."""
 
 from libs.common.contracts.node_agent import JobLog, JobView
+from libs.common.contracts.work_marshaling import Assignment
 from services.node_agent.model import Attempt, AttemptState, KeptOutput, Running
+
+
+def job_id(assignment: Assignment) -> str:
+    """What a job is called outside: its token is between its node and the queue."""
+    return f"{assignment.work_id}@{assignment.attempt}"
 
 
 def view_of_running(running: Running) -> JobView:
     assignment = running.assignment
     return JobView(
-        attempt_token=assignment.attempt_token or "",
+        job_id=job_id(assignment),
         work_id=assignment.work_id,
         attempt=assignment.attempt,
         work_type=assignment.work_type,
@@ -21,7 +27,7 @@ def view_of_kept(attempt: Attempt) -> JobView:
     assignment, outcome = attempt.assignment, attempt.outcome
     known = outcome is not None and attempt.state != AttemptState.STOPPED
     return JobView(
-        attempt_token=attempt.token,
+        job_id=job_id(assignment),
         work_id=assignment.work_id,
         attempt=assignment.attempt,
         work_type=assignment.work_type,
@@ -34,13 +40,13 @@ def view_of_kept(attempt: Attempt) -> JobView:
     )
 
 
-def log_from(token: str, kept: KeptOutput, *, over: bool, after: int, lines: int | None) -> JobLog:
+def log_from(shown: str, kept: KeptOutput, *, over: bool, after: int, lines: int | None) -> JobLog:
     """Of what is kept, the part beyond the first `after` characters of all output, and of that the last lines."""
     text = kept.text[max(0, after - kept.before) :]
     if lines is not None:
         text = "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
     return JobLog(
-        attempt_token=token,
+        job_id=shown,
         over=over,
         text=text.encode(errors="replace").decode(),
         next_after=kept.before + len(kept.text),

@@ -24,9 +24,9 @@ class Engines(Message):
 
 
 class JobView(Message):
-    """An attempt on this node."""
+    """An attempt on this node, known by its item and its number: its token is a secret."""
 
-    attempt_token: str
+    job_id: str = Field(description="`work_id`, `@`, the attempt's number")
     work_id: str
     attempt: int
     work_type: str
@@ -43,7 +43,7 @@ class JobView(Message):
 class JobLog(Message):
     """What a job has written, in the order in which it came. Of long output the end."""
 
-    attempt_token: str
+    job_id: str
     over: bool = Field(description="nothing more will come")
     text: str
     next_after: int = Field(description="characters up to the end of `text`: ask with `after` for what comes later")

@@ -37,7 +37,7 @@ async def test_an_attempt_is_run_and_its_result_told_under_its_token(tmp_path: P
         answers = await other.assign(assignment)
         outcome = await other.outcome_of(assignment)
         await until(lambda: "mesh_agent_outcomes_undelivered 0.0" in at_work.metrics())
-        path = f"/api/v1/jobs/{assignment.attempt_token}"
+        path = f"/api/v1/jobs/{assignment.work_id}@{assignment.attempt}"
         shown = await at_work.shown_once(path, lambda job: job["state"] == "delivered")
 
     assert (shown["state"], shown["succeeded"]) == ("delivered", True)
@@ -187,7 +187,7 @@ async def test_a_stopped_attempt_ends_without_an_outcome(tmp_path: Path):
         await until(lambda: reached["stopped"].is_set())
         answer = await other.stop(assignment.attempt_token or "", "never-heard-of")
         gate("stopped").set()
-        shown = (await at_work.get(f"/api/v1/jobs/{assignment.attempt_token}")).json()
+        shown = (await at_work.get(f"/api/v1/jobs/{assignment.work_id}@{assignment.attempt}")).json()
 
     assert answer.stopped == (assignment.attempt_token,)
     assert answer.unknown == ("never-heard-of",)
@@ -201,7 +201,7 @@ async def test_an_attempt_stopped_before_its_first_step_gives_its_slot_back(tmp_
         # Awaited directly, nothing else runs between the two.
         await bare.assign(Assignments(epoch=1, assignments=(assignment,)))
         answer = await bare.stop(StopAttempts(attempt_tokens=(assignment.attempt_token or "",), reason="test"))
-        shown = await bare.job(assignment.attempt_token or "")
+        shown = await bare.job(f"{assignment.work_id}@1")
 
         assert answer.stopped == (assignment.attempt_token,)
         assert shown.state == "stopped"
@@ -393,12 +393,30 @@ async def test_many_attempts_at_once_all_end_once(tmp_path: Path):
     assert listed["running"] == 0
 
 
-async def test_an_unknown_job_is_not_found(tmp_path: Path):
+@pytest.mark.parametrize("shown", ["no-such-item@1", "kept@3", "kept@01", "kept", "a secret"])
+async def test_an_unknown_job_is_not_found(tmp_path: Path, shown: str):
+    job = function_job("echo", work_id="kept", attempt=2, attempt_token="a secret")
     async with marshaling() as other, agent(other.server, tmp_path) as at_work:
-        answer = await at_work.get("/api/v1/jobs/no-such-token")
+        await other.assign(job)
+        await other.outcome_of(job)
+        answer = await at_work.get(f"/api/v1/jobs/{shown}")
 
     assert answer.status_code == 404
     assert answer.json()["code"] == "not_found"
+
+
+async def test_a_job_is_shown_by_its_item_and_number_while_it_runs_and_after_and_its_token_never(tmp_path: Path):
+    job = function_job("wait_at", "shown", work_id="item:1", attempt=2, attempt_token="a secret")
+    async with marshaling() as other, agent(other.server, tmp_path) as at_work:
+        await other.assign(job)
+        paths = ("/api/v1/jobs", "/api/v1/jobs/item:1@2", "/api/v1/jobs/item:1@2/logs")
+        running = [(await at_work.get(path)).text for path in paths]
+        gate("shown").set()
+        await other.outcome_of(job)
+        await at_work.shown_once(paths[1], lambda job: job["state"] == "delivered")
+        over = [(await at_work.get(path)).text for path in paths]
+
+    assert all('"job_id":"item:1@2"' in text and "secret" not in text for text in (*running, *over))
 
 
 async def test_an_item_whose_deadline_has_passed_is_not_run(tmp_path: Path):

@@ -173,7 +173,7 @@ async def test_a_container_that_is_stopped_hears_sigterm_first(docker: DockerPro
         await until(lambda: any(each.text for message in other.progress for each in message.attempts))
         answer = await other.stop(assignment.attempt_token or "")
         await nothing_left(docker, at_work, tmp_path)
-        shown = (await at_work.get(f"/api/v1/jobs/{assignment.attempt_token}/logs")).json()
+        shown = (await at_work.get(f"/api/v1/jobs/{assignment.work_id}@{assignment.attempt}/logs")).json()
 
     assert answer.stopped == (assignment.attempt_token,)
     assert other.outcomes == []
@@ -262,7 +262,7 @@ async def test_of_long_output_the_end_is_kept(docker: DockerProcess, tmp_path: P
     assignment = container_job("yes 0123456789abcdef | head -c 4000000; echo the end")
     async with container_agent(docker, tmp_path) as (other, at_work):
         result = await result_of(other, assignment)
-        shown = (await at_work.get(f"/api/v1/jobs/{assignment.attempt_token}/logs?tail=2")).json()
+        shown = (await at_work.get(f"/api/v1/jobs/{assignment.work_id}@{assignment.attempt}/logs?tail=2")).json()
 
     assert result["output_cut"]
     assert len(result["stdout"]) == 32 * 1024
@@ -275,7 +275,7 @@ async def test_of_long_output_the_end_is_kept(docker: DockerProcess, tmp_path: P
 async def test_the_log_of_a_running_job_can_be_followed(docker: DockerProcess, tmp_path: Path):
     assignment = container_job("echo first; until [ -e go ]; do sleep 0.05; done; echo second")
     async with container_agent(docker, tmp_path) as (other, at_work):
-        place = f"/api/v1/jobs/{assignment.attempt_token}/logs"
+        place = f"/api/v1/jobs/{assignment.work_id}@{assignment.attempt}/logs"
         await other.assign(assignment)
         while not (first := (await at_work.get(place)).json())["text"]:
             await asyncio.sleep(0.02)
@@ -283,7 +283,7 @@ async def test_the_log_of_a_running_job_can_be_followed(docker: DockerProcess, t
         await other.outcome_of(assignment)
         await until(lambda: "mesh_agent_running 0.0" in at_work.metrics())
         second = (await at_work.get(f"{place}?after={first['next_after']}")).json()
-        unknown = await at_work.get("/api/v1/jobs/unknown/logs")
+        unknown = await at_work.get("/api/v1/jobs/unknown@1/logs")
 
     assert (first["text"], first["over"]) == ("first\n", False)
     assert (second["text"], second["over"]) == ("second\n", True)

@@ -104,7 +104,8 @@ async def test_what_a_function_prints_is_its_output_and_of_no_other_job(tmp_path
             await ended(other, each)
         await until(lambda: "mesh_agent_running 0.0" in at_work.metrics())
         texts = [
-            (await at_work.get(f"/api/v1/jobs/{each.attempt_token}/logs")).json()["text"] for each in (first, second)
+            (await at_work.get(f"/api/v1/jobs/{each.work_id}@{each.attempt}/logs")).json()["text"]
+            for each in (first, second)
         ]
 
     assert texts == [("one " * 50_000 + "\n")[-64 * 1024 :], "two\n"]

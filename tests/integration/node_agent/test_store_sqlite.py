@@ -120,7 +120,7 @@ async def test_an_end_is_final(journal: SqliteJournal):
     await journal.ended(token, Outcome(result="second"))
     await journal.stopped(token, NOW)
 
-    attempt = await journal.find(token)
+    (attempt,) = await journal.attempts_at(assignment.work_id)
     assert attempt is not None
     assert attempt.outcome == Outcome(result="first")
 
@@ -132,7 +132,7 @@ async def test_a_delivered_result_is_not_kept(journal: SqliteJournal):
 
     await journal.delivered([token])
 
-    attempt = await journal.find(token)
+    (attempt,) = await journal.attempts_at(assignment.work_id)
     assert attempt is not None
     assert attempt.state == AttemptState.DELIVERED
     assert attempt.outcome == Outcome(result=None)
