@@ -139,6 +139,7 @@ class Keeping:
             kind=Holding,
             tell=lambda written: Holding(holder=holder, written=written),
         )
+        self._other: str | None = None
         self._awake = asyncio.Event()
 
     @property
@@ -150,6 +151,10 @@ class Keeping:
 
     def leads(self) -> bool:
         return self._term is not None
+
+    def leader(self) -> str | None:
+        """Another orchestrator that looks after instances, as far as is known; None where it is us or nobody."""
+        return None if self.leads() else self._other
 
     def wake(self) -> None:
         """Something changed: look at once."""
@@ -169,6 +174,7 @@ class Keeping:
 
     async def _try(self, look_after: LookAfter) -> None:
         other = await self._lease.seek()
+        self._other = other.holder if other is not None else None
         if other is not None:
             self._waits_for = f"{other.holder} does"
         elif self._lease.holds():

@@ -112,7 +112,7 @@ def ease(replica: Replica) -> Eased | None:
 
 def _unwanted(replica: Replica, sight: Sight) -> tuple[Replica, Effect | None]:
     if replica.parts or replica.state in RUNNING:
-        return become(replica, InstanceState.STOPPING, replica.reason or "it is not wanted any more", sight.now), None
+        return become(replica, InstanceState.STOPPING, "it is not wanted any more", sight.now), None
     return replica, Effect.FORGET
 
 

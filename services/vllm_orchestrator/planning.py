@@ -88,6 +88,11 @@ class Planning:
         self._claims = [each for each in self._claims if now - each[0] <= LEDGER_SECONDS]
         self._claims += [(now, part) for part in parts]
 
+    def given_back(self, parts: Iterable[InstancePart]) -> None:
+        """These have nothing any more."""
+        over = {part.reservation_id for part in parts}
+        self._claims = [each for each in self._claims if each[1].reservation_id not in over]
+
     async def plan(self, request: PlanRequest) -> PlanAnswer:
         """Raises `UnknownModel`, `GatedModel`, `Malformed`, `Unsupported`, `NoUsableDevice` or `Unavailable`."""
         nodes = await self.registered() if request.nodes is None else from_request(request.nodes)

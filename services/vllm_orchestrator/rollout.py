@@ -47,17 +47,16 @@ def proceed(instance: Instance, now: datetime) -> Instance | None:
     if instance.wanted != "running":
         if not instance.replicas and instance.wanted == "gone":
             return None
-        ended = retired(instance, instance.replicas, "it is not wanted any more")
+        ended = retired(instance, instance.replicas, "it is not wanted any more", now)
         return summed_up(ended, now)
     return summed_up(_rolled(_in_step(instance), now), now)
 
 
-def retired(instance: Instance, replicas: Iterable[Replica], why: str) -> Instance:
+def retired(instance: Instance, replicas: Iterable[Replica], why: str, now: datetime) -> Instance:
     """These are to end, and not to come back."""
     numbers = {replica.number for replica in replicas if replica.wanted == "running"}
-    ending = {"wanted": "gone", "reason": why, "drain_seconds": instance.drain_seconds}
     there = instance.replicas
-    return _with(instance, [each.model_copy(update=ending) if each.number in numbers else each for each in there])
+    return _with(instance, [_ended(each, instance, why, now) if each.number in numbers else each for each in there])
 
 
 def anew(instance: Instance, why: str) -> Instance:
@@ -138,7 +137,7 @@ def _rolled(instance: Instance, now: datetime) -> Instance:
     stays = [each for each in instance.replicas if each.wanted == "running"]
     old = [each for each in stays if is_outdated(each, instance)]
     new = [each for each in stays if each not in old]
-    instance = _fewer(instance, new, old)
+    instance = _fewer(instance, new, old, now)
     if not old:
         return _more(instance, instance.count - len(new), now)
     coming = [each for each in new if each.state not in SERVING]
@@ -146,20 +145,21 @@ def _rolled(instance: Instance, now: datetime) -> Instance:
         return _more(instance, 1, now)
     leaving = any(each.wanted == "gone" for each in instance.replicas)
     if any(each.crowded >= TRIED for each in coming) and not leaving:
-        return retired(instance, old[:1], "there is no room for the new one beside it: it ends before that starts")
+        why = "there is no room for the new one beside it: it ends before that starts"
+        return retired(instance, old[:1], why, now)
     return instance
 
 
-def _fewer(instance: Instance, new: Sequence[Replica], old: Sequence[Replica]) -> Instance:
+def _fewer(instance: Instance, new: Sequence[Replica], old: Sequence[Replica], now: datetime) -> Instance:
     """Too many new ones end, those that do not serve first; old ones as soon as new ones serve in their place."""
     surplus = sorted(new, key=lambda each: (each.state in SERVING, -each.number))[: max(0, len(new) - instance.count)]
-    instance = retired(instance, surplus, "fewer replicas are wanted")
+    instance = retired(instance, surplus, "fewer replicas are wanted", now)
     given_up = any(each.state is InstanceState.FAILED for each in new)
     idle = [] if given_up or not new else [each for each in old if each.state not in SERVING]
     serving = [each for each in old if each.state in SERVING]
     ready = sum(each.state is InstanceState.READY for each in new)
     replaced = serving[: max(0, ready + len(serving) - instance.count)]
-    return retired(instance, [*idle, *replaced], "a new one took its place")
+    return retired(instance, [*idle, *replaced], "a new one took its place", now)
 
 
 def _more(instance: Instance, count: int, now: datetime) -> Instance:
@@ -169,6 +169,12 @@ def _more(instance: Instance, count: int, now: datetime) -> Instance:
     numbers = range(instance.numbers, instance.numbers + count)
     fresh = [Replica(number=number, request=asked, since=now) for number in numbers]
     return _with(instance.model_copy(update={"numbers": numbers.stop}), [*instance.replicas, *fresh])
+
+
+def _ended(replica: Replica, instance: Instance, why: str, now: datetime) -> Replica:
+    gone = replica.model_copy(update={"wanted": "gone", "drain_seconds": instance.drain_seconds})
+    stops = {"state": InstanceState.STOPPING, "reason": why, "since": now}
+    return gone.model_copy(update=stops) if replica.parts else gone
 
 
 def _again(replica: Replica, instance: Instance, why: str) -> Replica:

@@ -60,6 +60,10 @@ class Seeking:
         """Until the ledgers tell it themselves."""
         self._planning.claimed(parts)
 
+    def given_back(self, parts: Collection[InstancePart]) -> None:
+        """Others may be planned there at once."""
+        self._planning.given_back(parts)
+
     async def _best(
         self,
         name: str,

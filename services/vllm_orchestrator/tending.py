@@ -217,6 +217,7 @@ class Tending:
                 await self._bus.request(RELEASE, given_back, node_id=part.node_id, timeout=RESERVE_SECONDS)
             except NotFound:
                 continue  # it was never made, or ended with its process long ago
+        self._seeking.given_back(replica.parts)
         await term.change(name, _each(replica.number, lambda now: now.model_copy(update={"parts": ()})))
 
     async def _forget(self, term: Term, name: str, replica: Replica) -> None:

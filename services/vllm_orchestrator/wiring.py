@@ -30,6 +30,7 @@ from services.vllm_orchestrator.models_hub import HubModels
 from services.vllm_orchestrator.nats_api import open_doors
 from services.vllm_orchestrator.planning import Planning
 from services.vllm_orchestrator.registering import Registering
+from services.vllm_orchestrator.requests import Requests
 from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.settings import Settings
 from services.vllm_orchestrator.started import started_engines
@@ -52,10 +53,11 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     known = Gauge("mesh_orchestrator_engines_ready", "Engines that would take a request.", registry=platform.metrics)
     known.set_function(orchestrator.ready)
 
+    holder = f"{platform.node_id[:64]}.{uuid4().hex[:12]}"
     keeping = Keeping(
         platform.bus,
         platform.clock,
-        holder=f"{platform.node_id[:64]}.{uuid4().hex[:12]}",
+        holder=holder,
         new_id=lambda: uuid4().hex,
     )
     seeking = Seeking(planning)
@@ -71,6 +73,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     deployments = Deployments(
         platform.bus, platform.clock, keeping, tending, seeking, drain_seconds=chosen.drain_seconds
     )
+    requests = Requests(platform.bus, planning, deployments, keeping)
     _count(deployments, platform.metrics)
 
     learning = _learning(platform, models, planning, deployments)
@@ -87,7 +90,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         streams=[VLLM_LOG],
         buckets=[VLLM_ORCHESTRATOR, VLLM_STARTS],
         lifespan=alive,
-        subscriptions=partial(open_doors, platform.bus, orchestrator, planning),
+        subscriptions=partial(open_doors, platform.bus, orchestrator, planning, requests, holder),
         loops=[
             partial(keeping.run, deployments.look_after),
             learning.hear,

@@ -77,6 +77,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/vllm_orchestrator/learning.py",
         "services/vllm_orchestrator/planning.py",
         "services/vllm_orchestrator/registering.py",
+        "services/vllm_orchestrator/requests.py",
         "services/vllm_orchestrator/seeking.py",
         "services/vllm_orchestrator/tending.py",
         "services/work_marshaling/again.py",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
 
-from libs.common.contracts.base import Call, Identifier, JsonObject, Message
+from libs.common.contracts.base import Identifier, JsonObject, Message
 from libs.common.contracts.node_registry import Engine, GpuLink
 
 MOST_BYTES = 2**53
@@ -132,8 +132,7 @@ class PlanRequest(PlanOptions):
 
     @model_validator(mode="after")
     def _is_whole(self) -> "PlanRequest":
-        if self.model_name is None and self.configuration is None:
-            raise ValueError("model_name or model_config is wanted")
+        self._asks_for_something()
         if self.weights_bytes is not None and self.parameter_count is not None:
             raise ValueError("weights_bytes and parameter_count exclude each other")
         ids = [node.node_id for node in self.nodes or ()]
@@ -143,6 +142,10 @@ class PlanRequest(PlanOptions):
         if len(set(uuids)) != len(uuids):
             raise ValueError("nodes names a GPU's uuid twice")
         return self
+
+    def _asks_for_something(self) -> None:
+        if self.model_name is None and self.configuration is None:
+            raise ValueError("model_name or model_config is wanted")
 
 
 class PlannedMemory(Message):
@@ -247,12 +250,3 @@ class FittingModel(Message):
 
 class FittingModels(Message):
     models: tuple[FittingModel, ...]
-
-
-PLAN = Call(
-    subject="compute.vllm.request.v1",
-    request=PlanRequest,
-    reply=PlanAnswer,
-    owner="vllm_orchestrator",
-    summary="How a model would be served on these machines; nothing is reserved or started.",
-)

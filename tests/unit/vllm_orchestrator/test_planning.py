@@ -26,7 +26,7 @@ from libs.common.contracts.node_registry import (
     Tier,
 )
 from libs.common.contracts.vllm_instances import DeployRequest, Instance, Replica
-from libs.common.contracts.vllm_orchestrator import PLAN, PlanGpu, PlanNode, PlanRequest
+from libs.common.contracts.vllm_orchestrator import PlanGpu, PlanNode, PlanRequest
 from libs.common.errors import Malformed
 from libs.inference.planner.architectures import model_facts
 from libs.inference.planner.fields import Unsupported
@@ -36,10 +36,8 @@ from libs.inference.planner.memory import GIB
 from services.vllm_orchestrator.catalogue import catalogue_of, joined
 from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
 from services.vllm_orchestrator.models import UnknownModel
-from services.vllm_orchestrator.nats_api import open_doors
 from services.vllm_orchestrator.planning import NoUsableDevice, Planning
 from services.vllm_orchestrator.seeking import Seeking
-from services.vllm_orchestrator.use_cases import VllmOrchestrator
 from tests.unit.inference.planner.published import config
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -92,7 +90,6 @@ async def house() -> AsyncIterator[House]:
         registry = Bus(other, name="registry", observer=SilentObserver(), clock=clock)
         made = House(bus, clock)
         await registry.serve(QUERY, made.found)
-        await open_doors(bus, VllmOrchestrator(clock), made.planning)
         yield made
 
 
@@ -147,10 +144,6 @@ async def test_a_plan_says_what_to_start_and_what_it_takes(house: House):
     assert answer.max_concurrency > 1
     assert answer.reasons
     assert answer.vllm_version == "0.33"
-
-
-async def test_the_same_is_answered_over_nats(house: House):
-    assert await house.bus.request(PLAN, _request()) == await house.planning.plan(_request())
 
 
 async def test_a_configuration_serves_instead_of_a_name(house: House):

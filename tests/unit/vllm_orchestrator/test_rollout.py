@@ -5,7 +5,14 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstanceState, Replica, RestartPolicy
+from libs.common.contracts.vllm_instances import (
+    DeployRequest,
+    Instance,
+    InstancePart,
+    InstanceState,
+    Replica,
+    RestartPolicy,
+)
 from services.vllm_orchestrator.rollout import (
     SERVING,
     TRIED,
@@ -21,6 +28,7 @@ from services.vllm_orchestrator.rollout import (
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+PARTS = (InstancePart(rank=0, node_id="a", arguments=(), reservation_id="r"),)
 READY, FAILED, STARTING = InstanceState.READY, InstanceState.FAILED, InstanceState.STARTING
 
 
@@ -32,7 +40,7 @@ def instance_of(count: int = 1, *states: InstanceState, **changes: object) -> In
     asked = request_of(**changes)
     made = Instance(name="one", request=asked, count=count, created_at=NOW, since=NOW, numbers=len(states))
     replicas = [
-        Replica(number=number, request=share(asked, count), state=state, since=NOW)
+        Replica(number=number, request=share(asked, count), state=state, since=NOW, parts=PARTS)
         for number, state in enumerate(states)
     ]
     return summed_up(made.model_copy(update={"replicas": tuple(replicas)}), NOW)
@@ -130,7 +138,7 @@ def test_a_new_one_that_is_given_up_leaves_the_old_one_serving():
 def test_a_restart_ends_every_replica_and_forgets_what_failed():
     failing = become(instance_of(2, READY, FAILED), 1, FAILED, failures=6, given_up=True)
     now = anew(failing, "a restart was asked for")
-    assert [(each.state, each.failures, each.given_up) for each in now.replicas] == [("PLANNED", 0, False)] * 2
+    assert [(each.state, each.failures, each.given_up) for each in now.replicas] == [("STOPPING", 0, False)] * 2
 
 
 def test_what_is_not_wanted_loses_its_replicas_and_then_itself():
@@ -200,5 +208,5 @@ def test_a_change_comes_to_its_end_where_there_is_never_room_for_both(count):
 
 
 def test_who_ends_already_is_not_ended_for_another_reason():
-    once = retired(instance_of(1, READY), instance_of(1, READY).replicas, "first")
-    assert retired(once, once.replicas, "second") == once
+    once = retired(instance_of(1, READY), instance_of(1, READY).replicas, "first", NOW)
+    assert retired(once, once.replicas, "second", NOW) == once
