@@ -33,6 +33,10 @@ class Book:
         """In the order in which they were made."""
         return sorted([*self._ended.values(), *self._open.values()], key=lambda held: held.token)
 
+    @property
+    def open_count(self) -> int:
+        return len(self._open)
+
     def open_ones(self) -> list[Held]:
         return list(self._open.values())
 

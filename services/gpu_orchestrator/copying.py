@@ -3,18 +3,20 @@
 The truth is the node's journal: the copy may be a second old, and nothing is ever decided by it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
 from libs.common.contracts.base import node_token
-from libs.common.contracts.gpu_orchestrator import Reservations
+from libs.common.contracts.gpu_orchestrator import Reservation, Reservations
 from libs.common.contracts.streams import GPU_RESERVATIONS
 from libs.common.errors import NotFound, WrongRevision
 
 KEPT_SECONDS = 86400
 AGAIN_SECONDS = 3600.0
 MOST_COPIED = 1000
+MOST_BYTES = 512 * 1024
+"""Half of what a message may hold: ids, owners and purposes may be long."""
 
 
 async def read_copy(bus: Bus, node_id: str) -> Reservations:
@@ -23,6 +25,18 @@ async def read_copy(bus: Bus, node_id: str) -> Reservations:
     if entry is None or entry.payload is None:
         raise NotFound(f"Node {node_id!r} has told no reservations within the last day.", node_id=node_id)
     return Reservations.model_validate_json(entry.payload).model_copy(update={"copied": True})
+
+
+def _first(reservations: Sequence[Reservation]) -> tuple[Reservation, ...]:
+    """As many of the oldest as one message takes."""
+    kept: list[Reservation] = []
+    taken = 0
+    for each in reservations[:MOST_COPIED]:
+        taken += len(each.model_dump_json())
+        if taken > MOST_BYTES:
+            break
+        kept.append(each)
+    return tuple(kept)
 
 
 class Copying:
@@ -46,8 +60,9 @@ class Copying:
         if current == self._copied and now - self._copied_at < AGAIN_SECONDS:
             return
         told = self._tell()
-        left_out = max(0, len(told.reservations) - MOST_COPIED)
-        copied = told.model_copy(update={"reservations": told.reservations[:MOST_COPIED], "left_out": left_out})
+        kept = _first(told.reservations)
+        left_out = len(told.reservations) - len(kept)
+        copied = told.model_copy(update={"reservations": kept, "left_out": left_out})
         if self._revision is None:
             entry = await self._bus.get(GPU_RESERVATIONS, self._key)
             self._revision = 0 if entry is None else entry.revision

@@ -14,13 +14,13 @@ UNIFIED = "it uses the machine's own memory: reserve ram_mb with gpu_count 0"
 def devices_of(
     states: Iterable[GpuState],
     memory: Memory,
-    owners: Mapping[int, str],
+    owners: Mapping[int, tuple[str, ...]],
     commands: Mapping[int, str],
-    ram_mb: Mapping[int, tuple[str, int]],
+    ram_mb: Mapping[int, tuple[tuple[str, ...], int]],
     before: Iterable[GpuState] = (),
 ) -> list[Device]:
-    """`owners`: reservations by process. `ram_mb`: by token, which reservation uses how much RAM. `before`: what was
-    measured the last time."""
+    """`owners`: reservations by process. `ram_mb`: by a token of theirs, which reservations use how much RAM.
+    `before`: what was measured the last time."""
     known = {state.gpu.uuid: state.gpu for state in before}
     found: list[Device] = []
     for state in states:
@@ -64,7 +64,9 @@ def named(
     return tuple(by_index[index] for index in gpu_indices)
 
 
-def _gpu(state: GpuState, owners: Mapping[int, str], commands: Mapping[int, str], ailment: str | None) -> Device:
+def _gpu(
+    state: GpuState, owners: Mapping[int, tuple[str, ...]], commands: Mapping[int, str], ailment: str | None
+) -> Device:
     gpu = state.gpu
     processes = None
     if state.processes is not None:
@@ -72,7 +74,7 @@ def _gpu(state: GpuState, owners: Mapping[int, str], commands: Mapping[int, str]
             Process(
                 pid=each.pid,
                 used_mb=each.used_mb,
-                reservation_id=owners.get(each.pid),
+                owners=owners.get(each.pid, ()),
                 command=commands.get(each.pid) or each.name,
             )
             for each in state.processes
@@ -112,8 +114,8 @@ def _part(part: MigDevice, ailment: str | None) -> Device:
     return Device(uuid=part.uuid, total_mb=part.vram_total_mb, used_mb=used, problem=problem)
 
 
-def _ram(memory: Memory, ram_mb: Mapping[int, tuple[str, int]]) -> Device:
-    processes = (Process(pid=token, used_mb=used, reservation_id=name) for token, (name, used) in ram_mb.items())
+def _ram(memory: Memory, ram_mb: Mapping[int, tuple[tuple[str, ...], int]]) -> Device:
+    processes = (Process(pid=token, used_mb=used, owners=names) for token, (names, used) in ram_mb.items())
     return Device(uuid=RAM, total_mb=memory.total_mb, used_mb=ram_used_mb(memory), processes=tuple(processes))
 
 

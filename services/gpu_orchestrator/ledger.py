@@ -107,13 +107,22 @@ def _shares(device: Device, claims: Mapping[str, int], before: Entry | None) -> 
     ours: dict[str, int] = {}
     foreign: dict[int, int] = {}
     for pid, (process, used) in by_pid.items():
-        if process.reservation_id in claims and process.reservation_id is not None:
-            ours[process.reservation_id] = ours.get(process.reservation_id, 0) + used
+        if any(name in claims for name in process.owners):
+            _share(used, [name for name in process.owners if name in claims], claims, ours)
         else:
             foreign[pid] = used
     told = sum(ours.values())
     foreign[REMAINDER] = max(0, device.used_mb - told - sum(foreign.values()))
     return _Shares(ours=ours, foreign=foreign, ours_mb=told, baseline=sum(foreign.values()), attributed=True)
+
+
+def _share(used: int, owners: Sequence[str], claims: Mapping[str, int], ours: dict[str, int]) -> None:
+    """Adds to `ours`. Who has several claims fills one after the other, and goes beyond the last."""
+    for name in owners:
+        room = max(0, claims[name] - ours.get(name, 0))
+        part = used if name == owners[-1] else min(used, room)
+        ours[name] = ours.get(name, 0) + part
+        used -= part
 
 
 def _unknown(before: Entry | None) -> _Shares:
@@ -171,13 +180,13 @@ def _health(device: Device, before: Entry | None, now: float, rules: Rules) -> t
     return f"it was unwell and is watched for {until - now:.0f} s more", until
 
 
-def _owners(device: Device, claims: Mapping[str, int], before: Entry | None) -> dict[int, str]:
+def _owners(device: Device, claims: Mapping[str, int], before: Entry | None) -> dict[int, tuple[str, ...]]:
     """Which processes are, or once were, ours: kept for as long as they are seen."""
     known = dict(before.owners) if before else {}
     if device.processes is None:
         return known if device.used_mb is None else {}
-    told = {each.pid: each.reservation_id or known.get(each.pid) for each in device.processes}
-    return {pid: owner for pid, owner in told.items() if owner is not None}
+    told = {each.pid: each.owners or known.get(each.pid, ()) for each in device.processes}
+    return {pid: names for pid, names in told.items() if names}
 
 
 def _orphans(
@@ -186,11 +195,12 @@ def _orphans(
     owners = _owners(device, claims, before)
     since = {orphan.pid: orphan.since for orphan in before.orphans} if before else {}
     by_pid = _by_pid(device.processes) or {}
-    orphaned = {pid: since.get(pid, now) for pid in sorted(by_pid) if pid in owners and owners[pid] not in claims}
+    left = [pid for pid in sorted(by_pid) if pid in owners and not any(name in claims for name in owners[pid])]
+    orphaned = {pid: since.get(pid, now) for pid in left}
     return tuple(
         Orphan(
             pid=pid,
-            reservation_id=owners[pid],
+            reservation_id=owners[pid][0],
             since=began,
             age_seconds=now - began,
             used_mb=by_pid[pid][1],

@@ -52,7 +52,7 @@ class Measuring:
         self._measured_at = float("-inf")
         self._looked_at = clock.monotonic()
         self._waking = asyncio.Lock()
-        self.owners: Mapping[int, str] = {}
+        self.owners: Mapping[int, tuple[str, ...]] = {}
         self.problems: tuple[Problem, ...] = ()
         self.refresh = Shared(self._measure)
         """Measure everything; the measurement began after the call."""
@@ -109,7 +109,8 @@ class Measuring:
         await self._look(family)
         self.owners = family.owners
         tokens = {held.reservation_id: held.token for held in self._book.open_ones()}
-        ram = {tokens[name]: (name, mb) for name, mb in family.ram_mb.items() if name in tokens}
+        held_ram = (([name for name in names if name in tokens], mb) for names, mb in family.ram_mb.items())
+        ram = {tokens[names[0]]: (tuple(names), mb) for names, mb in held_ram if names}
         devices = devices_of(graphics.states, memory, family.owners, family.commands, ram, self._book.states)
         events = self._book.measured(graphics.states, graphics.links, devices, self._clock.monotonic())
         self.problems, self._measured_at = (*graphics.problems, *problems), began
@@ -129,15 +130,13 @@ class Measuring:
         return Counter(str(held.state) for held in self._book.open_ones())
 
     async def _families(self, pids: set[int]) -> Family:
+        held_by: dict[tuple[int | None, int | None, str | None], list[str]] = {}
+        for held in self._book.open_ones():
+            if held.state == ReservationState.COMMITTED:
+                held_by.setdefault((held.pid, held.pid_start, held.container_id), []).append(held.reservation_id)
         roots = [
-            Root(
-                reservation_id=held.reservation_id,
-                pid=held.pid,
-                pid_start=held.pid_start,
-                container_id=held.container_id,
-            )
-            for held in self._book.open_ones()
-            if held.state == ReservationState.COMMITTED
+            Root(reservation_ids=tuple(names), pid=pid, pid_start=start, container_id=container_id)
+            for (pid, start, container_id), names in held_by.items()
         ]
         return await self._processes.families(roots, pids)
 

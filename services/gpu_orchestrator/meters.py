@@ -19,9 +19,9 @@ class Graphics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
-    """What committed a reservation: a process (by its number and start) or a container."""
+    """What committed reservations: a process (by its number and start) or a container. Several may be of one."""
 
-    reservation_id: str
+    reservation_ids: tuple[str, ...]
     pid: int | None = None
     pid_start: int | None = None
     container_id: str | None = None
@@ -29,12 +29,13 @@ class Root:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """`owners`: which of the processes that were asked about, or descend from a root, belong to which reservation.
-    `alive`: whether a root was seen. `ram_mb`: what all processes of a root use of RAM."""
+    """`owners`: which of the processes that were asked about, or descend from a root, belong to which reservations.
+    `alive`: whether the root of a reservation was seen. `ram_mb`: what all processes of a root use of RAM, by its
+    reservations."""
 
-    owners: Mapping[int, str]
+    owners: Mapping[int, tuple[str, ...]]
     alive: Mapping[str, bool]
-    ram_mb: Mapping[str, int]
+    ram_mb: Mapping[tuple[str, ...], int]
     commands: Mapping[int, str]
 
 

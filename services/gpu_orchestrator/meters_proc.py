@@ -61,19 +61,18 @@ class ProcProcesses:
             root.pid: root for root in roots if root.pid is not None and self._is(root, stats)
         }
         containers = [root for root in roots if root.container_id is not None]
-        owners: dict[int, str] = {}
+        owners: dict[int, tuple[str, ...]] = {}
         for pid in stats:
             root = self._ancestor(pid, stats, by_process) or self._of_container(pid, containers)
             if root is not None:
-                owners[pid] = root.reservation_id
-        ram: dict[str, int] = {}
-        for pid, name in owners.items():
-            ram[name] = ram.get(name, 0) + self._ram_kib(pid)
-        found = set(owners.values())
+                owners[pid] = root.reservation_ids
+        ram: dict[tuple[str, ...], int] = {}
+        for pid, names in owners.items():
+            ram[names] = ram.get(names, 0) + self._ram_kib(pid)
         return Family(
             owners=owners,
-            alive={root.reservation_id: root.reservation_id in found for root in roots},
-            ram_mb={name: kib // KIB_PER_MIB for name, kib in ram.items()},
+            alive={name: root.reservation_ids in ram for root in roots for name in root.reservation_ids},
+            ram_mb={names: kib // KIB_PER_MIB for names, kib in ram.items()},
             commands=self._commands(pids),
         )
 

@@ -32,11 +32,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A process that uses a device, and whose reservation it belongs to. `used_mb` is None when nobody tells."""
+    """A process that uses a device, and whose reservations it belongs to. `used_mb` is None when nobody tells."""
 
     pid: int
     used_mb: int | None
-    reservation_id: str | None = None
+    owners: tuple[str, ...] = ()
     command: str | None = None
 
 
@@ -112,7 +112,7 @@ class Entry:
     ill_until: float | None = None
     marks: Mapping[int, Mark] = field(default_factory=lambda: MappingProxyType({}))
     baseline_mb: int | None = None
-    owners: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    owners: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     orphans: tuple[Orphan, ...] = ()
 
     @property

@@ -40,10 +40,13 @@ from services.gpu_orchestrator.measuring import Measuring
 from services.gpu_orchestrator.meters import Meters, Processes
 from services.gpu_orchestrator.model import RAM
 from services.gpu_orchestrator.observer import Observer
-from services.gpu_orchestrator.views import entry_view, fit_view, reservation_view, state_view
+from services.gpu_orchestrator.views import entry_view, fit_view, reservation_view, shortened, state_view
 from services.gpu_orchestrator.watching import Watching
 
 log = structlog.get_logger()
+
+MOST_OPEN = 4096
+"""Reservations at once: each costs a little of every one that follows."""
 
 
 class GpuOrchestrator:
@@ -134,7 +137,7 @@ class GpuOrchestrator:
         """Publish every GPU's state. Raises `Disconnected`."""
         states, memory = await self.states(), await self.memory()
         self._observer.measured(states.gpus, memory.memory)
-        await self._bus.publish(GPU_STATES, states)
+        await self._bus.publish(GPU_STATES, shortened(states))
 
     async def can_fit(self, asked: FitQuestion) -> FitAnswer:
         """Whether it would fit now. Raises `Malformed` when a GPU is named that is not here."""
@@ -231,6 +234,8 @@ class GpuOrchestrator:
         return await self._bookkeeping.add(name, make)
 
     def _granted(self, name: str, asked: ReserveRequest) -> Held:
+        if self._book.open_count >= MOST_OPEN:
+            raise Conflict(f"{MOST_OPEN} reservations are open here, and more are not kept: release some of them.")
         choice = self._book.choice(asked)
         if not choice.fits:
             answer = fit_view(choice, self._node_id, self._book.indices, self._clock.now())

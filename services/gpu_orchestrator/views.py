@@ -6,6 +6,7 @@ from datetime import datetime
 from libs.common.contracts.gpu_orchestrator import (
     FitAnswer,
     GpuState,
+    GpuStates,
     Leak,
     LedgerEntry,
     LedgerUse,
@@ -17,6 +18,9 @@ from libs.common.contracts.gpu_orchestrator import (
 from services.gpu_orchestrator.choosing import Choice
 from services.gpu_orchestrator.machine import Held
 from services.gpu_orchestrator.model import Entry, Ledger, Orphan
+
+MOST_USES, LEAK_IN_USES = 1000, 8
+"""In a message, of all devices together: a use may take 250 bytes of it, a leak with its command as much as eight."""
 
 
 def entry_view(entry: Entry) -> LedgerEntry:
@@ -55,6 +59,28 @@ def state_view(state: GpuState, ledger: Ledger, trend: Trend | None) -> GpuState
     entry = ledger.get(state.gpu.uuid)
     parts = {part.uuid: entry_view(ledger[part.uuid]) for part in state.gpu.mig_devices if part.uuid in ledger}
     return state.model_copy(update={"ledger": entry_view(entry) if entry else None, "parts": parts, "trend": trend})
+
+
+def shortened(states: GpuStates) -> GpuStates:
+    """As much as a message takes: of each device the largest claims and leaks. REST tells them all."""
+    devices = sum(max(1, len(state.parts)) for state in states.gpus)
+    most = max(1, MOST_USES // max(1, devices))
+    return states.model_copy(update={"gpus": tuple(_shortened_state(state, most) for state in states.gpus)})
+
+
+def _shortened_state(state: GpuState, most: int) -> GpuState:
+    entry = None if state.ledger is None else _shortened_entry(state.ledger, most)
+    parts = {uuid: _shortened_entry(part, most) for uuid, part in state.parts.items()}
+    return state.model_copy(update={"ledger": entry, "parts": parts})
+
+
+def _shortened_entry(entry: LedgerEntry, most: int) -> LedgerEntry:
+    most_leaks = -(-most // LEAK_IN_USES)
+    if len(entry.uses) <= most and len(entry.leaks) <= most_leaks:
+        return entry
+    uses = sorted(entry.uses, key=lambda use: max(use.claim_mb, use.measured_mb or 0), reverse=True)
+    leaks = sorted(entry.leaks, key=lambda leak: leak.used_mb, reverse=True)
+    return entry.model_copy(update={"uses": tuple(uses[:most]), "leaks": tuple(leaks[:most_leaks])})
 
 
 def reservation_view(held: Held, node_id: str, indices: Mapping[str, int], now: float) -> Reservation:

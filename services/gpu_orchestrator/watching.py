@@ -157,7 +157,7 @@ class Watching:
             Grower(
                 pid=each.pid,
                 command=commands.get(each.pid, "")[:1024],
-                reservation_id=self._measuring.owners.get(each.pid),
+                reservation_id=next(iter(self._measuring.owners.get(each.pid, ())), None),
                 grown_mb=each.grown_mb,
                 used_mb=each.used_mb,
             )

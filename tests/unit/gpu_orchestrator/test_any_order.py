@@ -5,18 +5,29 @@ import tempfile
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from libs.common.clock import ManualClock
-from libs.common.contracts.gpu_orchestrator import Commit, GpuProcess, Release, Renew, Reservation, ReserveRequest
+from libs.common.contracts.gpu_orchestrator import (
+    Commit,
+    FitQuestion,
+    GpuProcess,
+    Release,
+    Renew,
+    Reservation,
+    ReserveRequest,
+)
 from libs.common.errors import MeshError
 from tests.unit.gpu_orchestrator.world import FREE_MB, World, idle, made_world
 
+FREE_RAM_MB = 60_000
 sizes = st.integers(1, FREE_MB + 500)
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("reserve"), sizes, st.integers(1, 2)),
+        st.tuples(st.just("reserve the rest"), st.integers(0, 1), st.sampled_from([0, 0, 1])),
+        st.tuples(st.just("reserve ram"), st.integers(1, 4), st.sampled_from([0, 1])),
         st.tuples(st.just("release"), st.integers(0, 9)),
         st.tuples(st.just("renew"), st.integers(0, 9)),
         st.tuples(st.just("commit"), st.integers(0, 9)),
@@ -59,9 +70,12 @@ class Life:
         match step:
             case ("reserve", int(mb), int(count)):
                 asked = ReserveRequest(required_mb=mb, gpu_count=count)
-                held = await orchestrator.reserve(asked)
-                self.granted.append(held)
-                self._must_have_fit(world)
+                await self._reserve(world, asked)
+            case ("reserve the rest", int(gpu), int(more)):
+                rest = FREE_MB - self._claimed(world)[gpu] - self._strangers[gpu] + more
+                await self._reserve(world, ReserveRequest(required_mb=max(1, rest), gpu_indices=(gpu,)))
+            case ("reserve ram", int(part), int(more)):
+                await self._reserve_ram(world, part, more)
             case ("release", int(which)):
                 await orchestrator.release(Release(reservation_id=self._pick(which)))
             case ("renew", int(which)):
@@ -78,6 +92,18 @@ class Life:
                 self._starts += 1
                 world.processes.running[42] = self._starts
                 await orchestrator.refresh()
+
+    async def _reserve_ram(self, world: World, part: int, more: int) -> None:
+        """A part of what is left of it, or a little more than there is."""
+        rest = max(1, (FREE_RAM_MB - self._claimed_ram(world)) // part + more)
+        self.granted.append(await world.orchestrator.reserve(ReserveRequest(gpu_count=0, ram_mb=rest)))
+
+    def _claimed_ram(self, world: World) -> int:
+        return sum(each.ram_mb for each in world.orchestrator.reservations(only_open=True).reservations)
+
+    async def _reserve(self, world: World, asked: ReserveRequest) -> None:
+        self.granted.append(await world.orchestrator.reserve(asked))
+        self._must_have_fit(world)
 
     def _show(self, world: World) -> None:
         world.processes.running[42] = self._starts
@@ -106,10 +132,13 @@ class Life:
         tokens = [each.token for each in self.granted]
         assert tokens == sorted(set(tokens))
         assert all(claimed <= FREE_MB for claimed in self._claimed(world))
+        assert self._claimed_ram(world) <= FREE_RAM_MB
 
 
 @settings(max_examples=40, deadline=None)
 @given(steps)
+@example([("reserve", 100, 1), ("release", 0), ("restart",), ("reserve", 100, 1)])
+@example([("reserve", 100, 1), ("commit", 0), ("ends",), ("restart",), ("reserve the rest", 0, 1)])
 def test_no_course_of_things_gives_more_than_there_is_or_a_token_twice(course: list[tuple[object, ...]]):
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(Life(Path(folder)).play(course))
@@ -124,6 +153,9 @@ def test_all_that_was_reserved_is_free_again_in_whatever_order_it_is_released(am
             chance.shuffle(held)  # type: ignore[attr-defined]  # what hypothesis gives is no declared type
             for each in held:
                 await world.orchestrator.release(Release(reservation_id=each.reservation_id))
+            as_before = FitQuestion(required_mb=FREE_MB, gpu_count=2)
+            assert (await world.orchestrator.can_fit(as_before)).fits
+            assert world.meters.measured == 1  # so it is the ledger that gave it back, not a measurement
             states = (await world.orchestrator.states()).gpus
             assert [state.ledger.free_mb for state in states if state.ledger] == [FREE_MB] * 2
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +18,8 @@ def used(*processes: Process, other: int = 0) -> Device:
     return replace(EMPTY, used_mb=sum(each.used_mb or 0 for each in processes) + other, processes=processes)
 
 
-def process(pid: int, mb: int | None, of: str | None = None) -> Process:
-    return Process(pid=pid, used_mb=mb, reservation_id=of, command="engine")
+def process(pid: int, mb: int | None, *of: str) -> Process:
+    return Process(pid=pid, used_mb=mb, owners=of, command="engine")
 
 
 def claim(mb: int, name: str = "r1") -> Claim:
@@ -65,6 +66,21 @@ def test_a_process_above_its_claim_is_told_once_and_its_excess_protected():
     second = tell(used(process(7, 5000, "r1")), claim(4000))[1]
 
     assert ([event.kind for event in first], second) == (["over_claim"], ())
+
+
+@pytest.mark.parametrize(("used_mb", "measured"), [(300, [300, 0]), (700, [400, 300]), (2000, [400, 1600])])
+def test_a_process_with_two_claims_fills_one_after_the_other(used_mb: int, measured: list[int]):
+    two = (claim(400, "r1"), claim(600, "r2"))
+    entry, _ = Teller()(used(process(7, used_mb, "r1", "r2")), *two)
+
+    assert [use.measured_mb for use in entry.uses.values()] == measured
+    assert (entry.foreign_mb, entry.held_mb) == (0, max(1000, 400 + measured[1]))
+
+
+def test_a_process_whose_other_reservation_holds_this_gpu_is_not_foreign_to_it():
+    entry, _ = Teller()(used(process(7, 500, "r1", "r2")), claim(600, "r2"))
+
+    assert (entry.foreign_mb, entry.ours_mb, entry.orphans) == (0, 500, ())
 
 
 def test_the_unused_part_of_one_claim_does_not_cover_the_excess_of_another():
@@ -168,7 +184,7 @@ def test_a_gpu_whose_size_is_unknown_gives_nothing():
 amounts = st.integers(0, 4000)
 devices = st.builds(
     lambda ours, foreign, other: used(
-        *(process(100 + number, mb, f"r{number}") for number, mb in enumerate(ours)),
+        *(process(100 + number, mb, f"r{number}", *(("r0",) * (number > 1))) for number, mb in enumerate(ours)),
         *(process(number + 1, mb) for number, mb in enumerate(foreign)),
         other=other,
     ),

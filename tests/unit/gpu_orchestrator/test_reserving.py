@@ -14,6 +14,11 @@ from libs.common.contracts.gpu_orchestrator import (
     Commit,
     FitQuestion,
     GpuProcess,
+    GpuState,
+    GpuStates,
+    Leak,
+    LedgerEntry,
+    LedgerUse,
     Release,
     Renew,
     Reservation,
@@ -22,7 +27,10 @@ from libs.common.contracts.gpu_orchestrator import (
 )
 from libs.common.contracts.streams import GPU_RESERVATIONS
 from libs.common.errors import Conflict, Forbidden, Malformed, NotFound
+from services.gpu_orchestrator import use_cases
 from services.gpu_orchestrator.copying import read_copy
+from services.gpu_orchestrator.views import shortened
+from tests.nodes import AT, gpu
 from tests.unit.gpu_orchestrator.world import FREE_MB, World, idle, made_world
 
 
@@ -186,6 +194,55 @@ async def test_a_committed_reservation_ends_with_its_process_and_not_before(worl
 
     assert (before, await state(world, held)) == (ReservationState.COMMITTED, ReservationState.ENDED)
     assert await free(world) == [FREE_MB] * 2
+
+
+async def test_two_reservations_of_one_process_both_live_as_long_as_it(world: World):
+    held = [await world.orchestrator.reserve(wish(gpu_indices=[number], ram_mb=10)) for number in range(2)]
+    for each in held:
+        await world.orchestrator.commit(Commit(reservation_id=each.reservation_id, pid=42))
+    world.meters.states = tuple(idle(n, GpuProcess(pid=42, kind="compute", used_mb=700)) for n in range(2))
+
+    assert [await state(world, each) for each in held] == [ReservationState.COMMITTED] * 2
+    assert await free(world) == [FREE_MB - 1000] * 2
+
+    world.processes.running.clear()
+    assert [await state(world, each) for each in held] == [ReservationState.ENDED] * 2
+
+
+async def test_more_reservations_than_are_kept_at_once_are_refused(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(use_cases, "MOST_OPEN", 2)
+    held = [await world.orchestrator.reserve(wish(1)) for _ in range(2)]
+
+    with pytest.raises(Conflict, match="2 reservations are open"):
+        await world.orchestrator.reserve(wish(1))
+    await world.orchestrator.release(Release(reservation_id=held[0].reservation_id))
+    await world.orchestrator.reserve(wish(1))
+
+
+async def test_the_copy_of_many_wordy_reservations_is_not_too_large_for_a_message(world: World):
+    for number in range(800):
+        name = f"{number}-".ljust(128, "x")
+        await world.orchestrator.reserve(wish(1, gpu_indices=[0, 1], reservation_id=name, purpose="p" * 1024))
+
+    await world.copying.copy()
+
+    copy = await read_copy(world.bus, "n")
+    assert copy.left_out == 800 - len(copy.reservations) > 0
+
+
+def test_the_states_of_gpus_with_thousands_of_claims_are_not_too_large_for_a_message():
+    uses = tuple(LedgerUse(reservation_id=f"{mb}-".ljust(128, "x"), claim_mb=mb) for mb in range(4096))
+    leaks = tuple(
+        Leak(pid=mb, command="c" * 1024, reservation_id="x" * 128, used_mb=mb, age_seconds=1) for mb in range(100)
+    )
+    states = tuple(GpuState(gpu=gpu(n), ledger=LedgerEntry(uses=uses, leaks=leaks)) for n in range(8))
+    told = shortened(GpuStates(node_id="n", boot_id="b", at=AT, gpus=states))
+
+    assert len(told.model_dump_json()) < 900_000
+    for state in told.gpus:
+        assert state.ledger is not None
+        assert state.ledger.uses[0].claim_mb == 4095
+        assert state.ledger.leaks[0].used_mb == 99
 
 
 async def test_an_engine_that_outlives_its_reservation_is_told_as_leaked_and_its_memory_stays_protected(world: World):

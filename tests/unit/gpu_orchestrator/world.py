@@ -85,8 +85,9 @@ class MadeUpProcesses:
         return {pid: f"program {pid}" for pid in pids}
 
     async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
-        alive = {root.reservation_id: self.running.get(root.pid or 0) == root.pid_start for root in roots}
-        owners = {root.pid: root.reservation_id for root in roots if root.pid and alive[root.reservation_id]}
+        lives = [root for root in roots if self.running.get(root.pid or 0) == root.pid_start]
+        alive = {name: root in lives for root in roots for name in root.reservation_ids}
+        owners = {root.pid: root.reservation_ids for root in lives if root.pid}
         return Family(owners=owners, alive=alive, ram_mb={}, commands={})
 
 
