@@ -41,7 +41,7 @@ ON_CPU = (
         "cache",
         "EngineCore",
         "kv_cache_utils.py:2327",
-        "CPU KV cache size: {tokens:,} tokens, "
+        "{device} KV cache size: {tokens:,} tokens, "
         "Maximum concurrency for {max_model_len:,} tokens per request: {concurrency:.2f}x",
         RECORDED,
     ),
@@ -83,7 +83,7 @@ ON_GPU = (
         "cache",
         "EngineCore",
         "kv_cache_utils.py:2327",
-        "GPU KV cache size: {tokens:,} tokens, "
+        "{device} KV cache size: {tokens:,} tokens, "
         "Maximum concurrency for {max_model_len:,} tokens per request: {concurrency:.2f}x",
         f"{PULLS}/30515",
     ),

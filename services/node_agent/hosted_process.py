@@ -19,6 +19,7 @@ from libs.common.errors import MeshError, Unavailable
 from services.node_agent.engine_metrics import requests_in_hand
 from services.node_agent.hosted import Begun, Ended, HostedFiles
 from services.node_agent.hosted_command import HOST, command_of, gated, program_of
+from services.node_agent.last_words import telling
 from services.node_agent.machine import seems_hung
 from services.node_agent.model import INFERENCE_TYPES
 from services.node_agent.process import Launcher, Process, WaitingProcess
@@ -30,6 +31,7 @@ HEALTH_SECONDS = 2.0
 FIRST_HEALTH_SECONDS = 0.2
 PATIENCE_SECONDS = 30.0
 LAST_WORDS = 8000
+READ_FOR_THEM = 400_000
 QUIET_LOOKS = 2
 
 Commit = Callable[[StartEngine, int], Awaitable[None]]
@@ -69,6 +71,7 @@ class HostedProcess:
         self._problem = ""
         self._ending: str | None = None
         self._drained_by = math.inf
+        self._said_last: str | None = None
         self._suspected = asyncio.Event()
 
     # What others see
@@ -133,8 +136,14 @@ class HostedProcess:
             ended_at=ended.at if ended else None,
             exit_code=ended.exit_code if ended else None,
             reason=self._reason(),
-            last_words=self.log(LAST_WORDS) if state is EngineState.FAILED else "",
+            last_words=self._last_words() if state is EngineState.FAILED else "",
         )
+
+    def _last_words(self) -> str:
+        """Read once: who asks how engines are asks every second."""
+        if self._said_last is None:
+            self._said_last = telling(self.log(READ_FOR_THEM), LAST_WORDS)
+        return self._said_last
 
     def log(self, characters: int) -> str:
         return self._files.last_characters(characters)

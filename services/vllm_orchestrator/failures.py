@@ -35,7 +35,18 @@ _SIGNS: tuple[tuple[str, str, Remedy, str], ...] = (
         "vLLM does not know an argument",
     ),
     ("gated_model", r"GatedRepoError|gated repo[^\n]*", Remedy.GIVE_UP, "the model is gated: set HF_TOKEN on its node"),
-    ("unknown_model", r"RepositoryNotFoundError|is not a local folder[^\n]*", Remedy.GIVE_UP, "no such model"),
+    (
+        "unknown_model",
+        r"RepositoryNotFoundError|is not a local folder[^\n]*|Invalid repository ID or local directory[^\n]*",
+        Remedy.GIVE_UP,
+        "no such model",
+    ),
+    (
+        "bad_option",
+        r"User-specified max_model_len[^\n]*|max_num_batched_tokens \(\d+\) must be greater[^\n]*",
+        Remedy.GIVE_UP,
+        "vLLM refuses an option",
+    ),
     (
         "not_supported",
         r"Model architectures [^\n]* are not supported[^\n]*|Total number of attention heads[^\n]*",
@@ -43,6 +54,13 @@ _SIGNS: tuple[tuple[str, str, Remedy, str], ...] = (
         "this vLLM does not serve that model so",
     ),
     ("card_in_use", r"Free memory on device[^\n]*", Remedy.ELSEWHERE, "others use the card"),
+    ("ram_in_use", r"Available memory on node[^\n]*", Remedy.ELSEWHERE, "others use the machine's RAM"),
+    (
+        "cores",
+        r"Not enough allowed NUMA nodes[^\n]*|doesn't match local world size[^\n]*",
+        Remedy.ELSEWHERE,
+        "the machine has no cores for every rank",
+    ),
     ("no_cache", r"No available memory for the cache blocks[^\n]*", Remedy.EASE, "nothing is left for the KV cache"),
     ("short_cache", r"KV cache is needed[^\n]*", Remedy.EASE, "the KV cache is too small for one request"),
     ("port_taken", r"Address already in use", Remedy.LATER, "its port was taken meanwhile"),
@@ -60,6 +78,12 @@ _SIGNS: tuple[tuple[str, str, Remedy, str], ...] = (
     ),
 )
 _OUT_OF_MEMORY = re.compile(r"(?:CUDA|HIP) out of memory[^\n]*|OutOfMemoryError[^\n]*")
+_RANK_KILLED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: -9\)")
+_PLACE = re.compile(r"^\(\w+ pid=\d+\) [A-Z]+ [\d-]+ [\d:]+ (?=\[)")
+_ERROR = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Interrupt)\b(?::|$)")
+_POINTS_ELSEWHERE = re.compile(
+    r"EngineDeadError|Engine core initialization failed|Worker failed with error|Executor failed|ulimit"
+)
 _KILLED = -9
 _QUOTED = 300
 
@@ -71,10 +95,16 @@ def classify(engine: HostedEngine) -> Failure:
     for kind, sign, remedy, meaning in _SIGNS:
         if found := re.search(sign, words):
             return Failure(kind, remedy, f"{meaning}: {found.group()[:_QUOTED]}")
-    if engine.exit_code == _KILLED:
+    if engine.exit_code == _KILLED or _RANK_KILLED.search(words):
         return Failure("killed", Remedy.LATER, "it was killed; the machine may have run out of RAM")
-    last = next((line for line in reversed(words.splitlines()) if line.strip()), "")
-    return Failure("crash", Remedy.LATER, f"{engine.reason or 'it ended'}: {last[:_QUOTED]}".rstrip(": "))
+    return Failure("crash", Remedy.LATER, f"{engine.reason or 'it ended'}: {_cause(words)[:_QUOTED]}".rstrip(": "))
+
+
+def _cause(words: str) -> str:
+    """The first error that does not only point at another one; what was said last where there is none."""
+    lines = [line for line in words.splitlines() if line.strip()]
+    errors = (_PLACE.sub("", line) for line in lines if _ERROR.search(line) and not _POINTS_ELSEWHERE.search(line))
+    return next(errors, lines[-1] if lines else "")
 
 
 def _out_of_memory(words: str, said: str) -> Failure:

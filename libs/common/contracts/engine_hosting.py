@@ -81,7 +81,7 @@ class HostedEngine(EngineKey):
     ended_at: Moment | None = None
     exit_code: int | None = Field(None, description="negative: the signal; null: it runs, or nobody saw it end")
     reason: str = Field("", description="why it is not well")
-    last_words: str = Field("", description="the end of its log, of one that failed")
+    last_words: str = Field("", description="what the end of its log tells, of one that failed")
 
 
 class LookAtEngines(Message):

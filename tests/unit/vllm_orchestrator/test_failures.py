@@ -1,0 +1,83 @@
+"""Why an engine failed, read from logs that vLLM 0.32 wrote: as the agent tells their ends, and as they are."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from libs.common.contracts.engine_hosting import EngineProgram, HostedEngine
+from libs.common.contracts.node_registry import EngineState
+from services.node_agent.hosted_process import LAST_WORDS
+from services.node_agent.last_words import telling
+from services.vllm_orchestrator.failures import Failure, Remedy, classify
+from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, Line
+
+RECORDED = Path(__file__).parents[2] / "data" / "engines"
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def why(words: str, exit_code: int = 1) -> Failure:
+    engine = HostedEngine(
+        instance="one",
+        generation=1,
+        program=EngineProgram.VLLM,
+        model_name="m",
+        state=EngineState.FAILED,
+        started_at=NOW,
+        ended_at=NOW,
+        exit_code=exit_code,
+        reason=f"it ended with exit status {exit_code}",
+        last_words=words,
+    )
+    return classify(engine)
+
+
+@pytest.mark.parametrize(
+    ("log", "kind", "remedy", "said"),
+    [
+        ("unknown_argument", "bad_flag", Remedy.GIVE_UP, "--no-such-flag"),
+        ("context_too_long", "bad_option", Remedy.GIVE_UP, "User-specified max_model_len (999999)"),
+        ("heads_not_divisible", "not_supported", Remedy.GIVE_UP, "must be divisible by tensor parallel size (3)"),
+        ("no_such_model", "unknown_model", Remedy.GIVE_UP, "no such model"),
+        ("hub_out_of_reach", "download", Remedy.LATER, "could not be fetched"),
+        ("port_taken", "port_taken", Remedy.LATER, "Address already in use"),
+        ("ram_in_use", "ram_in_use", Remedy.ELSEWHERE, "(13.3/17.46 GiB)"),
+        ("rank_killed", "killed", Remedy.LATER, "may have run out of RAM"),
+        ("eager_pipeline", "crash", Remedy.LATER, "AssertionError"),
+    ],
+)
+def test_what_the_real_one_wrote_says_why(log: str, kind: str, remedy: Remedy, said: str):
+    words = telling((RECORDED / f"{log}.log").read_text(encoding="utf-8"), LAST_WORDS)
+    found = why(words)
+
+    assert (found.kind, found.remedy) == (kind, remedy)
+    assert said in found.sentence
+
+
+def test_an_engine_that_was_ended_in_order_says_nothing_that_explains_a_failure():
+    words = telling((RECORDED / "started.log").read_text(encoding="utf-8"), LAST_WORDS)
+    assert why(words).kind == "crash"
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        pytest.param(kind, lines, id=f"{kind} {device}")
+        for device, lines in (("cpu", ON_CPU), ("gpu", ON_GPU))
+        for kind, fault in FAULTS.items()
+        if kind != "crash" and fault.stage in [line.stage for line in lines]
+    ],
+)
+def test_a_published_failure_is_told_by_where_it_happened(kind: str, lines: Sequence[Line]):
+    fault = FAULTS[kind]
+    before = [line.text for line in takewhile(lambda line: line.stage != fault.stage, lines)]
+    assert why("\n".join([*before, fault.words])).kind == kind
+
+
+def test_the_words_that_explain_survive_a_long_traceback():
+    long = "\n".join(['  File "/opt/vllm/core.py", line 1, in run', "    raise RuntimeError("] * 2000)
+    words = f"Model loading took 12.66 GiB memory\n{FAULTS['oom_at_profiling'].words}\n{long}"
+    assert why(words[-LAST_WORDS:]).kind == "crash"
+    assert why(telling(words, LAST_WORDS)).kind == "oom_at_profiling"
