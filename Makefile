@@ -1,7 +1,7 @@
 # The verbs of this repository. `make up` and `make test` need nothing but: git make python3-venv libgomp1;
 # tests of the archive in PostgreSQL and Supabase are skipped without: postgresql npm
 .DEFAULT_GOAL := help
-.PHONY: help up demo down reset test check lint types docs docs-check migrations benchmarks peers faults
+.PHONY: help up demo down reset test test-engines check lint types docs docs-check migrations benchmarks peers faults
 
 PYTHON ?= python3
 # Most tests wait for a process or a clock: more of them at once than there are processors.
@@ -27,6 +27,9 @@ reset: .venv/ready ## stop it and forget everything it has kept
 
 test: .venv/ready-dev ## unit, contract, integration and end-to-end tests, against a real nats-server
 	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
+
+test-engines: .venv/ready-dev .venv-engines/ready ## deploy to a real vLLM on this processor (an environment of its own: 3.5 GB)
+	$(BIN)/python -m pytest tests/engines --durations 0
 
 check: lint types docs-check ## ruff, mypy --strict, generated documents up to date (import rules are tests)
 
@@ -65,3 +68,7 @@ peers: .venv/ready-dev ## measure our queue beside Celery, Dramatiq, arq, taskiq
 .venv/ready-dev: pyproject.toml constraints.txt tools/environment.sh
 	@PYTHON="$(PYTHON)" sh tools/environment.sh engine,containers,tracing,dev
 	@touch .venv/ready $@
+
+.venv-engines/ready: tests/engines/requirements.txt tools/engines_environment.sh
+	@PYTHON="$(PYTHON)" sh tools/engines_environment.sh $(@D)
+	@touch $@

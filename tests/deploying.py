@@ -56,6 +56,9 @@ class Deploying:
         told = self.call("GET", f"/instances/{name}/events").json()["events"]
         return [(event["replica"], f"{event['state']} {event['message']}".strip()) for event in told]
 
+    def log(self, name: str = "one") -> str:
+        return self.call("GET", f"/instances/{name}/logs", params={"characters": 100_000}).json()["text"]
+
     def completed(self, work_id: str, model_name: str, payload: dict[str, Any]) -> dict[str, Any]:
         """Chat work, submitted and waited for. Returns what the queue tells of it."""
         url = f"{self.mesh.url('work_marshaling')}/api/v1/work"

@@ -111,6 +111,7 @@ class _Engine:
             "model": wanted.model,
             "max_model_len": wanted.max_model_len,
             "cache_gib": gib,
+            "device": "GPU" if self._on_gpu else "CPU",
             "tokens": tokens,
             "concurrency": tokens / wanted.max_model_len,
         }
@@ -143,20 +144,22 @@ class _Engine:
         moment = time.strftime("%m-%d %H:%M:%S")
         sys.exit(f"(EngineCore pid={self.core}) ERROR {moment} [core.py:1512] {words}")
 
-    def metrics(self) -> str:
-        label = f'engine="0",model_name="{self.name}"'
-        counted = {
-            "prompt_tokens_total": self.prompt_tokens,
-            "generation_tokens_total": self.generation_tokens,
-            "num_preemptions_total": 0,
-            "num_requests_running": self.running,
-            "num_requests_waiting": 0,
-            "kv_cache_usage_perc": 0,
-        }
-        lines = [f"vllm:{name}{{{label}}} {float(value)}" for name, value in counted.items()]
-        success = f'engine="0",finished_reason="length",model_name="{self.name}"'
-        lines.append(f"vllm:request_success_total{{{success}}} {float(self.finished)}")
-        return "\n".join([*lines, ""])
+
+def metrics(name: str, *, prompt_tokens: int, generation_tokens: int, running: int, finished: int) -> str:
+    """What it has counted, as vLLM names it."""
+    label = f'engine="0",model_name="{name}"'
+    counted = {
+        "prompt_tokens_total": prompt_tokens,
+        "generation_tokens_total": generation_tokens,
+        "num_preemptions_total": 0,
+        "num_requests_running": running,
+        "num_requests_waiting": 0,
+        "kv_cache_usage_perc": 0,
+    }
+    lines = [f"vllm:{each}{{{label}}} {float(value)}" for each, value in counted.items()]
+    success = f'engine="0",finished_reason="stop",model_name="{name}"'
+    lines.append(f"vllm:request_success_total{{{success}}} {float(finished)}")
+    return "\n".join([*lines, ""])
 
 
 def _scheduler() -> int:
@@ -184,7 +187,14 @@ class _Door(BaseHTTPRequestHandler):
         if self.path == "/health":
             self._answer(b"")
         elif self.path == "/metrics":
-            self._answer(self.engine.metrics().encode(), kind="text/plain; version=0.0.4; charset=utf-8")
+            counted = metrics(
+                name,
+                prompt_tokens=self.engine.prompt_tokens,
+                generation_tokens=self.engine.generation_tokens,
+                running=self.engine.running,
+                finished=self.engine.finished,
+            )
+            self._answer(counted.encode(), kind="text/plain; version=0.0.4; charset=utf-8")
         elif self.path == "/v1/models":
             length = self.engine.wanted.max_model_len
             model = {"id": name, "object": "model", "owned_by": "vllm", "root": name, "max_model_len": length}
