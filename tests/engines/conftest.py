@@ -13,7 +13,7 @@ from tests.mesh_process import MeshProcess, mesh_process
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-engines"
 TINY_LLAMA = Path(__file__).with_name("tiny_llama.py")
-PATIENCE = 400
+PATIENCE = 600
 """Seconds for one start: about 25 without and 60 with compiling on two quiet processors, and they may not be quiet."""
 
 QUIET = {
