@@ -62,6 +62,12 @@ _SIGNS: tuple[tuple[str, str, Remedy, str], ...] = (
         "the machine has no cores for every rank",
     ),
     ("no_cache", r"No available memory for the cache blocks[^\n]*", Remedy.EASE, "nothing is left for the KV cache"),
+    (
+        "few_states",
+        r"max_num_seqs [^\n]* exceeds available Mamba cache blocks[^\n]*",
+        Remedy.EASE,
+        "the cache holds too few states",
+    ),
     ("short_cache", r"KV cache is needed[^\n]*", Remedy.EASE, "the KV cache is too small for one request"),
     ("port_taken", r"Address already in use", Remedy.LATER, "its port was taken meanwhile"),
     (

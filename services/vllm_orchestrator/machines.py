@@ -57,15 +57,16 @@ def from_registry(nodes: Iterable[NodeView], ledgers: Mapping[str, GpuStates]) -
 
 
 def _registered(node: NodeView, ledger: GpuStates | None) -> Node:
-    left = {state.gpu.uuid: state.ledger.free_mb for state in ledger.gpus if state.ledger} if ledger else {}
+    left = _left(ledger) if ledger else {}
     beats = {beat.uuid: beat.vram_free_mb for beat in node.gpus if beat.healthy}
     address, interface = _address(node.inventory.network)
     return Node(
         node_id=node.node_id,
         gpus=tuple(
             _found(node.node_id, gpu, [beats.get(gpu.uuid), left.get(gpu.uuid), gpu.vram_free_mb])
-            for gpu in node.inventory.gpus
-            if gpu.healthy and gpu.vram_total_mb and not gpu.mig_devices
+            for whole in node.inventory.gpus
+            for gpu in _parts(whole)
+            if gpu.healthy and gpu.vram_total_mb
         ),
         linked=linked(node.inventory.gpu_links),
         ram=(node.memory_available_mb or node.inventory.memory.available_mb or 0) * MIB,
@@ -73,6 +74,18 @@ def _registered(node: NodeView, ledger: GpuStates | None) -> Node:
         address=address,
         interface=interface,
     )
+
+
+def _left(ledger: GpuStates) -> dict[str, int | None]:
+    """What the ledger has to give of every GPU, and of every part of one."""
+    whole = {state.gpu.uuid: state.ledger.free_mb for state in ledger.gpus if state.ledger}
+    return whole | {uuid: entry.free_mb for state in ledger.gpus for uuid, entry in state.parts.items()}
+
+
+def _parts(gpu: RegisteredGpu) -> list[RegisteredGpu]:
+    """Its MIG devices, each as a GPU of its own; itself where it has none."""
+    changes = ("uuid", "name", "vram_total_mb", "vram_free_mb")
+    return [gpu.model_copy(update={name: getattr(part, name) for name in changes}) for part in gpu.mig_devices] or [gpu]
 
 
 def _found(node_id: str, gpu: RegisteredGpu, free: Sequence[int | None]) -> Gpu:

@@ -8,7 +8,7 @@ from libs.inference.planner.families import Family, family_of
 from libs.inference.planner.feed_forward import feed_forward_of
 from libs.inference.planner.fields import Fields
 from libs.inference.planner.mixers import mixers_of, type_bytes
-from libs.inference.planner.quantisation import quantisation_of
+from libs.inference.planner.quantisation import cache_type_of, quantisation_of
 
 MOST_LAYERS = 10_000
 
@@ -27,6 +27,7 @@ def model_facts(config: Mapping[str, object], quantisation: Mapping[str, object]
     text = whole.part("text_config", "llm_config", "language_config") or whole
     family = family_of(architecture, text)
     layers = _layers(text, family)
+    separate = Fields(quantisation) if quantisation else None
     doubts = () if family.known else (f"architectures: {architecture} is not known here and read as a plain model",)
     return ModelFacts(
         architecture=architecture,
@@ -37,7 +38,8 @@ def model_facts(config: Mapping[str, object], quantisation: Mapping[str, object]
         max_position=text.count("max_position_embeddings", default=0),
         type_bytes=type_bytes(text if text.has("dtype", "torch_dtype") else whole, "dtype", "torch_dtype"),
         rope_dim=_rope_dim(text, family),
-        quantisation=quantisation_of(whole, Fields(quantisation) if quantisation else None),
+        quantisation=quantisation_of(whole, separate),
+        cache_type=cache_type_of(whole, separate),
         vision=_vision(whole),
         draft_layers=text.count("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0),
         pipeline=family.pipeline,

@@ -73,6 +73,7 @@ class Chooser:
         self._usable = {gpu.uuid: self._attempts.usable(gpu) if self._is_able(gpu) else 0 for gpu in gpus}
         self._rooms = [room for node in nodes if (room := room_of(node, self._usable_of)).islands]
         self._shapes = self._all_shapes()
+        self._decline_parts()
 
     def choose(self) -> Choice:
         """Raises `Malformed` or `Unsupported` where the cache cannot be laid out."""
@@ -149,7 +150,8 @@ class Chooser:
             return None
         if self._too_heavy(parallel):
             return None
-        seats = self._sorted(self._seats(shape, rooms))
+        together = [room.whole for room in rooms] if parallel.gpus > 1 else rooms
+        seats = self._sorted(self._seats(shape, together))
         return self._first(parallel, seats, concurrency) if seats else None
 
     def _too_heavy(self, parallel: Parallel) -> bool:
@@ -166,6 +168,16 @@ class Chooser:
             self._decline(parallel, Refusal(code=Verdict.WEIGHTS.value, message=text))
         return heavy
 
+    def _decline_parts(self) -> None:
+        wanted = (self._goal.tensor or 1) * (self._goal.pipeline or 1)
+        parts = [gpu for room in self._rooms for gpu in room.gpus if gpu.is_part]
+        if wanted > 1 and parts and sum(len(room.whole.gpus) for room in self._rooms) < wanted:
+            text = (
+                f"MIG devices cannot work together, and {len(parts)} are all there is: CUDA shows a process only one."
+            )
+            parallel = Parallel(tensor=self._goal.tensor or 1, pipeline=self._goal.pipeline or 1)
+            self._decline(parallel, Refusal(code="mig_devices", message=text))
+
     def _usable_of(self, gpu: Gpu) -> int:
         return self._usable[gpu.uuid]
 
@@ -177,7 +189,7 @@ class Chooser:
 
     def _all_shapes(self) -> list[Shape]:
         """Every shape that these rooms may have space for, the preferred first."""
-        largest = max((len(room.gpus) for room in self._rooms), default=0)
+        largest = max((max(1, len(room.whole.gpus)) for room in self._rooms), default=0)
         connected = max((len(island) for room in self._rooms for island in room.islands), default=0)
         found = []
         for tensor in range(1, min(largest, MOST_RANKS) + 1):
@@ -195,7 +207,7 @@ class Chooser:
 
     def _node_counts(self, gpus: int, stages: int) -> Iterable[int]:
         """On how many nodes a shape is tried: from as many as the weights need."""
-        most = min(sum(len(room.gpus) >= gpus for room in self._rooms), len(self._facts.layers) // stages)
+        most = min(sum(len(room.whole.gpus) >= gpus for room in self._rooms), len(self._facts.layers) // stages)
         forced = self._goal.pipeline
         if forced is not None:
             return [forced // stages] if forced % stages == 0 and 1 < forced // stages <= most else []

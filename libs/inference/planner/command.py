@@ -97,10 +97,11 @@ def together_arguments(nodes: Sequence[Node], rank: int) -> list[str]:
 
 
 def _environment(instance: Instance, here: Sequence[Gpu]) -> dict[str, str]:
-    """GPUs by their place on the PCI bus: vLLM reads numbers here, and not every version understands UUIDs."""
+    """GPUs by their place on the PCI bus: vLLM reads numbers here, and not every version understands UUIDs. A MIG
+    device has nothing but its UUID."""
     found = {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in here),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid if gpu.is_part else str(gpu.index) for gpu in here),
     }
     if instance.parallel.partition:
         found["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, instance.parallel.partition))

@@ -1,5 +1,6 @@
 """The GPUs that a model may be put on, and how they are connected."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,14 @@ class Gpu:
     name: str = ""
     capability: tuple[int, int] | None = None
     index: int = 0
+
+    @property
+    def is_part(self) -> bool:
+        """A MIG device: a GPU with memory of its own that no other works with, since a process is shown only one.
+
+        Source: NVIDIA's MIG user guide, "CUDA device enumeration".
+        """
+        return self.uuid.startswith("MIG-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +114,23 @@ BANDWIDTH: Mapping[str, int] = {
 }
 """Memory bandwidth in 10^9 bytes per second by the part of a GPU's name that tells it. Source: makers' data sheets."""
 
+MEMORY_SLICES: Mapping[str, int] = {"1": 1, "2": 2, "3": 4, "4": 4, "7": 8}
+"""Eighths of a GPU's memory, and of its bandwidth, by the first figure of a MIG profile such as 3g.20gb.
+
+Source: NVIDIA's MIG user guide, "Supported MIG profiles".
+"""
+
+_MIG = re.compile(r"\bMIG (\d)g\.")
 _LONGEST_FIRST = sorted(BANDWIDTH, key=len, reverse=True)
 
 
 @cache
 def bandwidth(name: str) -> int | None:
     """Bytes per second of a GPU's memory; None for a name that is not in the table."""
+    profile = _MIG.search(name)
+    if profile is not None:
+        whole = bandwidth(name[: profile.start()])
+        return whole * MEMORY_SLICES.get(profile[1], 1) // 8 if whole is not None else None
     words = f" {name.upper().replace('NVIDIA', '').replace('GEFORCE', '')} ".replace("  ", " ")
     for part in _LONGEST_FIRST:
         place = words.find(part)

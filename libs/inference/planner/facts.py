@@ -143,7 +143,8 @@ class ModelFacts:
     """A model, as its configuration tells it. `type_bytes` is the size of an unquantised weight.
 
     `scales` say by what part of a model how much larger its files are than computed, `beside` how many bytes they hold
-    that are not counted otherwise.
+    that are not counted otherwise. `cache_type` is what the cache is kept in where nobody asks otherwise; empty: as
+    weights are that are not quantised.
     """
 
     architecture: str
@@ -162,6 +163,7 @@ class ModelFacts:
     doubts: tuple[str, ...] = field(default=())
     scales: tuple[tuple[str, float], ...] = ()
     beside: int = 0
+    cache_type: str = ""
 
     @property
     def heads(self) -> int:

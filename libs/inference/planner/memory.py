@@ -35,6 +35,7 @@ class Verdict(StrEnum):
     WEIGHTS = "weights_too_large"
     NO_CACHE = "no_memory_for_the_cache"
     TOO_LONG = "cache_too_small_for_the_length"
+    FEW_STATES = "too_few_blocks_for_the_states"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +206,18 @@ def _verdict(
         return Verdict.WEIGHTS
     if layout is None or blocks <= 0 or any(_full(memory, options) for memory in stages):
         return Verdict.NO_CACHE
-    return Verdict.FITS if blocks > layout.request_blocks(demand) else Verdict.TOO_LONG
+    if blocks <= layout.request_blocks(demand):
+        return Verdict.TOO_LONG
+    return Verdict.FEW_STATES if _lacks_states(layout, options, blocks) else Verdict.FITS
+
+
+def _lacks_states(layout: KvLayout, options: Options, blocks: int) -> bool:
+    """Graphs are captured for as many sequences as there may be, and each keeps a block with its state.
+
+    Source: `config/compilation.py` (`adjust_cudagraph_sizes_for_mamba_cache`).
+    """
+    keeps_states = any(group.state for group in layout.groups)
+    return keeps_states and not options.enforce_eager and blocks < options.max_num_seqs
 
 
 def _full(memory: GpuMemory, options: Options) -> bool:

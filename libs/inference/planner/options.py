@@ -48,6 +48,7 @@ class Options:
 
 def options_of(facts: ModelFacts, asked: Asked, engine: Engine, total_bytes: int, *, ampere: bool = False) -> Options:
     """Fill in an engine's defaults for a GPU of a size."""
+    told = facts.cache_type if engine.heeds_cache_type and asked.kv_cache_dtype == "auto" else ""
     batched, sequences = engine.batch(total_bytes, ampere=ampere)
     return Options(
         engine=engine,
@@ -55,7 +56,7 @@ def options_of(facts: ModelFacts, asked: Asked, engine: Engine, total_bytes: int
         max_model_len=asked.max_model_len or facts.max_position,
         max_num_batched_tokens=asked.max_num_batched_tokens or batched,
         max_num_seqs=asked.max_num_seqs or sequences,
-        kv_cache_dtype=asked.kv_cache_dtype,
+        kv_cache_dtype=told or asked.kv_cache_dtype,
         enforce_eager=asked.enforce_eager,
         batched_tokens_given=asked.max_num_batched_tokens is not None,
     )

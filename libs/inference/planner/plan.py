@@ -11,7 +11,7 @@ from libs.inference.planner.command import Naming, NodeCommand, node_commands
 from libs.inference.planner.devices import Gpu, bandwidth
 from libs.inference.planner.facts import Certainty
 from libs.inference.planner.goal import Strategy
-from libs.inference.planner.memory import GIB, Card, GpuMemory, gpu_memory
+from libs.inference.planner.memory import GIB, Card, GpuMemory, Verdict, gpu_memory
 from libs.inference.planner.on_cpu import CpuPlan, plan_on_cpu
 
 
@@ -111,7 +111,13 @@ def _no_plan(question: Question, choice: Choice) -> Plan:
     )
 
 
-_NEAR = ("concurrency", "tokens_per_second", "cache_too_small_for_the_length", "no_memory_for_the_cache")
+_NEAR = (
+    "concurrency",
+    "tokens_per_second",
+    Verdict.FEW_STATES.value,
+    Verdict.TOO_LONG.value,
+    Verdict.NO_CACHE.value,
+)
 
 
 def _nearness(declined: Declined) -> tuple[int, int]:
@@ -135,9 +141,11 @@ def _on_cpu(question: Question, naming: Naming) -> Plan:
 
 
 def _confidence(question: Question, instances: Sequence[Instance]) -> Confidence:
-    """Low for a model that is only read as a plain one; medium where estimated terms weigh more."""
+    """Low for a model that is only read as a plain one and on a part of a GPU; medium where estimates weigh more."""
     facts = question.facts
     if facts.certainty is Certainty.LOW:
+        return Confidence.LOW
+    if any(gpu.is_part for each in instances for gpu in each.seats.gpus):
         return Confidence.LOW
     shared = any(gpu.free < 0.9 * gpu.total for each in instances for gpu in each.seats.gpus)
     estimated = facts.vision is not None or shared or any(each.parallel.pipeline > 1 for each in instances)
@@ -155,6 +163,7 @@ def _reasons(question: Question, instances: Sequence[Instance]) -> tuple[str, ..
         f"About {first.tokens_per_second:.0f} tokens per second at {first.seconds_per_step * 1000:.1f} ms per step, by "
         "memory bandwidth alone.",
         *_why_corrected(first),
+        *_why_part(first),
         *(f"{doubt}." for doubt in question.facts.doubts),
     )
 
@@ -196,6 +205,16 @@ def _why_options(question: Question, instance: Instance) -> list[str]:
 def _why_corrected(instance: Instance) -> list[str]:
     count = instance.options.corrections.starts
     return [f"Estimated terms are corrected by {count} measured starts like this one."] if count else []
+
+
+def _why_part(instance: Instance) -> list[str]:
+    """Source: `platforms/interface.py` (`device_id_to_physical_device_id`), which reads a number there."""
+    if not any(gpu.is_part for gpu in instance.seats.gpus):
+        return []
+    text = (
+        "This is a MIG device, which is named by its UUID: versions of vLLM that read only numbers there end at once."
+    )
+    return [text]
 
 
 def _why_partition(instance: Instance) -> list[str]:

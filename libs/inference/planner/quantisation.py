@@ -37,6 +37,7 @@ ALGORITHMS: Mapping[str, str] = {
     "W4A16_NVFP4": "nvfp4",
     "W4A16_AWQ": "awq",
 }
+CACHE_BITS = 8
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.", "backbone.")
 
 
@@ -57,6 +58,22 @@ def quantisation_of(config: Fields, separate: Fields | None = None) -> Quantisat
     if method == "modelopt":
         return _modelopt(found)
     return _refined(_known(method, found), found)
+
+
+def cache_type_of(config: Fields, separate: Fields | None = None) -> str:
+    """What a checkpoint says its cache is to be kept in; empty: nothing.
+
+    Source: `utils/torch_utils.py` (`resolve_kv_cache_dtype_string`), `attention/layer.py` for compressed-tensors.
+    """
+    inner = config.part("text_config")
+    found = config.part("quantization_config") or (inner.part("quantization_config") if inner else None)
+    if separate is not None:
+        found = separate.part("quantization") or separate
+    if found is None:
+        return ""
+    scheme = found.part("kv_cache_scheme")
+    eight = scheme is not None and scheme.count("num_bits", default=0) == CACHE_BITS
+    return "fp8" if eight or found.text("kv_cache_quant_algo", default="none").upper() == "FP8" else ""
 
 
 def _known(method: str, found: Fields) -> Quantisation:

@@ -39,10 +39,10 @@ def _heads(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
         )
         yield Refusal(code="attention_heads", message=message)
     for count in sorted({mixer.kv_heads for mixer in facts.mixers if hasattr(mixer, "kv_heads")}):
-        if (count % ranks) if count >= ranks else (ranks % count):
-            message = (
-                f"{count} heads of keys can neither be divided nor replicated over tensor parallel size ({ranks})."
-            )
+        larger, smaller = max(count, ranks), min(count, ranks)
+        if larger % smaller:
+            text = f"{larger} is not divisible by {smaller}"  # the words of `QKVParallelLinear`
+            message = f"{text}: {count} heads of keys can neither be divided nor replicated over {ranks} ranks."
             yield Refusal(code="kv_heads", message=message)
     if facts.vision is not None and facts.vision.heads % ranks:
         message = f"{facts.vision.heads} is not divisible by {ranks}"

@@ -42,6 +42,13 @@ class Room:
     def gpus(self) -> tuple[Gpu, ...]:
         return tuple(gpu for island in self.islands for gpu in island)
 
+    @property
+    def whole(self) -> "Room":
+        """Without parts of GPUs, which work for themselves alone."""
+        if not any(gpu.is_part for gpu in self.gpus):
+            return self
+        return Room(islands=tuple(tuple(gpu for gpu in island if not gpu.is_part) for island in self.islands))
+
     def without(self, taken: frozenset[str]) -> "Room":
         if not any(gpu.uuid in taken for gpu in self.gpus):
             return self

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from libs.inference.planner.facts import ModelFacts, Quantisation
-from libs.inference.planner.memory import GIB, Start, Verdict
+from libs.inference.planner.memory import GIB, GpuMemory, Start, Verdict
 from libs.inference.planner.options import Options
 from libs.inference.planner.rules import Refusal
 from libs.inference.planner.split import Parallel
@@ -95,12 +95,22 @@ def too_small(found: Start, parallel: Parallel, options: Options, concurrency: f
             f"is {longest}. Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when initializing "
             "the engine."
         ),
+        Verdict.FEW_STATES: _few_states(found, options, worst, stage),
     }
     text = messages.get(found.verdict)
     if text is None:
         text = f"The cache holds {found.safe_concurrency:.2f} requests of the longest length, not {concurrency:g}."
         return Refusal(code="concurrency", message=text)
     return Refusal(code=found.verdict.value, message=where + text)
+
+
+def _few_states(found: Start, options: Options, worst: GpuMemory, stage: int) -> str:
+    blocks = found.needs[stage].layout.blocks_in(worst.kv_cache)
+    return (
+        f"max_num_seqs ({options.max_num_seqs}) exceeds available Mamba cache blocks ({blocks}). Each decode sequence "
+        "requires one Mamba cache block, so CUDA graph capture cannot proceed. Please lower max_num_seqs to at most "
+        f"{blocks} or increase gpu_memory_utilization."
+    )
 
 
 def _gib(size: int) -> str:

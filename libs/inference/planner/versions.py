@@ -31,6 +31,11 @@ class Engine:
         return self.version < (0, 7)
 
     @property
+    def heeds_cache_type(self) -> bool:
+        """A checkpoint that names a type for the cache has it kept so. Source: see `cache_type_of`."""
+        return self.version >= (0, 12)
+
+    @property
     def utilization(self) -> float:
         """The default of `gpu_memory_utilization`. Source: `config/cache.py`."""
         return 0.92 if self.version >= (0, 20) else 0.9

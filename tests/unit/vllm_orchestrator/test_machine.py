@@ -152,6 +152,7 @@ def test_what_was_asked_for_is_never_shortened():
         (FAILURES["no_cache"][1], "no_cache", Remedy.EASE),
         (FAILURES["card_in_use"][1], "card_in_use", Remedy.ELSEWHERE),
         (FAILURES["port_taken"][1], "port_taken", Remedy.LATER),
+        ("ValueError: max_num_seqs (256) exceeds available Mamba cache blocks (167).", "few_states", Remedy.EASE),
         ("vllm: error: unrecognized arguments: --x", "bad_flag", Remedy.GIVE_UP),
         ("huggingface_hub.errors.GatedRepoError: 401", "gated_model", Remedy.GIVE_UP),
         ("RuntimeError: NCCL error: unhandled system error", "nccl", Remedy.LATER),

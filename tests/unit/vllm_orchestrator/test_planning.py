@@ -18,6 +18,7 @@ from libs.common.contracts.node_registry import (
     GpuBeat,
     GpuLink,
     Inventory,
+    MigDevice,
     NodeQuery,
     NodesFound,
     NodeState,
@@ -376,3 +377,20 @@ async def test_llama_cpp_claims_what_its_files_header_says(house: House):
     place = await Seeking(house.planning).place(instance, Replica(request=request, since=NOW), 1)
 
     assert 5 * 1024 < place.parts[0].ram_mb < 6 * 1024  # 4 GiB of weights, 1 of cache, and a step
+
+
+async def test_parts_of_a_gpu_are_planned_with_what_the_ledger_has_left_of_each(house: House):
+    view = _registered(0, total_mb=81920)
+    parts = tuple(
+        MigDevice(uuid=f"MIG-{place}", name="A100 MIG 3g.40gb", vram_total_mb=40960, vram_free_mb=40000)
+        for place in range(2)
+    )
+    cut = view.inventory.gpus[0].model_copy(update={"mig_devices": parts})
+    house.nodes = [view.model_copy(update={"inventory": view.inventory.model_copy(update={"gpus": (cut,)})})]
+    claimed = LedgerEntry(total_mb=40960, claimed_mb=36864, free_mb=4096)
+    state = GpuState(gpu=cut, parts={"MIG-0": claimed})
+    await house.planning.hear(GpuStates(node_id="r", boot_id="b", at=NOW, gpus=(state,)))
+
+    answer = await house.planning.plan(_request(nodes=None))
+    assert [row.gpu_uuid for row in answer.memory_per_gpu] == ["MIG-1"]
+    assert (answer.strategy, answer.confidence) == ("SINGLE_GPU", "low")

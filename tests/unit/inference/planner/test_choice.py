@@ -230,3 +230,51 @@ def test_forced_options_are_obeyed(machines: list[Node], utilization: float, cou
         assert options.gpu_memory_utilization == utilization
         assert (options.max_num_seqs, options.max_num_batched_tokens) == (count, tokens)
         assert (options.kv_cache_dtype, options.enforce_eager, options.max_model_len) == (cache, True, 4096)
+
+
+def _cut(*gibs: float, name: str = "NVIDIA A100-SXM4-80GB MIG 3g.40gb") -> Node:
+    """A node with a GPU that is cut in parts."""
+    parts = (
+        Gpu(uuid=f"MIG-{place}", node_id="m", total=int(gib * GIB), free=int(gib * GIB), name=name)
+        for place, gib in enumerate(gibs)
+    )
+    return Node(node_id="m", gpus=tuple(parts))
+
+
+def test_a_part_of_a_gpu_serves_what_fits_it_and_is_named_by_its_uuid():
+    chosen = _choose(LLAMA, _cut(40, 20))
+
+    assert chosen.strategy is Strategy.SINGLE_GPU
+    assert [gpu.uuid for gpu in chosen.instances[0].seats.gpus] == ["MIG-1"]
+
+
+def test_parts_of_a_gpu_serve_side_by_side_as_replicas():
+    chosen = _choose(LLAMA, _cut(20, 20), replicas=2)
+
+    assert {gpu.uuid for each in chosen.instances for gpu in each.seats.gpus} == {"MIG-0", "MIG-1"}
+
+
+@pytest.mark.parametrize("goal", [{"tensor": 2}, {"pipeline": 2}])
+def test_parts_of_a_gpu_do_not_work_together(goal: dict[str, object]):
+    chosen = _choose(LLAMA, _cut(20, 20), **goal)
+
+    assert chosen.instances == ()
+    assert "mig_devices" in [declined.code for declined in chosen.declined]
+
+
+def test_a_model_that_no_part_holds_goes_to_whole_gpus_beside_them():
+    chosen = _choose(LARGE, _cut(40, 40), node("w", 80, 80, linked=True))
+
+    assert chosen.instances[0].seats.node_ids == ("w",)
+    assert _choose(LARGE, _cut(40, 40, 40, 40)).instances == ()
+
+
+@given(nodes())
+@settings(max_examples=30, deadline=None)
+def test_no_engine_ever_spans_a_part_of_a_gpu(machines: list[Node]):
+    cut = [
+        replace(each, gpus=tuple(replace(gpu, uuid=f"MIG-{gpu.uuid}") for gpu in each.gpus)) for each in machines[:1]
+    ]
+    for instance in _choose(LLAMA, *cut, *machines[1:], concurrency=8).instances:
+        gpus = instance.seats.gpus
+        assert len(gpus) == 1 or not any(gpu.is_part for gpu in gpus)

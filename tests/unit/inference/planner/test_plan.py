@@ -1,12 +1,14 @@
 """The plan as a document: commands, memory of every GPU, and what to change where nothing fits."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.inference.planner.changes import Question
 from libs.inference.planner.command import Naming
-from libs.inference.planner.devices import Gpu, Node
+from libs.inference.planner.devices import Gpu, Node, bandwidth
 from libs.inference.planner.goal import Goal, Strategy
 from libs.inference.planner.memory import GIB
 from libs.inference.planner.options import Asked
@@ -145,3 +147,18 @@ def test_the_memory_table_of_every_gpu_adds_up_to_its_budget(machines: list[Node
             memory = placement.memory
             parts = memory.weights + memory.kv_cache + memory.activation + memory.graphs + memory.non_torch
             assert parts == memory.budget <= memory.free
+
+
+def test_a_plan_for_a_part_of_a_gpu_says_what_is_not_sure():
+    part = replace(node("m", 40, gpu="NVIDIA A100-SXM4-80GB MIG 3g.40gb").gpus[0], uuid="MIG-1")
+    found = _plan(LLAMA, Node(node_id="m", gpus=(part,)))
+
+    assert found.confidence is Confidence.LOW
+    assert found.replicas[0].commands[0].environment["CUDA_VISIBLE_DEVICES"] == "MIG-1"
+    assert any("read only numbers" in reason for reason in found.reasons)
+
+
+def test_a_part_of_a_gpu_has_a_part_of_its_bandwidth():
+    whole, part = bandwidth("NVIDIA A100-SXM4-80GB"), bandwidth("NVIDIA A100-SXM4-80GB MIG 3g.40gb")
+
+    assert (whole, part) == (2039 * 10**9, 2039 * 10**9 // 2)
