@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from libs.inference.vllm_log import LoggedStart, logged_start
 from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, RECORDED, Line
 from tests.engines.conftest import ENVIRONMENT, PATIENCE
 from tests.fake_engine import metrics
@@ -45,6 +46,10 @@ def test_the_real_log_has_them_in_that_order(deploying, served):
     log = deploying.log("tiny")
     places = [found.start() for line in ON_CPU if (found := shape_of(line).search(log))]
     assert places == sorted(places)
+
+
+def test_what_calibration_reads_of_a_log_is_in_the_real_one(deploying, served):
+    assert logged_start(deploying.log("tiny")) == LoggedStart(available=2**30, version="0.32.0")
 
 
 @pytest.mark.parametrize("line", ON_GPU, ids=lambda line: line.place)

@@ -1,6 +1,7 @@
 """What a log tells of a start's memory, in the words of several versions of vLLM."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,11 @@ from libs.inference.planner.memory import GIB, budget_of
 from libs.inference.planner.observed import measured_start
 from libs.inference.planner.versions import Engine
 from libs.inference.vllm_log import LoggedStart, logged_start
+from tests.engine_lines import ON_GPU
 from tests.unit.inference.planner.published import facts
 
+RECORDED = Path(__file__).parents[2] / "data" / "engines" / "started.log"
+ANY = {"model": "m", "device": "GPU", "cache_gib": 37.99, "tokens": 1, "max_model_len": 1, "concurrency": 1.0}
 LLAMA = facts("meta-llama/Llama-3.1-8B-Instruct")
 CARD = Gpu(uuid="GPU-1", node_id="a", total=24 * GIB, free=24 * GIB, name="NVIDIA L4")
 NEW = """
@@ -41,6 +45,16 @@ def test_older_engines_tell_every_term():
     found = logged_start(" ".join(OLD.split()))
     assert (found.weights, found.activation, found.non_torch) == (int(14.99 * GIB), int(2.06 * GIB), int(0.35 * GIB))
     assert found.available == int(3.81 * GIB)
+
+
+def test_what_a_real_start_on_a_processor_logged_is_read():
+    assert logged_start(RECORDED.read_text(encoding="utf-8")) == LoggedStart(available=GIB, version="0.32.0")
+
+
+def test_what_was_published_of_gpus_is_read():
+    found = logged_start("\n".join(line.text.format_map(ANY) for line in ON_GPU))
+    assert (found.weights, found.graphs) == (int(12.66 * GIB), int(0.44 * GIB))
+    assert found.available == int(37.99 * GIB)
 
 
 def test_what_was_captured_counts_where_nothing_was_estimated():
