@@ -12,7 +12,7 @@ from uuid import uuid4
 import httpx
 
 from libs.common.contracts.engine_hosting import StartEngine
-from libs.common.contracts.gpu_orchestrator import COMMIT, Commit
+from libs.common.contracts.gpu_orchestrator import COMMIT, Commit, Reservation
 from libs.common.contracts.node_registry import EngineState
 from libs.common.contracts.streams import WORK_OBJECTS, WORK_OUT
 from libs.common.errors import WrongSetting
@@ -201,12 +201,17 @@ class _Workshop:
         )
 
     async def commit(self, asked: StartEngine, pid: int) -> None:
+        for more in asked.more_reservations:
+            await self._commit(more.reservation_id, more.token, pid)
         if asked.reservation_id is not None:
-            commit = Commit(reservation_id=asked.reservation_id, token=asked.reservation_token, pid=pid)
-            bus, node_id = self.platform.bus, self.platform.node_id
-            held = await bus.request(COMMIT, commit, node_id=node_id, timeout=COMMIT_SECONDS)
+            held = await self._commit(asked.reservation_id, asked.reservation_token, pid)
             if (path := model_of(asked)) is not None:
                 check_claim(held.ram_mb, await asyncio.to_thread(ram_mb_of, Path(path), tokens_of(asked)))
+
+    async def _commit(self, reservation_id: str, token: int | None, pid: int) -> Reservation:
+        commit = Commit(reservation_id=reservation_id, token=token, pid=pid)
+        bus, node_id = self.platform.bus, self.platform.node_id
+        return await bus.request(COMMIT, commit, node_id=node_id, timeout=COMMIT_SECONDS)
 
     async def test_model(self) -> str:
         tiny = TinyModel(self.launcher, path=(self.folder / f"{TINY_MODEL}.gguf").resolve())

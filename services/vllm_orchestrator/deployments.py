@@ -50,7 +50,11 @@ class Deployments:
         count = await self._seeking.replicas_of(request)
         if count > MOST_REPLICAS:
             raise Conflict(f"it takes {count} replicas, and an instance has at most {MOST_REPLICAS}: ask for less")
-        await self._seeking.check(request, count, known.replicas if known else ())
+        try:
+            await self._seeking.check(request, count, known.replicas if known else ())
+        except Conflict:
+            if request.auto_start:
+                raise
         wanted = "running" if request.auto_start else "stopped"
 
         def decide(current: Instance | None) -> Instance:

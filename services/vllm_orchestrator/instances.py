@@ -3,7 +3,7 @@
 from collections import deque
 
 from libs.common.contracts.log import LogEpoch
-from libs.common.contracts.vllm_instances import MOST_EVENTS, Instance, InstanceEvent, VllmRecord
+from libs.common.contracts.vllm_instances import MOST_EVENTS, Instance, InstanceEvent, Stranded, VllmRecord
 
 REMEMBERED = 10_000
 """Names that are no more, and how far they had counted."""
@@ -16,6 +16,7 @@ class Instances:
         self.by_name: dict[str, Instance] = {}
         self.events: dict[str, deque[InstanceEvent]] = {}
         self.generations: dict[str, int] = {}
+        self.stranded: dict[str, Stranded] = {}
 
     def begin_epoch(self, epoch: LogEpoch) -> None:
         return None
@@ -24,6 +25,7 @@ class Instances:
         self.by_name.clear()
         self.events.clear()
         self.generations.clear()
+        self.stranded.clear()
 
     def restore(self, piece: VllmRecord) -> None:
         self.apply(piece, 0)
@@ -36,6 +38,9 @@ class Instances:
         for name in record.gone:
             self.by_name.pop(name, None)
             self.events.pop(name, None)
+        self.stranded |= {each.reservation_id: each for each in record.stranded}
+        for reservation_id in record.settled:
+            self.stranded.pop(reservation_id, None)
         self.generations |= record.generations
         while len(self.generations) > REMEMBERED:
             del self.generations[next(iter(self.generations))]

@@ -1,8 +1,8 @@
 """Who looks after instances, and how: one orchestrator leads, writes every decision to the log, then acts."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import NoReturn
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, NoReturn
 
 import structlog
 
@@ -11,7 +11,7 @@ from libs.common.clock import Clock
 from libs.common.contracts.lease import Holding
 from libs.common.contracts.log import RecordKind
 from libs.common.contracts.streams import VLLM_LOG, VLLM_ORCHESTRATOR
-from libs.common.contracts.vllm_instances import VLLM_EPOCH, VLLM_RECORD, Instance, InstanceEvent, VllmRecord
+from libs.common.contracts.vllm_instances import VLLM_EPOCH, VLLM_RECORD, Instance, InstanceEvent, Stranded, VllmRecord
 from libs.common.errors import MeshError, Unavailable, WrongRevision
 from libs.common.lease.lease import Lease
 from libs.common.log.fenced_log import FencedLog, Stamp, SteppedDown
@@ -21,7 +21,6 @@ from services.vllm_orchestrator.rollout import happened, summed_up
 
 LEASE_SECONDS = 6
 ROUND_SECONDS = 1.0
-RECORDS_TO_CHECKPOINT = 2000
 
 Change = Callable[[Instance | None], Instance | None]
 """From what there is to what there is to be. The same: nothing is written. None: it is to be no more, or stays away."""
@@ -32,13 +31,16 @@ _log = structlog.get_logger()
 class Term:
     """While this orchestrator leads: what there is, and the one way to change it."""
 
-    def __init__(self, log: FencedLog[VllmRecord], instances: Instances, clock: Clock) -> None:
+    def __init__(
+        self, log: FencedLog[VllmRecord], instances: Instances, clock: Clock, *, checkpoint_records: int, records: int
+    ) -> None:
         self.instances = instances
         self.busy: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._log = log
         self._clock = clock
         self._changing = asyncio.Lock()
-        self._records = 0
+        self._checkpoint_records = checkpoint_records
+        self._records = records
 
     async def change(self, name: str, decide: Change) -> Instance | None:
         """What it is afterwards; on disk when this returns. Raises `SteppedDown`, `StreamFull`, what `decide` does."""
@@ -51,16 +53,33 @@ class Term:
                 await self._write(name, before, after)
             return after
 
+    async def strand(self, processes: Collection[Stranded]) -> None:
+        """They are on nodes that are given up. Raises `SteppedDown`, `StreamFull`."""
+        await self._note(stranded=tuple(processes))
+
+    async def settle(self, reservation_id: str) -> None:
+        """Nothing of it runs any more. Raises `SteppedDown`, `StreamFull`."""
+        await self._note(settled=(reservation_id,))
+
+    async def _note(self, **facts: Any) -> None:
+        async with self._changing:
+            self.instances.apply(await self._append(RecordKind.FACTS, **facts), 0)
+            self._records += 1
+
     async def checkpoint(self) -> None:
         """Let the log begin anew once it has grown long."""
         async with self._changing:
-            if self._records < RECORDS_TO_CHECKPOINT:
+            if self._records < self._checkpoint_records:
                 return
             await self._log.begin_checkpoint({})
             for name, instance in self.instances.by_name.items():
                 events = tuple(self.instances.events.get(name, ()))
                 await self._append(RecordKind.CHECKPOINT, kept=(instance,), events=events)
-            await self._append(RecordKind.CHECKPOINT, generations=dict(self.instances.generations))
+            await self._append(
+                RecordKind.CHECKPOINT,
+                generations=dict(self.instances.generations),
+                stranded=tuple(self.instances.stranded.values()),
+            )
             await self._append(RecordKind.DONE)
             await self._log.purge()
             self._records = 0
@@ -74,28 +93,11 @@ class Term:
         self.instances.apply(record, 0)
         self._records += 1
 
-    async def _append(
-        self,
-        kind: RecordKind,
-        *,
-        kept: tuple[Instance, ...] = (),
-        gone: tuple[str, ...] = (),
-        events: tuple[InstanceEvent, ...] = (),
-        generations: Mapping[str, int] | None = None,
-    ) -> VllmRecord:
+    async def _append(self, kind: RecordKind, **facts: Any) -> VllmRecord:
         made: list[VllmRecord] = []
 
         def make(stamp: Stamp) -> VllmRecord:
-            record = VllmRecord(
-                epoch=stamp.epoch,
-                n=stamp.n,
-                at=stamp.at,
-                kind=kind,
-                kept=kept,
-                gone=gone,
-                events=events,
-                generations=dict(generations or {}),
-            )
+            record = VllmRecord(epoch=stamp.epoch, n=stamp.n, at=stamp.at, kind=kind, **facts)
             made.append(record)
             return record
 
@@ -123,7 +125,10 @@ LookAfter = Callable[[Term], Awaitable[None]]
 class Keeping:
     """`look_after` is one round over all instances, again and again while we lead."""
 
-    def __init__(self, bus: Bus, clock: Clock, *, holder: str, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, bus: Bus, clock: Clock, *, holder: str, new_id: Callable[[], str], checkpoint_records: int
+    ) -> None:
+        self._checkpoint_records = checkpoint_records
         self._bus = bus
         self._clock = clock
         self._new_id = new_id
@@ -208,7 +213,9 @@ class Keeping:
             task = reading.create_task(reader.run())
             await reader.up_to(log.fence)
             task.cancel()
-        return Term(log, instances, self._clock)
+        return Term(
+            log, instances, self._clock, checkpoint_records=self._checkpoint_records, records=reader.since_checkpoint
+        )
 
     async def _a_while(self) -> None:
         waiting = asyncio.ensure_future(self._awake.wait())

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from libs.common.contracts.base import node_token
 from libs.common.contracts.engine_hosting import EngineProgram
-from libs.common.contracts.vllm_instances import DeployRequest, Eased, InstancePart
-from libs.common.contracts.vllm_orchestrator import PlanAnswer
+from libs.common.contracts.vllm_instances import Claim, DeployRequest, Eased, InstancePart
+from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedMemory
 from libs.common.errors import Conflict
 from libs.inference.planner.devices import Node
 
@@ -58,10 +59,10 @@ def given_back(nodes: Iterable[Node], parts: Iterable[InstancePart]) -> tuple[No
 def _with_parts(nodes: Iterable[Node], parts: Iterable[InstancePart], sign: int) -> tuple[Node, ...]:
     memory: dict[str, int] = {}
     ram: dict[str, int] = {}
-    for part in parts:
-        ram[part.node_id] = ram.get(part.node_id, 0) + sign * part.ram_mb * MIB
-        for uuid in part.gpu_uuids:
-            memory[uuid] = memory.get(uuid, 0) + sign * part.required_mb * MIB
+    for claim in chain.from_iterable(part.claims for part in parts):
+        ram[claim.node_id] = ram.get(claim.node_id, 0) + sign * claim.ram_mb * MIB
+        for uuid in claim.gpu_uuids:
+            memory[uuid] = memory.get(uuid, 0) + sign * claim.required_mb * MIB
     return tuple(
         replace(
             node,
@@ -88,9 +89,10 @@ def place_of_plan(name: str, generation: int, answer: PlanAnswer) -> Place:
                 arguments=command.vllm_args,
                 environment=command.environment,
                 gpu_uuids=tuple(row.gpu_uuid for row in rows),
-                required_mb=math.ceil(max((row.budget_bytes for row in rows), default=0) / MIB),
+                required_mb=math.ceil(rows[0].budget_bytes / MIB) if rows else 0,
                 ram_mb=len(rows) * HOST_MB_PER_GPU if rows else math.ceil(answer.ram_bytes / MIB),
                 reservation_id=reservation_id(name, generation, command.node_id),
+                more=_claimed_apart(rows, reservation_id(name, generation, command.node_id)),
             )
         )
     return Place(
@@ -98,6 +100,18 @@ def place_of_plan(name: str, generation: int, answer: PlanAnswer) -> Place:
         strategy=answer.strategy or "",
         slots=min(MOST_SLOTS, answer.max_num_seqs or 1),
         context_tokens=answer.max_model_len,
+    )
+
+
+def _claimed_apart(rows: Sequence[PlannedMemory], first: str) -> tuple[Claim, ...]:
+    """A reservation wants the same of each of its GPUs; unlike GPUs take unlike amounts."""
+    by_amount: dict[int, list[str]] = {}
+    for row in rows:
+        by_amount.setdefault(math.ceil(row.budget_bytes / MIB), []).append(row.gpu_uuid)
+    _, *others = [*by_amount.items()] or [(0, [])]
+    return tuple(
+        Claim(reservation_id=f"{first}/{number}", node_id=rows[0].node_id, gpu_uuids=tuple(uuids), required_mb=amount)
+        for number, (amount, uuids) in enumerate(others, start=1)
     )
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 
 from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstancePart, Replica
+from libs.common.contracts.vllm_orchestrator import Device
 from libs.common.errors import Conflict
 from libs.inference.planner.devices import Node
 from services.vllm_orchestrator.placing import (
@@ -75,6 +76,8 @@ class Seeking:
         occupied: Collection[str],
     ) -> Place:
         *narrower, widest = candidates(request, nodes, lost, occupied)
+        if request.device is None and any(node.gpus for node in widest):
+            request = request.model_copy(update={"device": Device.GPU})  # also while others have all of their memory
         for allowed in narrower:
             try:
                 return await self._on(name, generation, request, allowed)

@@ -78,6 +78,18 @@ class Settings(BaseSettings):
         validation_alias="TENSORZERO_SETTLE_SECONDS",
         description="How long nothing changes before the gateway is told: changes that follow one another are one.",
     )
+    log_max_mb: int = Field(
+        128,
+        ge=1,
+        validation_alias="VLLM_LOG_MAX_MB",
+        description="How large the log of instances may become; it is begun anew long before.",
+    )
+    checkpoint_records: int = Field(
+        2000,
+        ge=1,
+        validation_alias="VLLM_CHECKPOINT_RECORDS",
+        description="After so many changes of instances their log begins anew.",
+    )
     start_seconds: float = Field(
         1800.0,
         ge=1,

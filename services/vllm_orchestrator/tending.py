@@ -20,7 +20,7 @@ from libs.common.contracts.engine_hosting import (
 )
 from libs.common.contracts.gpu_orchestrator import RELEASE, RESERVE, Release, ReserveRequest
 from libs.common.contracts.node_registry import QUERY, NodeQuery, NodeState
-from libs.common.contracts.vllm_instances import Instance, InstancePart, InstanceState, Replica
+from libs.common.contracts.vllm_instances import Claim, Instance, InstancePart, InstanceState, Replica, Stranded
 from libs.common.errors import Conflict, Forbidden, MeshError, NotFound, Unavailable
 from libs.common.log.fenced_log import SteppedDown
 from services.vllm_orchestrator.failures import Failure, Remedy
@@ -28,6 +28,7 @@ from services.vllm_orchestrator.keeping import Term
 from services.vllm_orchestrator.machine import Effect, Sight, become, failed, step
 from services.vllm_orchestrator.rollout import changed, proceed, without
 from services.vllm_orchestrator.seeking import Seeking
+from services.vllm_orchestrator.stranding import Stranding
 
 LOOK_SECONDS = 2.0
 RESERVE_SECONDS = 5.0
@@ -49,6 +50,7 @@ class Tending:
         bus: Bus,
         clock: Clock,
         seeking: Seeking,
+        stranding: Stranding,
         *,
         start_seconds: float,
         wait_seconds: float,
@@ -59,6 +61,7 @@ class Tending:
         self._bus = bus
         self._clock = clock
         self._seeking = seeking
+        self._stranding = stranding
         self._start_seconds = start_seconds
         self._wait_seconds = wait_seconds
         self._chance = chance
@@ -82,6 +85,7 @@ class Tending:
             await self._step(term, instance.name, replica, self._sight(instance.name, replica, told, offline))
         for name in list(term.instances.by_name):
             await self._proceed(term, name)
+        await self._stranding.round(term)
 
     async def _proceed(self, term: Term, name: str) -> None:
         before = term.instances.by_name[name]
@@ -160,21 +164,21 @@ class Tending:
 
     async def _reserved(self, name: str, replica: Replica) -> tuple[InstancePart, ...]:
         """In the order of nodes, without waiting; whoever is refused gives all back."""
-        tokens: dict[int, int] = {}
-        for part in sorted(replica.parts, key=lambda part: part.node_id):
+        tokens: dict[str, int] = {}
+        for claim in sorted(_claims(replica.parts), key=lambda claim: (claim.node_id, claim.reservation_id)):
             asked = ReserveRequest(
-                reservation_id=part.reservation_id,
-                gpu_uuids=part.gpu_uuids or None,
-                gpu_count=len(part.gpu_uuids),
-                required_mb=part.required_mb,
-                ram_mb=part.ram_mb,
+                reservation_id=claim.reservation_id,
+                gpu_uuids=claim.gpu_uuids or None,
+                gpu_count=len(claim.gpu_uuids),
+                required_mb=claim.required_mb,
+                ram_mb=claim.ram_mb,
                 timeout_seconds=RESERVED_FOR_SECONDS,
                 owner="vllm_orchestrator",
                 purpose=f"instance {name}, replica {replica.number}, generation {replica.generation}",
             )
-            held = await self._bus.request(RESERVE, asked, node_id=part.node_id, timeout=RESERVE_SECONDS)
-            tokens[part.rank] = held.token
-        return tuple(part.model_copy(update={"token": tokens[part.rank]}) for part in replica.parts)
+            held = await self._bus.request(RESERVE, asked, node_id=claim.node_id, timeout=RESERVE_SECONDS)
+            tokens[claim.reservation_id] = held.token
+        return tuple(part.holding(tokens) for part in replica.parts)
 
     async def _start(self, term: Term, name: str, replica: Replica) -> None:
         for part in replica.parts:
@@ -209,12 +213,13 @@ class Tending:
 
     async def _release(self, term: Term, name: str, replica: Replica) -> None:
         offline = await self._offline({part.node_id for part in replica.parts})
-        for part in replica.parts:
-            if part.node_id in offline:
-                continue
+        lost = [part for part in replica.parts if part.node_id in offline]
+        if lost:
+            await term.strand([_stranded(name, replica, part) for part in lost])
+        for claim in _claims(part for part in replica.parts if part not in lost):
             try:
-                given_back = Release(reservation_id=part.reservation_id)
-                await self._bus.request(RELEASE, given_back, node_id=part.node_id, timeout=RESERVE_SECONDS)
+                given_back = Release(reservation_id=claim.reservation_id)
+                await self._bus.request(RELEASE, given_back, node_id=claim.node_id, timeout=RESERVE_SECONDS)
             except NotFound:
                 continue  # it was never made, or ended with its process long ago
         self._seeking.given_back(replica.parts)
@@ -311,6 +316,15 @@ def _key(name: str, replica: Replica, part: InstancePart) -> dict[str, Any]:
     return {"instance": name, "replica": replica.number, "generation": replica.generation, "rank": part.rank}
 
 
+def _claims(parts: Iterable[InstancePart]) -> list[Claim]:
+    return [claim for part in parts for claim in part.claims]
+
+
+def _stranded(name: str, replica: Replica, part: InstancePart) -> Stranded:
+    place = {"node_id": part.node_id, "reservation_id": part.reservation_id}
+    return Stranded.model_validate(_key(name, replica, part) | place)
+
+
 def _asked(name: str, replica: Replica, part: InstancePart) -> StartEngine:
     fields: dict[str, Any] = {
         "program": replica.request.engine,
@@ -323,5 +337,6 @@ def _asked(name: str, replica: Replica, part: InstancePart) -> StartEngine:
         "device": "cuda" if part.gpu_uuids else "cpu",
         "reservation_id": part.reservation_id,
         "reservation_token": part.token,
+        "more_reservations": [claim.model_dump(include={"reservation_id", "token"}) for claim in part.more],
     }
     return StartEngine.model_validate(_key(name, replica, part) | fields)

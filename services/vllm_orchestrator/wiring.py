@@ -3,6 +3,7 @@
 import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -11,7 +12,7 @@ import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from libs.common.contracts.engine_hosting import MOST_LOG_CHARACTERS
-from libs.common.contracts.streams import VLLM_LOG, VLLM_ORCHESTRATOR, VLLM_STARTS
+from libs.common.contracts.streams import MIB, VLLM_LOG, VLLM_ORCHESTRATOR, VLLM_STARTS
 from libs.common.contracts.vllm_instances import InstanceState
 from libs.common.errors import WrongSetting
 from libs.common.kit.service import Platform, Service, degraded_while
@@ -34,6 +35,7 @@ from services.vllm_orchestrator.requests import Requests
 from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.settings import Settings
 from services.vllm_orchestrator.started import started_engines
+from services.vllm_orchestrator.stranding import Stranding
 from services.vllm_orchestrator.tending import Tending
 from services.vllm_orchestrator.use_cases import VllmOrchestrator
 
@@ -50,31 +52,21 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     planning = Planning(
         platform.bus, platform.clock, models, _catalogue(chosen.catalogue), starts=lambda: learning.starts
     )
-    known = Gauge("mesh_orchestrator_engines_ready", "Engines that would take a request.", registry=platform.metrics)
-    known.set_function(orchestrator.ready)
-
     holder = f"{platform.node_id[:64]}.{uuid4().hex[:12]}"
     keeping = Keeping(
         platform.bus,
         platform.clock,
         holder=holder,
         new_id=lambda: uuid4().hex,
+        checkpoint_records=chosen.checkpoint_records,
     )
     seeking = Seeking(planning)
-    tending = Tending(
-        platform.bus,
-        platform.clock,
-        seeking,
-        start_seconds=chosen.start_seconds,
-        wait_seconds=chosen.wait_seconds,
-        chance=random.random,
-        wake=keeping.wake,
-    )
+    tending = _tending(platform, chosen, seeking, keeping)
     deployments = Deployments(
         platform.bus, platform.clock, keeping, tending, seeking, drain_seconds=chosen.drain_seconds
     )
     requests = Requests(platform.bus, planning, deployments, keeping)
-    _count(deployments, platform.metrics)
+    _count(orchestrator, deployments, platform.metrics)
 
     learning = _learning(platform, models, planning, deployments)
     asking = httpx.AsyncClient()
@@ -87,7 +79,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
 
     return Service(
         port=chosen.port,
-        streams=[VLLM_LOG],
+        streams=[replace(VLLM_LOG, max_bytes=chosen.log_max_mb * MIB)],
         buckets=[VLLM_ORCHESTRATOR, VLLM_STARTS],
         lifespan=alive,
         subscriptions=partial(open_doors, platform.bus, orchestrator, planning, requests, holder),
@@ -154,7 +146,22 @@ def _registering(
     return registering
 
 
-def _count(deployments: Deployments, metrics: CollectorRegistry) -> None:
+def _tending(platform: Platform, chosen: Settings, seeking: Seeking, keeping: Keeping) -> Tending:
+    return Tending(
+        platform.bus,
+        platform.clock,
+        seeking,
+        Stranding(platform.bus, platform.clock, every_seconds=chosen.wait_seconds),
+        start_seconds=chosen.start_seconds,
+        wait_seconds=chosen.wait_seconds,
+        chance=random.random,
+        wake=keeping.wake,
+    )
+
+
+def _count(orchestrator: VllmOrchestrator, deployments: Deployments, metrics: CollectorRegistry) -> None:
+    known = Gauge("mesh_orchestrator_engines_ready", "Engines that would take a request.", registry=metrics)
+    known.set_function(orchestrator.ready)
     counted = Gauge("mesh_orchestrator_instances", "Instances by their state.", ["state"], registry=metrics)
     for state in InstanceState:
         counted.labels(state=state.value).set_function(partial(deployments.count, state))

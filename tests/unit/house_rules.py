@@ -79,6 +79,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/vllm_orchestrator/registering.py",
         "services/vllm_orchestrator/requests.py",
         "services/vllm_orchestrator/seeking.py",
+        "services/vllm_orchestrator/stranding.py",
         "services/vllm_orchestrator/tending.py",
         "services/work_marshaling/again.py",
         "services/work_marshaling/archiving.py",

@@ -34,6 +34,13 @@ class EngineKey(Message):
     rank: int = Field(0, ge=0, le=1000)
 
 
+class HeldReservation(Message):
+    """Memory that is kept for a process that is to be started."""
+
+    reservation_id: Identifier
+    token: int = Field(ge=1)
+
+
 class StartEngine(EngineKey):
     """Start it once, however often it is asked. With a reservation: only when that became the process's own."""
 
@@ -47,6 +54,9 @@ class StartEngine(EngineKey):
     device: Annotated[str, Field(max_length=32)] = "cpu"
     reservation_id: Identifier | None = None
     reservation_token: int | None = Field(None, ge=1)
+    more_reservations: tuple[HeldReservation, ...] = Field(
+        (), max_length=64, description="of GPUs that take another amount"
+    )
 
     @field_validator("arguments", "environment")
     @classmethod

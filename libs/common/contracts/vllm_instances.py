@@ -1,12 +1,13 @@
 """Deployments: models that are to be served, and what became of them."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from libs.common.contracts.base import Identifier, JsonObject, Message, Moment, Topic
-from libs.common.contracts.engine_hosting import MOST_DRAIN_SECONDS, EngineProgram, InstanceName
+from libs.common.contracts.engine_hosting import MOST_DRAIN_SECONDS, EngineKey, EngineProgram, InstanceName
 from libs.common.contracts.log import LogEpoch, LogRecord
 from libs.common.contracts.node_registry import EngineState
 from libs.common.contracts.vllm_orchestrator import PlanRequest
@@ -72,8 +73,20 @@ class DeployRequest(PlanRequest):
         return self
 
 
+class Claim(Message):
+    """Memory of one reservation: so much on each of these GPUs, and RAM."""
+
+    reservation_id: Identifier
+    node_id: Identifier
+    token: int | None = None
+    gpu_uuids: tuple[str, ...] = ()
+    required_mb: int = 0
+    ram_mb: int = 0
+
+
 class InstancePart(Message):
-    """One process of a replica, and the memory it claims on its node."""
+    """One process of a replica, and the memory it claims on its node. GPUs that take unlike amounts are claimed apart:
+    `required_mb` is on each of those that `more` does not name."""
 
     rank: int
     node_id: Identifier
@@ -84,6 +97,25 @@ class InstancePart(Message):
     ram_mb: int = 0
     reservation_id: Identifier
     token: int | None = None
+    more: tuple[Claim, ...] = ()
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        apart = {uuid for claim in self.more for uuid in claim.gpu_uuids}
+        first = Claim(
+            reservation_id=self.reservation_id,
+            node_id=self.node_id,
+            token=self.token,
+            gpu_uuids=tuple(uuid for uuid in self.gpu_uuids if uuid not in apart),
+            required_mb=self.required_mb,
+            ram_mb=self.ram_mb,
+        )
+        return (first, *self.more)
+
+    def holding(self, tokens: Mapping[str, int]) -> "InstancePart":
+        """The same with the tokens of its reservations."""
+        more = tuple(claim.model_copy(update={"token": tokens[claim.reservation_id]}) for claim in self.more)
+        return self.model_copy(update={"token": tokens[self.reservation_id], "more": more})
 
 
 class Eased(Message):
@@ -269,12 +301,21 @@ class GatewayView(Message):
     changed_at: Moment | None = None
 
 
+class Stranded(EngineKey):
+    """A process on a node that was given up. Should the node come back, it is ended."""
+
+    node_id: Identifier
+    reservation_id: Identifier
+
+
 class VllmRecord(LogRecord):
     """What was decided: instances as they are from here on, those that are no more, and what is told of them."""
 
     kept: tuple[Instance, ...] = ()
     gone: tuple[str, ...] = ()
     events: tuple[InstanceEvent, ...] = ()
+    stranded: tuple[Stranded, ...] = ()
+    settled: tuple[Identifier, ...] = Field((), description="reservations of stranded ones that are no more")
     generations: dict[InstanceName, int] = Field(
         {}, description="of those that are no more: one of the same name goes on counting, as agents remember theirs"
     )

@@ -89,6 +89,7 @@ class Machine:
     ram_mb: int = 500_000
     starts: list[str] = field(default_factory=list)
     gone: bool = False
+    refuses: bool = False
     engines: dict[EngineKey, HostedEngine] = field(default_factory=dict)
     asked: list[StartEngine] = field(default_factory=list)
     stopped: list[StopEngine] = field(default_factory=list)
@@ -120,6 +121,8 @@ class Machine:
         return self.engines[key]
 
     async def stop(self, asked: StopEngine) -> HostedEngines:
+        if self.gone:
+            raise Unavailable("it is not there")
         self.stopped.append(asked)
         found = self.engines.get(_key(asked))
         if found is not None and found.ended_at is None:
@@ -128,6 +131,8 @@ class Machine:
         return await self.look(LookAtEngines())
 
     async def look(self, _: LookAtEngines) -> HostedEngines:
+        if self.gone:
+            raise Unavailable("it is not there")
         return HostedEngines(node_id=self.node_id, boot_id="b", engines=tuple(self.engines.values()))
 
     async def log(self, asked: ReadEngineLog) -> EngineLog:
@@ -135,6 +140,8 @@ class Machine:
 
     async def reserve(self, asked: ReserveRequest) -> Reservation:
         assert asked.reservation_id is not None
+        if self.refuses:
+            raise Conflict("it was just given to somebody else")
         for uuid in asked.gpu_uuids or ():
             if self.free_mb(uuid) < asked.required_mb:
                 raise Conflict(f"{uuid} has {self.free_mb(uuid)} MiB free")
@@ -142,6 +149,8 @@ class Machine:
         return self.reservation(asked)
 
     async def release(self, asked: Release) -> Reservation:
+        if self.gone:
+            raise Unavailable("it is not there")
         if asked.reservation_id not in self.held:
             raise NotFound("there is none")
         return self.reservation(self.held.pop(asked.reservation_id))

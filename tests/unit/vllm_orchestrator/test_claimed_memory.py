@@ -23,13 +23,15 @@ def command(node_id: str) -> PlannedCommand:
     return PlannedCommand(node_id=node_id, vllm_args=(), environment={})
 
 
-def test_each_node_claims_what_its_fullest_gpu_takes_and_a_share_of_its_ram_for_each_gpu():
+def test_each_node_claims_of_each_gpu_what_it_takes_and_a_share_of_its_ram_for_each_gpu():
     rows = (row("a", 0, 1000), row("a", 1, 2000), row("b", 0, 3000))
     answer = PlanAnswer(fits=True, replicas=1, memory_per_gpu=rows, commands=(command("a"), command("b")))
 
     first, second = place_of_plan("one", 1, answer).parts
 
-    assert (first.required_mb, first.ram_mb, first.gpu_uuids) == (2000, 2 * HOST_MB_PER_GPU, ("a-0", "a-1"))
+    assert (first.ram_mb, first.gpu_uuids) == (2 * HOST_MB_PER_GPU, ("a-0", "a-1"))
+    assert [(each.gpu_uuids, each.required_mb) for each in first.claims] == [(("a-0",), 1000), (("a-1",), 2000)]
+    assert len({each.reservation_id for each in first.claims}) == 2
     assert (second.required_mb, second.ram_mb, second.gpu_uuids) == (3000, HOST_MB_PER_GPU, ("b-0",))
 
 
