@@ -49,6 +49,9 @@ BUSY_DECISIONS = 100
 """In one look: a hundred items a second, about."""
 GIVES_WAY_SECONDS = 5.0
 GIVES_WAY_ITEMS = 10_000
+"""No settings, because both bound what nobody should have to think of: how far the archive is behind, and how much
+memory that takes (some 20 MB). More of either would win nothing, since work that comes for longer than this has to be
+archived while it comes."""
 OWN_MESSAGES = 20
 
 _log = structlog.get_logger()

@@ -156,6 +156,12 @@ class Conduct:
         """It is listed, or on parole: one at a time."""
         self._quotas[node_id] = 1
 
+    def forget(self, node_id: str) -> None:
+        """It is gone; what its attempts came to is forgotten by itself."""
+        self._died_at.pop(node_id, None)
+        self._quotas.pop(node_id, None)
+        self.failures.pop(node_id, None)
+
     def due(self, known: Mapping[Key, Blacklisted | Paroled], now: datetime) -> Iterator[Blacklisted | Paroled]:
         """Who is to be listed, and whose term is over."""
         for key, fact in known.items():

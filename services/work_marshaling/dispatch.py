@@ -34,6 +34,7 @@ ANSWER_SECONDS = 5.0
 PAUSE_SECONDS = 0.5
 STOP_AGAIN_SECONDS = 5.0
 STOPS_REMEMBERED = 10_000
+REFUSALS_REMEMBERED = 10_000
 FIRST_AVOIDANCE_SECONDS = 0.25
 OBSERVED_AT_A_STRETCH = 10
 
@@ -276,6 +277,8 @@ class Dispatcher:
 
     def _growing_pause(self, node_id: str, short_of_memory: bool) -> float:
         """A slot that was freed a moment later than we thought is one thing, a node that only refuses another."""
+        if len(self._refusals) > REFUSALS_REMEMBERED:
+            self._refusals.clear()
         refused = (node_id, short_of_memory)
         self._refusals[refused] += 1
         doubled = FIRST_AVOIDANCE_SECONDS * 2.0 ** min(20, self._refusals[refused] - 1)

@@ -34,7 +34,7 @@ class Instance:
 
 
 class Election:
-    """`other` is whoever leads as far as we know, None while nobody does or we do.
+    """`other` is whoever leads as far as we know, None while nobody does or we do. `unanswered`: it was asked in vain.
 
     A lease ends `lease_seconds` after its last renewal. Whoever holds it and has no connection any more (nobody listens
     on its own subject, twice) is not waited for: to try too early is harmless, since the log has one writer whoever
@@ -44,6 +44,7 @@ class Election:
     def __init__(self, *, bus: Bus, clock: Clock, instance: Instance, lease_seconds: int) -> None:
         self.instance = instance
         self.other: Leader | None = None
+        self.unanswered = False
         self.state: Callable[[], tuple[int, str | None]] = lambda: (0, None)
         self._bus = bus
         self._clock = clock
@@ -106,14 +107,16 @@ class Election:
     async def _gone(self) -> bool:
         """Whether nobody is there who could lead. One that stands still may be: its lease will end."""
         if self.other is None:
+            self.unanswered = False
             return False
         try:
             asked = LeaderAsked(asked_by=self.instance.instance_id)
             await self._bus.request(LEADER, asked, node_id=self.other.holder, timeout=ANSWER_SECONDS)
-        except NobodyAnswers:
-            return True
         except Unavailable as error:
+            self.unanswered = True
             _log.debug("leader_does_not_answer", reason=error.message)
+            return isinstance(error, NobodyAnswers)
+        self.unanswered = False
         return False
 
     def _see(self, found: Leader | None) -> None:

@@ -130,7 +130,7 @@ class Leading:
         companions: Sequence[Companion] = (),
         election: Election,
     ) -> None:
-        self.nodes = Nodes(silence_seconds=rules.node_silence_seconds)
+        self.nodes = Nodes(silence_seconds=rules.node_silence_seconds, kept_seconds=rules.node_kept_seconds)
         self._bus = bus
         self._clock = clock
         self._rules = rules
@@ -181,6 +181,13 @@ class Leading:
     def stands_by(self) -> str | None:
         """For whom this instance stands by; None while it does not."""
         return None if self._standing is None or self._election.other is None else self._reason()
+
+    def waits_for_lease(self) -> str | None:
+        """Why nobody leads for a moment, as seen by an instance that stands by; None when the leader answers."""
+        leader = self._election.other
+        if self._standing is None or leader is None or not self._election.unanswered:
+            return None
+        return f"{leader.holder} on {leader.node_id} leads and does not answer; its place is taken when its lease ends"
 
     def refuse_while_full(self) -> None:
         """Raises `StreamFull` while nothing can be decided: then nothing more is taken in."""
@@ -256,6 +263,7 @@ class Leading:
         while True:
             await self._clock.sleep(self._rules.upkeep_seconds)
             memory.forget(self._clock.now())
+            self.nodes.forget(self._clock.monotonic())
 
     async def _take_over(self, following: LogReader[WorkRecord]) -> tuple[FencedLog[WorkRecord], Origins, datetime]:
         """Wait for our turn, and fence whoever led. Raises `Unavailable` when the log was made anew meanwhile."""

@@ -131,6 +131,8 @@ class Leases:
     def free(self, nodes: Nodes) -> Mapping[str, Slots]:
         """Slots that none of our leases takes, of each node that has some. Only what changed is counted anew."""
         changed = {node.node_id for node in nodes.changed_since(self._version)} | self._touched
+        if self._version < nodes.complete_since:
+            changed.update(self._free)
         changed.update(self._claims)
         self._version = nodes.version
         self._touched.clear()
@@ -151,6 +153,12 @@ class Leases:
             else:
                 self._free.pop(node_id, None)
         return self._free
+
+    def forget(self, node_id: str) -> None:
+        """It is gone; leases that it holds here stay until they end."""
+        for known in (self._held, self._suspects, self._quotas):
+            if known is self._quotas or not self.aboard(node_id):
+                known.pop(node_id, None)
 
     def _claimed(self, node_id: str, heard: float) -> Sequence[Promise]:
         """What leases are taken to use that the node may not yet have told as used."""

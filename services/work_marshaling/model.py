@@ -263,6 +263,7 @@ class Rules:
     avoid_seconds: float = 10.0
     ageing_seconds: float = 300.0
     node_silence_seconds: float = 30.0
+    node_kept_seconds: float = 86_400.0
     open_most: int = 1_000_000
     ended_most: int = 100_000
     ended_keep_seconds: float = 86_400.0

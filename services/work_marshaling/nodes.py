@@ -19,6 +19,7 @@ from libs.hardware.facts import MachineFacts, announced, beating
 from services.work_marshaling.slots import SlotPool
 
 MEMORY_STEP_MB = 256
+MOST_NODES = 10_000
 ONCE = datetime(1970, 1, 1, tzinfo=UTC)
 
 _CHANGING = (
@@ -86,10 +87,15 @@ class Node:
 class Nodes:
     """The nodes by id. `version` grows whenever a decision about any of them could come out differently.
 
-    `memory_heard` is when each told last what it has free.
+    `memory_heard` is when each told last what it has free. One of which nothing was heard for `kept_seconds` is
+    forgotten, and of more than `most` those that are silent for longest.
     """
 
-    def __init__(self, *, silence_seconds: float) -> None:
+    def __init__(self, *, silence_seconds: float, kept_seconds: float = math.inf, most: int = MOST_NODES) -> None:
+        self._kept_seconds = kept_seconds
+        self._most = most
+        self._gone: list[str] = []
+        self.complete_since = -1
         self._silence_seconds = silence_seconds
         self._nodes: dict[str, Node] = {}
         self._heard: dict[str, float] = {}
@@ -108,16 +114,21 @@ class Nodes:
     def __len__(self) -> int:
         return len(self._nodes)
 
+    def __contains__(self, node_id: str) -> bool:
+        return node_id in self._nodes
+
     def silent_for(self, node_id: str, now: float) -> float:
         """Since when its agent said nothing, in seconds."""
         return now - self._heard.get(node_id, -math.inf)
 
     def changed_since(self, version: int) -> Iterator[Node]:
-        """Those that became what they are after that version, the newest change first."""
+        """Those that became what they are after that version, the newest change first; of a forgotten one only its id
+        is told. Of versions before `complete_since` not all is known any more: look at all, with -1.
+        """
         for node_id, changed in reversed(self._changed.items()):
             if changed <= version:
                 return
-            yield self._nodes[node_id]
+            yield self[node_id]
 
     def hear_workload(self, told: NodeWorkload, now: float) -> None:
         self._heard[told.node_id] = now
@@ -172,6 +183,28 @@ class Nodes:
         self._short_until[node_id] = until
         self._put(replace(self[node_id], short_of_memory=reason))
 
+    def forget(self, now: float) -> tuple[str, ...]:
+        """Let go of who is gone. Those that go are still told of as changed until the next time."""
+        for node_id in self._gone:
+            if node_id not in self._nodes:
+                self.complete_since = max(self.complete_since, self._changed.pop(node_id))
+        silent = sorted((self._last_word(node_id), node_id) for node_id, node in self._nodes.items() if _may_go(node))
+        beyond = len(self._nodes) - self._most
+        self._gone = [
+            node_id
+            for place, (heard, node_id) in enumerate(silent)
+            if now - heard > (self._kept_seconds if place >= beyond else self._silence_seconds)
+        ]
+        for node_id in self._gone:
+            del self._nodes[node_id]
+            for known in (self._heard, self.memory_heard, self._avoid_until, self._short_until):
+                known.pop(node_id, None)
+            self._tell_changed(node_id)
+        return tuple(self._gone)
+
+    def _last_word(self, node_id: str) -> float:
+        return max(self._heard.get(node_id, -math.inf), self.memory_heard.get(node_id, -math.inf))
+
     def pass_time(self, now: float) -> None:
         """Notice who has been silent for too long, and whom to trust again."""
         for node_id, heard in self._heard.items():
@@ -187,9 +220,17 @@ class Nodes:
     def _put(self, node: Node) -> None:
         if self._nodes.get(node.node_id) != node:
             self._nodes[node.node_id] = node
-            self.version += 1
-            self._changed.pop(node.node_id, None)
-            self._changed[node.node_id] = self.version
+            self._tell_changed(node.node_id)
+
+    def _tell_changed(self, node_id: str) -> None:
+        self.version += 1
+        self._changed.pop(node_id, None)
+        self._changed[node_id] = self.version
+
+
+def _may_go(node: Node) -> bool:
+    """What others say of a node they say once: it is kept for as long as it holds."""
+    return not node.draining and not node.distrusted
 
 
 def _pools(told: NodeWorkload) -> tuple[SlotPool, ...]:

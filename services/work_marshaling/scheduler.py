@@ -286,6 +286,10 @@ class Queue:
 
     def _look_at_nodes(self, line: _Asked, nodes: Nodes) -> None:
         """Only at those that changed since this line looked last."""
+        if line.version < nodes.complete_since:
+            line.eligible.clear()
+            line.distrusted.clear()
+            line.version = -1
         for node in nodes.changed_since(line.version):
             line.eligible.pop(node.node_id, None)
             line.distrusted.pop(node.node_id, None)

@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     work_node_silence_seconds: float = Field(
         30.0, ge=1, le=3600, description="Seconds without a workload message after which a node is given nothing."
     )
+    work_node_kept_seconds: float = Field(
+        86_400.0, ge=60, le=365 * 86400, description="Seconds after its last word after which a node is forgotten."
+    )
     work_ageing_seconds: float = Field(
         300.0, ge=1, le=7 * 86400, description="For every so many seconds an item waits it counts one priority better."
     )

@@ -275,6 +275,12 @@ class Term:
         """Wait while more is on its way to the log than is good."""
         await self.journal.flushed(but=MOST_UNWRITTEN)
 
+    def forget_nodes(self) -> None:
+        """Those that are gone for long."""
+        for node_id in self.nodes.forget(self._clock.monotonic()):
+            self.conduct.forget(node_id)
+            self.leases.forget(node_id)
+
     # Loops
 
     async def run(self) -> None:

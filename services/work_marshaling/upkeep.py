@@ -43,6 +43,7 @@ class Upkeep:
     async def tidy(self) -> None:
         await self._term.journal.lead()
         self._term.memory.forget(self._clock.now())
+        self._term.forget_nodes()
         states = {stream.name: await self._state(stream) for stream in (WORK_IN, WORK_OUT, WORK_LOG, WORK_DONE)}
         self.fill = {name: state.bytes / max(1, state.max_bytes) for name, state in states.items()}
         for name, ratio in self.fill.items():

@@ -26,7 +26,7 @@ from libs.common.contracts.work_marshaling import (
 )
 from libs.common.contracts.work_records import Finished
 from libs.common.errors import Conflict, Malformed, MeshError, NotFound, Unavailable
-from libs.common.kit.service import Remark
+from libs.common.kit.service import Degraded, Remark
 from services.work_marshaling.asking import Asking, told_refusal
 from services.work_marshaling.identity import canonical_text, digest, server_id
 from services.work_marshaling.intake import refuse_too_large, refuse_two_payloads, refuse_unsatisfiable
@@ -238,7 +238,11 @@ class WorkMarshaling:
         )
 
     async def problem(self) -> str | None:
-        """Why work cannot be taken in and given out now. That another instance leads is well, and is said."""
+        """Why work cannot be taken in and given out now. That another instance leads is well, and is said; one that
+        stands by for a leader that does not answer takes work in, and says that nobody gives it out.
+        """
+        if (waits := self._leading.waits_for_lease()) is not None:
+            return Degraded(waits)
         standing = self._leading.stands_by()
         return self._leading.problem() if standing is None else Remark(standing)
 

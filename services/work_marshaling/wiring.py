@@ -159,6 +159,7 @@ def rules(settings: Settings) -> Rules:
         ),
         lease_seconds=settings.work_lease_seconds,
         node_silence_seconds=settings.work_node_silence_seconds,
+        node_kept_seconds=settings.work_node_kept_seconds,
         ageing_seconds=settings.work_ageing_seconds,
         open_most=settings.work_open_most,
         ended_most=settings.work_ended_kept,

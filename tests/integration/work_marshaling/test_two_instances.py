@@ -119,6 +119,7 @@ async def test_a_leader_that_was_halted_and_replaced_does_no_harm_when_it_wakes(
     submitting = asyncio.create_task(submit_all(standby, 400))
     await asyncio.sleep(0.3)
     leader.send(signal.SIGSTOP)
+    await eventually(lambda: says(standby, "leads and does not answer"), TAKE_OVER_SECONDS)
     await eventually(standby.leads, 2 * TAKE_OVER_SECONDS)
     await submitting
     leader.send(signal.SIGCONT)
@@ -136,8 +137,12 @@ async def test_a_leader_that_was_halted_and_replaced_does_no_harm_when_it_wakes(
 
 
 async def stands_by(marshaling: Marshaling) -> bool:
+    return await says(marshaling, "stands by")
+
+
+async def says(marshaling: Marshaling, words: str) -> bool:
     try:
-        return "stands by" in await marshaling.role()
+        return words in await marshaling.role()
     except httpx.TransportError:
         return False
 
