@@ -71,32 +71,41 @@ class NoopAgent:
             self.done += 1
 
 
-async def measure(items: int, directory: Path) -> tuple[float, float, float, float]:
-    """Submits per second, drained per second, and the median and 99th percentile of the latency in milliseconds."""
+Measured = tuple[float, float, float, float]
+"""Submits per second, drained per second, and the median and 99th percentile of the latency in milliseconds."""
+FIGURES = ("submitted per second", "drained per second", "latency p50 ms", "latency p99 ms")
+
+
+async def measure(items: int, directory: Path) -> Measured:
     async with nats_server(ServerOptions(directory=directory / "nats", port=free_port())) as server:
-        port = free_port()
-        environment = {
-            **os.environ,
-            "NATS_URL": server.url,
-            "MESH_DATA_DIR": str(directory / "data"),
-            "WORK_MARSHALING_PORT": str(port),
-        }
-        with (directory / "marshaling.log").open("wb") as log:
-            command = [sys.executable, "-m", "services.work_marshaling"]
-            marshaling = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)
-        try:
-            async with (
-                connect(server.url, name="bench") as transport,
-                httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
-            ):
-                bus = Bus(transport, name="bench", observer=SilentObserver(), clock=SystemClock())
-                return await _run(items, bus, client)
-        finally:
-            marshaling.terminate()
-            await marshaling.wait()
+        return await measure_on(server.url, items, directory)
 
 
-async def _run(items: int, bus: Bus, client: httpx.AsyncClient) -> tuple[float, float, float, float]:
+async def measure_on(url: str, items: int, directory: Path, *, replicas: int = 1) -> Measured:
+    port = free_port()
+    environment = {
+        **os.environ,
+        "NATS_URL": url,
+        "STREAM_REPLICAS": str(replicas),
+        "MESH_DATA_DIR": str(directory / "data"),
+        "WORK_MARSHALING_PORT": str(port),
+    }
+    with (directory / "marshaling.log").open("wb") as log:
+        command = [sys.executable, "-m", "services.work_marshaling"]
+        marshaling = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)
+    try:
+        async with (
+            connect(url, name="bench") as transport,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+        ):
+            bus = Bus(transport, name="bench", observer=SilentObserver(), clock=SystemClock())
+            return await _run(items, bus, client)
+    finally:
+        marshaling.terminate()
+        await marshaling.wait()
+
+
+async def _run(items: int, bus: Bus, client: httpx.AsyncClient) -> Measured:
     await ready(client)
     agent = NoopAgent(bus)
     await bus.serve(ASSIGN, agent.assign, node_id=NODE)
@@ -169,8 +178,7 @@ def main() -> None:
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as directory:
             measured.append(run_on_uvloop(measure(items, Path(directory))))
-    names = ("submitted per second", "drained per second", "latency p50 ms", "latency p99 ms")
-    for name, values in zip(names, zip(*measured, strict=True), strict=True):
+    for name, values in zip(FIGURES, zip(*measured, strict=True), strict=True):
         print(f"{name:<22} median {statistics.median(values):10.1f}  ({min(values):.1f} … {max(values):.1f})")
 
 

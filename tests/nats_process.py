@@ -20,7 +20,7 @@ feature_flags {{ js_ack_fc_v2: {ack_v2} }}
 
 
 class NatsProcess:
-    """`extra` is configuration text (accounts, limits, operator mode …) added to the plain one."""
+    """`extra` is configuration text (accounts, limits, operator mode, a name …) added to the plain one."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class NatsProcess:
         self.directory = directory
         self.port = free_port()
         self._extra = extra
+        self._name = "" if "server_name" in extra else 'server_name: "test"\n'
         self._jetstream = (
             JETSTREAM.format(directory=directory, sync_interval=sync_interval, ack_v2=str(ack_v2).lower())
             if jetstream
@@ -53,8 +54,7 @@ class NatsProcess:
     def start(self) -> "NatsProcess":
         configuration = self.directory / "nats.conf"
         configuration.write_text(
-            f'server_name: "test"\nlisten: "127.0.0.1:{self.port}"\nmax_payload: 1MB\n'
-            f"{self._jetstream}\n{self._extra}\n"
+            f'{self._name}listen: "127.0.0.1:{self.port}"\nmax_payload: 1MB\n{self._jetstream}\n{self._extra}\n'
         )
         with (self.directory / "nats.log").open("ab") as out:
             self._process = subprocess.Popen([server_binary(), "-c", str(configuration)], stdout=out, stderr=out)

@@ -35,6 +35,7 @@ from libs.common.contracts.work_marshaling import (
     WorkCompleted,
     WorkProgress,
 )
+from tests.nats_cluster import NatsCluster
 from tests.nats_process import NatsProcess
 from tools.free_ports import free_port
 
@@ -205,7 +206,7 @@ class Worker:
         task.add_done_callback(self.tasks.discard)
 
 
-def instance(nats: NatsProcess, folder: Path, name: str) -> Marshaling:
+def instance(nats: NatsProcess | NatsCluster, folder: Path, name: str) -> Marshaling:
     port = free_port()
     environment = {
         **os.environ,
