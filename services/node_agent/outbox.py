@@ -3,13 +3,17 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import structlog
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.codec import encode
 from libs.common.clock import Clock
+from libs.common.contracts.base import Written
 from libs.common.contracts.work_marshaling import COMPLETED, FAILED, Assignment, WorkCompleted
-from libs.common.errors import MeshError, TooLarge, Unavailable
+from libs.common.contracts.work_outcomes import OUTCOMES, WorkOutcomes
+from libs.common.errors import Forbidden, MeshError, NobodyAnswers, StreamFull, TooLarge, Unavailable
 from services.node_agent.large import Large
 from services.node_agent.model import Outcome, Running
 from services.node_agent.observer import AgentObserver
@@ -19,6 +23,10 @@ from services.node_agent.store import Journal
 log = structlog.get_logger()
 
 AT_ONCE = 64
+ROUNDS_AT_ONCE = 4
+TOGETHER = 100
+TOGETHER_BYTES = 4096
+"""What is larger is told alone."""
 APPEND_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
@@ -30,12 +38,23 @@ class _Letter:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """A small result, as it is written."""
+
+    letter: _Letter
+    json: bytes
+
+
 class Outbox:
     """Delivers every outcome it was given, however long NATS is away. The message id is the attempt's token, so the
     stream keeps one message however often it is sent.
 
     NATS does not wait for the journal, nor the journal for NATS. If we die between the two, what the other has decides:
     an outcome that only NATS has is the one that counts, whatever is told of its attempt later.
+
+    Small results that wait at the same moment are told in one message, under the digest of its content. After a
+    kill they may be told once more, in another one: that counts nothing.
     """
 
     def __init__(self, bus: Bus, journal: Journal, clock: Clock, observer: AgentObserver) -> None:
@@ -45,6 +64,7 @@ class Outbox:
         self._clock = clock
         self._observer = observer
         self._letters: asyncio.Queue[_Letter] = asyncio.Queue()
+        self._cards: asyncio.Queue[_Card] = asyncio.Queue()
         self._delivered: asyncio.Queue[Assignment] = asyncio.Queue()
         self._held: dict[str, Running] = {}
         self._empty = asyncio.Event()
@@ -62,7 +82,7 @@ class Outbox:
     async def end(self, assignment: Assignment, outcome: Outcome) -> None:
         """Journal how an attempt ended, and see to it that NATS is told."""
         self._hold(assignment)
-        self._letters.put_nowait(_Letter(assignment, outcome))
+        self._post(_Letter(assignment, outcome))
         try:
             await self._journal.ended(assignment.attempt_token or "", outcome)
         except Unavailable as error:
@@ -72,13 +92,15 @@ class Outbox:
     def resume(self, assignment: Assignment, outcome: Outcome) -> None:
         """Deliver what an earlier run of the agent journaled and could not deliver."""
         self._hold(assignment)
-        self._letters.put_nowait(_Letter(assignment, outcome))
+        self._post(_Letter(assignment, outcome))
 
     async def run(self) -> None:
         """Deliver until cancelled."""
         async with asyncio.TaskGroup() as postmen:
             for _ in range(AT_ONCE):
                 postmen.create_task(self._deliver_all())
+            for _ in range(ROUNDS_AT_ONCE):
+                postmen.create_task(self._deliver_cards())
             postmen.create_task(self._let_all_go())
 
     async def emptied(self, seconds: float) -> bool:
@@ -89,6 +111,54 @@ class Outbox:
         except TimeoutError:
             return False
         return True
+
+    def _post(self, letter: _Letter) -> None:
+        if letter.outcome.error is None:
+            json = encode(message_for(letter.assignment, letter.outcome))
+            if len(json) <= TOGETHER_BYTES:
+                self._cards.put_nowait(_Card(letter, json))
+                return
+        self._letters.put_nowait(letter)
+
+    async def _deliver_cards(self) -> None:
+        while True:
+            cards = [await self._cards.get()]
+            while len(cards) < TOGETHER and not self._cards.empty():
+                cards.append(self._cards.get_nowait())
+            if await self._delivered_together(cards):
+                for each in cards:
+                    self._observer.delivered()
+                    self._delivered.put_nowait(each.letter.assignment)
+            else:
+                for each in cards:
+                    self._letters.put_nowait(each.letter)
+
+    async def _delivered_together(self, cards: Sequence[_Card]) -> bool:
+        """False when they must be told one by one: to a work marshaling, or with permissions, that knows no other way;
+        or because one of them may have room where all have none."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._append_together(cards)
+            except (NobodyAnswers, Forbidden, TooLarge, StreamFull):
+                return False
+            except MeshError as error:
+                self._note_away(error)
+                await self._clock.sleep(pause)
+                pause = min(LONGEST_PAUSE_SECONDS, pause * 2)
+            else:
+                self._note_back()
+                return True
+
+    async def _append_together(self, cards: Sequence[_Card]) -> None:
+        if len(cards) == 1:
+            one = Written(WorkCompleted, cards[0].json)
+            token = cards[0].letter.assignment.attempt_token
+            await self._bus.append(COMPLETED, one, message_id=token, timeout=APPEND_SECONDS)
+            return
+        json = b'{"completed":[' + b",".join(each.json for each in cards) + b"]}"
+        told = Written(WorkOutcomes, json)
+        await self._bus.append(OUTCOMES, told, message_id=sha256(json).hexdigest(), timeout=APPEND_SECONDS)
 
     async def _deliver_all(self) -> None:
         while True:

@@ -8,11 +8,12 @@ from datetime import datetime
 import structlog
 
 from libs.common.bus.bus import Bus, Stored
+from libs.common.bus.codec import encode
 from libs.common.clock import Clock
 from libs.common.contracts.streams import INLINE_MOST_BYTES, WORK_IN, WORK_OUT
 from libs.common.contracts.work_log import Ignored, IgnoredReason, Refused
-from libs.common.contracts.work_marshaling import COMPLETED, SUBMITTED
 from libs.common.contracts.work_marshaling import FAILED as FAILED_TOPIC
+from libs.common.contracts.work_marshaling import SUBMITTED, WorkCompleted
 from libs.common.errors import Disconnected, Malformed, MeshError, TimedOut, TooLarge, Unsatisfiable
 from libs.common.log.position import Position
 from services.work_marshaling.explaining import Possible
@@ -22,7 +23,7 @@ from services.work_marshaling.matching import wanted_of
 from services.work_marshaling.model import Completed, Failed, Submission, Submitted
 from services.work_marshaling.payloads import submissions
 from services.work_marshaling.records import EarlierIds
-from services.work_marshaling.results import Results
+from services.work_marshaling.results import Results, completed
 from services.work_marshaling.term import Term
 
 MOST_ENVELOPE_BYTES = 64 * 1024
@@ -53,6 +54,7 @@ class Intake:
         self._earlier = earlier
         self._made: datetime = term.origins[WORK_IN.name]
         self.admitted = Position(term.memory.in_seq)
+        self._heard = 0
 
     async def read_work(self) -> None:
         """Runs until cancelled."""
@@ -71,10 +73,9 @@ class Intake:
         messages = self._bus.read(WORK_OUT, after=self._term.memory.out_seq)
         async with aclosing(messages):  # type: ignore[type-var]  # an async generator on every transport
             async for batch in messages:
-                for start in range(0, len(batch), OUTCOMES_AT_A_STRETCH):
-                    for stored in batch[start : start + OUTCOMES_AT_A_STRETCH]:
-                        await self._outcome(stored)
-                    await self._breathe()
+                for stored in batch:
+                    await self._outcomes(stored)
+                await self._breathe()
 
     async def _breathe(self) -> None:
         await self._term.room()
@@ -173,38 +174,52 @@ class Intake:
 
     # Outcomes
 
-    async def _outcome(self, stored: Stored) -> None:
+    async def _outcomes(self, stored: Stored) -> None:
         try:
-            event = self._event(stored)
+            events = self._events(stored)
         except Malformed as error:
             await self._bury(stored, error)
             self._term.memory.out_seq = stored.sequence
             ignored = Ignored(work_id="", out_seq=stored.sequence, reason=IgnoredReason.UNREADABLE)
             self._term.keep((ignored,))
             return
-        self._term.memory.out_seq = stored.sequence
+        for number, event in enumerate(events, 1):
+            if number == len(events):  # as with submissions: before that, the message must be read again
+                self._term.memory.out_seq = stored.sequence
+            await self._outcome(stored, event)
+            self._heard += 1
+            if self._heard % OUTCOMES_AT_A_STRETCH == 0:
+                await self._breathe()
+
+    async def _outcome(self, stored: Stored, event: Completed | Failed) -> None:
         for fact in self._term.happen(event.work_id, event):
             if isinstance(fact, Ignored) and fact.reason in _WHY_IGNORED:
                 await self._bury(stored, Malformed(_WHY_IGNORED[fact.reason], work_id=event.work_id))
 
-    def _event(self, stored: Stored) -> Completed | Failed:
-        if stored.subject == FAILED_TOPIC.subject:
-            failed = self._bus.decode(FAILED_TOPIC, stored)
-            return Failed(
-                work_id=failed.work_id,
-                token=failed.attempt_token,
-                out_seq=stored.sequence,
-                error=failed.error,
-                started_at=failed.started_at,
-            )
-        done = self._bus.decode(COMPLETED, stored)
-        self._results.heard(stored.sequence, done, len(stored.payload))
-        return Completed(
-            work_id=done.work_id,
-            token=done.attempt_token,
+    def _events(self, stored: Stored) -> tuple[Completed | Failed, ...]:
+        """Raises `Malformed`."""
+        if stored.subject != FAILED_TOPIC.subject:
+            told = completed(self._bus, stored)
+            return tuple(self._completed(stored, each, alone=len(told) == 1) for each in told)
+        failed = self._bus.decode(FAILED_TOPIC, stored)
+        event = Failed(
+            work_id=failed.work_id,
+            token=failed.attempt_token,
             out_seq=stored.sequence,
-            result_bytes=len(stored.payload) if done.result_ref is None else done.result_ref.bytes,
-            started_at=done.started_at,
+            error=failed.error,
+            started_at=failed.started_at,
+        )
+        return (event,)
+
+    def _completed(self, stored: Stored, told: WorkCompleted, *, alone: bool) -> Completed:
+        size = len(stored.payload) if alone else len(encode(told))
+        self._results.heard(stored.sequence, told, size)
+        return Completed(
+            work_id=told.work_id,
+            token=told.attempt_token,
+            out_seq=stored.sequence,
+            result_bytes=size if told.result_ref is None else told.result_ref.bytes,
+            started_at=told.started_at,
         )
 
     async def _bury(self, stored: Stored, error: MeshError) -> None:

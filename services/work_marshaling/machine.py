@@ -137,7 +137,8 @@ def _completed(item: WorkItem | None, event: Completed, now: datetime) -> tuple[
     if item is None or not isinstance(attempt, Attempt):
         return (_ignored(event, attempt),)
     if not item.open:
-        return (_ignored(event, IgnoredReason.LATE),)
+        # Of a message with many outcomes some were known before a restart, and it is read again.
+        return () if attempt.out_seq == event.out_seq else (_ignored(event, IgnoredReason.LATE),)
     return (
         Ended(
             work_id=item.work_id,

@@ -265,7 +265,7 @@ class Memory:
         }
 
     def _too_much(self, item: WorkItem, now: datetime) -> bool:
-        if item.work_id in self.unarchived or self._half_read(item):
+        if item.work_id in self.unarchived or self._half_read(item) or self._half_told(item):
             return False
         too_old = item.ended_at is not None and now - item.ended_at > self._ended_keep
         return too_old or len(self._ended) > self._ended_most
@@ -274,6 +274,13 @@ class Memory:
         """Its batch was not read to the end: after a restart it is read again, and must find the item."""
         made = self.origins.get(WORK_IN.name)
         return item.sequence > self.in_seq and (made is None or item.submitted_at >= made)
+
+    def _half_told(self, item: WorkItem) -> bool:
+        """The same for the message with its outcome, which may hold many."""
+        if item.out_seq is None or item.out_seq <= self.out_seq or item.ended_at is None:
+            return False
+        made = self.origins.get(WORK_OUT.name)
+        return made is None or item.ended_at >= made
 
     def _told_archived(self) -> Iterator[Archived]:
         archived = tuple(work_id for work_id in self._ended if work_id not in self.unarchived)

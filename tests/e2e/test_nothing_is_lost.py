@@ -65,15 +65,18 @@ async def id_of(mesh: MeshProcess, http: httpx.AsyncClient, sequence: int) -> st
 
 
 async def outcomes_by_item(mesh: MeshProcess) -> Counter[str]:
-    """How many `completed` messages the stream holds for each item, read by plain nats-py."""
+    """How many successes the stream holds for each item, read by plain nats-py."""
     client = await nats_py.connect(mesh.nats_url)
     stream = client.jetstream()
     last = (await stream.stream_info("WORK_OUT")).state.last_seq
     found: Counter[str] = Counter()
     for sequence in range(1, last + 1):
         message = await stream.get_msg("WORK_OUT", sequence)
+        told = json.loads(message.data)
         if message.subject == "compute.work.completed.v1":
-            found[json.loads(message.data)["work_id"]] += 1
+            found[told["work_id"]] += 1
+        elif message.subject == "compute.work.outcomes.v1":
+            found.update(each["work_id"] for each in told["completed"])
     await client.close()
     return found
 

@@ -65,7 +65,7 @@ WORK_IN = Stream(
 )
 WORK_OUT = Stream(
     name="WORK_OUT",
-    subjects=("compute.work.completed.v1", "compute.work.failed.v1"),
+    subjects=("compute.work.completed.v1", "compute.work.outcomes.v1", "compute.work.failed.v1"),
     max_bytes=1024 * MIB,
     summary="How attempts ended, as their workers tell it.",
 )

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ import httpx
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 
-from libs.common.bus.bus import Bus
+from libs.common.bus.bus import Bus, Stored
 from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
 from libs.common.clock import SystemClock
@@ -34,6 +34,7 @@ from libs.common.contracts.work_marshaling import (
     WorkFailed,
     WorkProgress,
 )
+from libs.common.contracts.work_outcomes import OUTCOMES
 from libs.common.kit.problems import install
 from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import load
@@ -85,6 +86,13 @@ def job(work_type: str, payload: dict[str, Any], **changes: Any) -> Assignment:
     )
 
 
+def outcomes_in(bus: Bus, stored: Stored) -> Sequence[WorkCompleted | WorkFailed]:
+    """What a message of WORK_OUT tells."""
+    if stored.subject == OUTCOMES.subject:
+        return bus.decode(OUTCOMES, stored).completed
+    return (bus.decode(COMPLETED if stored.subject == COMPLETED.subject else FAILED, stored),)  # type: ignore[arg-type]
+
+
 @dataclass
 class Marshaling:
     """The other side: assigns, stops, hears."""
@@ -108,10 +116,7 @@ class Marshaling:
     async def read_outcomes(self) -> None:
         async for batch in self.bus.read(WORK_OUT, after=0):
             for stored in batch:
-                if stored.subject == COMPLETED.subject:
-                    self.outcomes.append(self.bus.decode(COMPLETED, stored))
-                else:
-                    self.outcomes.append(self.bus.decode(FAILED, stored))
+                self.outcomes.extend(outcomes_in(self.bus, stored))
 
     async def request(self, call: Call[Q, A], asked: Q) -> A:
         return await self.bus.request(call, asked, node_id=NODE, timeout=5)

@@ -11,8 +11,6 @@ from libs.common.bus.bus import Bus
 from libs.common.contracts.streams import WORK_OUT
 from libs.common.contracts.work_marshaling import (
     ASSIGN,
-    COMPLETED,
-    FAILED,
     PROGRESS,
     Assignment,
     Assignments,
@@ -22,7 +20,7 @@ from libs.common.contracts.work_marshaling import (
 )
 from tests.docker_process import IMAGE, DockerProcess
 from tests.integration.node_agent.conftest import until
-from tests.integration.node_agent.mesh import NODE
+from tests.integration.node_agent.mesh import NODE, outcomes_in
 from tests.integration.node_agent.test_agent_process import agent_process, bus_to, start
 from tests.integration.node_agent.test_containers import container_job, environment
 from tests.nats_process import NatsProcess
@@ -59,8 +57,7 @@ async def outcomes(bus: Bus, count: int) -> list[WorkCompleted | WorkFailed]:
     async with asyncio.timeout(20):
         async for batch in bus.read(WORK_OUT, after=0):
             for stored in batch:
-                completed = stored.subject == COMPLETED.subject
-                found += [bus.decode(COMPLETED, stored) if completed else bus.decode(FAILED, stored)]
+                found += outcomes_in(bus, stored)
             if len(found) >= count:
                 return found
     return found

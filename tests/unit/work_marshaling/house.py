@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -47,6 +47,7 @@ from libs.common.contracts.work_marshaling import (
     WorkStatus,
     WorkView,
 )
+from libs.common.contracts.work_outcomes import OUTCOMES, WorkOutcomes
 from services.work_marshaling import nats_api
 from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
@@ -310,6 +311,15 @@ class Node:
     async def complete(self, given: Assignment, result: object = "done") -> None:
         told = {"work_id": given.work_id, "attempt_token": given.attempt_token, "node_id": self.node_id}
         await self._bus.append(COMPLETED, WorkCompleted.model_validate(told | {"result": result}), message_id=None)
+        await self._house.settle()
+
+    async def complete_together(self, results: Mapping[str, object], *given: Assignment) -> None:
+        """`results` by the ids of their items."""
+        completed = [
+            {"work_id": each.work_id, "attempt_token": each.attempt_token, "result": results[each.work_id]}
+            for each in given
+        ]
+        await self._bus.append(OUTCOMES, WorkOutcomes.model_validate({"completed": completed}), message_id=None)
         await self._house.settle()
 
     async def fail(self, given: Assignment, *, retryable: bool = True, code: str = "broken") -> None:

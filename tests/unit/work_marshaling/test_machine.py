@@ -1,5 +1,6 @@
 """What is decided about an item, case by case."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import hypothesis.strategies as st
@@ -111,6 +112,14 @@ def test_a_completion_ends_the_item():
     assert story.told[-1] == TellEnd(work_id="w")
 
 
+def test_an_outcome_that_is_read_again_after_a_restart_is_none_that_came_late():
+    story = Story().assign()
+    (ended,) = story.tell(completed("t1"))
+    assert isinstance(ended, Ended)
+
+    assert story.tell(completed("t1")) == ()
+
+
 def test_a_completion_after_the_lease_expired_still_ends_the_item():
     story = Story().assign()
     story.tell(LeaseExpired(token="t1"))
@@ -134,7 +143,7 @@ def test_a_completion_by_an_older_attempt_stops_the_newer_one():
 def test_a_second_completion_counts_nothing():
     story = Story().assign()
     story.tell(completed("t1"))
-    (fact,) = story.tell(completed("t1"))
+    (fact,) = story.tell(replace(completed("t1"), out_seq=100))
 
     assert isinstance(fact, Ignored)
     assert fact.reason is IgnoredReason.LATE

@@ -10,9 +10,12 @@ import pytest
 
 from libs.common.bus.bus import Bus, Receipt, Stored
 from libs.common.contracts.streams import WORK_IN, WORK_LOG, WORK_OUT, Stream
+from libs.common.contracts.work_log import Archived
 from libs.common.contracts.work_marshaling import CancelWork, SubmitMany, WorkStatus
 from libs.common.errors import Conflict, NotFound, StreamFull, Unavailable
-from tests.unit.work_marshaling.builders import engine
+from services.work_marshaling.machine import decide
+from services.work_marshaling.model import Completed, Given
+from tests.unit.work_marshaling.builders import NOW, POLICY, engine, memory, submitted
 from tests.unit.work_marshaling.house import (
     RULES,
     House,
@@ -91,6 +94,39 @@ async def test_a_result_can_still_be_fetched(house: House):
             await node.complete(await node.takes(), {"text": "kept"})
         async with house.marshaling() as after:
             assert (await after.asking.result(work_id, 0)).result == {"text": "kept"}
+
+
+async def test_results_that_were_told_together_can_still_be_fetched(house: House):
+    async with house.bus("test") as bus:
+        async with house.marshaling() as before:
+            node = Node(house, bus, "n1")
+            await node.open()
+            ids = [await submit(before) for _ in range(3)]
+            await node.takes(3)
+            await node.complete_together({work_id: f"of {work_id}" for work_id in ids}, *node.taken)
+        async with house.marshaling() as after:
+            found = [(await after.asking.result(work_id, 0)).result for work_id in ids]
+            late = (await after.marshaling.stats()).totals.get("late", 0)
+
+    assert found == [f"of {work_id}" for work_id in ids]
+    assert late == 0
+
+
+def test_an_item_is_at_hand_until_the_message_with_its_outcome_is_read_to_the_end():
+    kept = memory(ended_most=0)
+    given = Given(node_id="n1", token="t1")
+    done = Completed(work_id="w", token="t1", out_seq=7, result_bytes=2)
+    for event in (submitted("w", 1), given, done):
+        for fact in decide(kept.items.get("w"), event, POLICY, NOW, 0.5):
+            kept.take(fact)
+    kept.take(Archived(work_ids=("w",)))
+
+    kept.in_seq, kept.out_seq = 1, 6
+    kept.forget(NOW)
+    assert "w" in kept.items
+    kept.out_seq = 7
+    kept.forget(NOW)
+    assert "w" not in kept.items
 
 
 async def test_an_outcome_that_came_while_it_was_down_counts(house: House):

@@ -240,6 +240,19 @@ async def test_an_outside_worker_is_given_the_payload_and_needs_no_token(house: 
     assert (await queue.asking.result(work_id, 0)).result == "outside"
 
 
+async def test_of_outcomes_that_are_told_together_each_counts_for_itself(bus: Bus, queue: Instance, node: Node):
+    ids = [await submit(queue) for _ in range(3)]
+    await node.takes(3)
+    first, guessed, last = node.taken
+    guessed = guessed.model_copy(update={"attempt_token": "guessed"})
+    await node.complete_together({work_id: {"of": work_id} for work_id in ids}, first, guessed, last)
+
+    for given in (first, last):
+        assert (await queue.asking.result(given.work_id, 0)).result == {"of": given.work_id}
+    assert await status_of(queue, guessed.work_id) is WorkStatus.ASSIGNED
+    assert len(await letters(bus)) == 1
+
+
 async def test_a_stranger_who_completes_somebodys_work_makes_a_dead_letter(bus: Bus, queue: Instance, node: Node):
     work_id = await submit(queue)
     given = await node.takes()
