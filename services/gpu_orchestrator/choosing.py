@@ -15,7 +15,7 @@ from services.gpu_orchestrator.model import RAM, Entry, Ledger
 
 NVLINK, SWITCH, NODE, FAR = range(4)
 _PATHS = {"INTERNAL": SWITCH, "PIX": SWITCH, "PXB": SWITCH, "PHB": NODE, "NODE": NODE}
-MOST_SETS = 5000
+MOST_SETS = 1000
 """Above so many possible sets only the likely ones are compared."""
 
 

@@ -62,16 +62,19 @@ class ProcProcesses:
         }
         containers = [root for root in roots if root.container_id is not None]
         owners: dict[int, tuple[str, ...]] = {}
+        seen: set[str] = set()
         for pid in stats:
-            root = self._ancestor(pid, stats, by_process) or self._of_container(pid, containers)
+            around = self._of_container(pid, containers)
+            root = self._ancestor(pid, stats, by_process) or around
             if root is not None:
                 owners[pid] = root.reservation_ids
+            seen.update(name for each in (root, around) if each is not None for name in each.reservation_ids)
         ram: dict[tuple[str, ...], int] = {}
         for pid, names in owners.items():
             ram[names] = ram.get(names, 0) + self._ram_kib(pid)
         return Family(
             owners=owners,
-            alive={name: root.reservation_ids in ram for root in roots for name in root.reservation_ids},
+            alive={name: name in seen for root in roots for name in root.reservation_ids},
             ram_mb={names: kib // KIB_PER_MIB for names, kib in ram.items()},
             commands=self._commands(pids),
         )
