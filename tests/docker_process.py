@@ -1,4 +1,4 @@
-"""A Docker engine of the tests' own, with one small image and no network."""
+"""A Docker engine of the tests' own, with one small image, and a network that reaches this machine alone."""
 
 import contextlib
 import io
@@ -20,14 +20,17 @@ IMAGE = "mesh-test/busybox:1"
 BUSYBOX = Path("/bin/busybox")
 NEEDED = "apt-get install docker.io busybox-static, and run as root"
 START_SECONDS = 30.0
+BRIDGE = f"mesh{os.getpid()}"
+"""At most 15 characters."""
 
 
 @dataclass(frozen=True)
 class DockerProcess:
-    """`address` is what a client is given."""
+    """`address` is what a client is given. `gateway`: what this machine is called in its network, None without one."""
 
     address: str
     client: docker.APIClient
+    gateway: str | None
 
     def names(self) -> list[str]:
         """Of all containers, also those that ended."""
@@ -41,24 +44,39 @@ def docker_process() -> Iterator[DockerProcess]:
         pytest.skip(f"no Docker engine can be started here: {NEEDED}")
     # Not in a test's own folder: the path of a socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="mesh-docker-"))
+    gateway = _bridge()
     address = f"unix://{folder}/docker.sock"
     command = [
         # It ends with us, also when we are killed.
         *("setpriv", "--pdeathsig", "TERM", "dockerd", "--host", address),
         *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid")),
-        *("--iptables=false", "--ip6tables=false", "--bridge=none"),
+        *("--iptables=false", "--ip6tables=false", f"--bridge={BRIDGE if gateway else 'none'}"),
     ]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         client = _connected(process, address, folder / "log")
         client.import_image(_busybox(), repository=IMAGE.split(":")[0], tag=IMAGE.split(":")[1])
-        yield DockerProcess(address, client)
+        yield DockerProcess(address, client, gateway)
         client.close()
     finally:
         process.terminate()
         process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
+        if gateway:
+            _ip("link", "del", BRIDGE)
+
+
+def _bridge() -> str | None:
+    """A bridge of our own, and this machine's address on it; None where none can be made."""
+    gateway = f"10.213.{os.getpid() % 250}.1"
+    made = _ip("link", "add", BRIDGE, "type", "bridge") and _ip("addr", "add", f"{gateway}/24", "dev", BRIDGE)
+    return gateway if made and _ip("link", "set", BRIDGE, "up") else None
+
+
+def _ip(*words: str) -> bool:
+    program = shutil.which("ip")
+    return program is not None and subprocess.run([program, *words], capture_output=True).returncode == 0
 
 
 def _connected(process: "subprocess.Popen[bytes]", address: str, log: Path) -> docker.APIClient:

@@ -31,6 +31,7 @@ TELL_SECONDS = 0.25
 HEARSAY_SECONDS = 1.0
 POLL_SECONDS = 0.05
 KILLED = 137
+NO_DRIVER = "could not select device driver"
 MOST_PROCESSES = 256
 TEMPORARY_BYTES = 64 * 1024 * 1024
 SHOWN_BYTES = 32 * 1024
@@ -92,6 +93,9 @@ class DockerContainers:
             raise JobFailed("image_missing", f"`image` {plan.image} is not on this node", retryable=True) from error
         except APIError as error:
             reason = str(error.explanation or error)[:1000]
+            if plan.gpu_uuids and NO_DRIVER in reason:
+                reason = f"Docker cannot give it GPUs: install the NVIDIA Container Toolkit on this node ({reason})"
+                raise JobFailed("container_refused", reason, retryable=True) from error
             raise JobFailed("container_refused", f"Docker did not start it: {reason}", retryable=True) from error
 
     async def ours(self) -> list[ContainerFound]:

@@ -11,6 +11,9 @@ import pytest
 from docker.types import LogConfig
 
 from libs.common.contracts.work_marshaling import Assignment, WorkCompleted, WorkFailed
+from services.node_agent.containers import ContainerPlan
+from services.node_agent.containers_docker import DockerContainers
+from services.node_agent.model import JobFailed
 from tests.docker_process import IMAGE, DockerProcess
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.mesh import NODE, AgentAtWork, Marshaling, agent, job, marshaling, start_agent
@@ -236,7 +239,7 @@ async def test_only_plain_files_of_bounded_size_are_taken_out(
         ({"memory_mb": 65}, "limit_exceeded", True, "`memory_mb` is 65; CONTAINER_MEMORY_MB gives a container 64 here"),
         ({"cpus": 1.5}, "limit_exceeded", True, "CONTAINER_CPUS"),
         ({"gpus": 2}, "limit_exceeded", True, "CONTAINER_GPUS"),
-        ({"gpus": 1}, "container_refused", True, "could not select device driver"),
+        ({"gpus": 1}, "container_refused", True, "install the NVIDIA Container Toolkit"),
         (
             {"command": ["no-such-program"]},
             "container_failed",
@@ -256,6 +259,54 @@ async def test_what_cannot_run_here_is_told_with_the_field_and_leaves_nothing(
     assert told[:2] == (code, retryable), told
     assert words in told[2]
     assert docker.names() == []
+
+
+async def test_a_container_that_may_and_asks_for_it_reaches_a_server(docker: DockerProcess, tmp_path: Path):
+    if docker.gateway is None:
+        pytest.skip("no bridge can be made here: apt-get install iproute2, and run as root")
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        writer.close()
+
+    server = await asyncio.start_server(answer, docker.gateway, 0)
+    script = f"ls /sys/class/net; wget -q -O - http://{docker.gateway}:{server.sockets[0].getsockname()[1]}/from-inside"
+    async with server, container_agent(docker, tmp_path, CONTAINER_NETWORK="true") as (other, _):
+        found = await result_of(other, container_job(script, network=True))
+        closed = await error_of(other, container_job(script))
+
+    assert found["stdout"].split() == ["eth0", "lo", "hello"]
+    assert asked == [b"GET /from-inside HTTP/1.1\r\n"]
+    assert closed[0] == "container_failed"
+    assert docker.names() == []
+
+
+async def test_gpus_are_asked_for_by_uuid_and_without_their_runtime_it_is_said_what_is_missing(docker: DockerProcess):
+    containers = DockerContainers(docker.address, node_id=NODE, slots=1)
+    plan = ContainerPlan(
+        name="with-gpus",
+        image=IMAGE,
+        command=["true"],
+        environment={},
+        labels={},
+        work_folder="/tmp",
+        cpus=1,
+        memory_mb=64,
+        file_mb=1,
+        gpu_uuids=("GPU-1", "GPU-2"),
+        network=False,
+    )
+    try:
+        with pytest.raises(JobFailed, match="Docker cannot give it GPUs: install the NVIDIA Container Toolkit"):
+            await containers.start(plan)
+        (asked,) = docker.client.inspect_container("with-gpus")["HostConfig"]["DeviceRequests"]
+        assert (asked["DeviceIDs"], asked["Capabilities"]) == (["GPU-1", "GPU-2"], [["gpu"]])
+        assert asked["Count"] == 0
+    finally:
+        await containers.remove("with-gpus")
+        containers.close()
 
 
 async def test_of_long_output_the_end_is_kept(docker: DockerProcess, tmp_path: Path):
