@@ -44,7 +44,7 @@ STRATEGIES = (
     ("TENSOR_PARALLEL", "Every layer divided over the GPUs of one node."),
     ("PIPELINE_PARALLEL", "Consecutive layers on one GPU each, in one node or over several."),
     ("HYBRID_TP_PP", "Consecutive layers on sets of GPUs that divide every layer among them."),
-    ("CPU", "The whole model in a machine's RAM, on its processor."),
+    ("CPU", "The model in the RAM of one machine, or divided over several, on their processors."),
 )
 PREFERENCES = (
     ("latency", "More GPUs side by side where that makes a single answer at least a fifth faster."),

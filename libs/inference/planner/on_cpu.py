@@ -80,7 +80,7 @@ def plan_on_cpu(question: Question, naming: Naming) -> tuple[CpuPlan | None, str
     for refusal in option_refusals(question.facts, options):
         return None, refusal.message
     first = ""
-    for parallel in _divisions(question, len(nodes)):
+    for parallel in _divisions(question, nodes):
         found = _divided(question, naming, options, parallel, nodes)
         if isinstance(found, CpuPlan):
             return found, ""
@@ -88,14 +88,19 @@ def plan_on_cpu(question: Question, naming: Naming) -> tuple[CpuPlan | None, str
     return None, first
 
 
-def _divisions(question: Question, machines: int) -> Iterator[Parallel]:
-    goal = question.goal
+def _divisions(question: Question, nodes: Sequence[Node]) -> Iterator[Parallel]:
+    """Stages are not laid out where not even equal shares of the weights fit beside the least that a rank takes."""
+    facts, goal = question.facts, question.goal
     if goal.forced:
         yield Parallel(tensor=goal.tensor or 1, pipeline=goal.pipeline or 1)
         return
     yield Parallel()
-    if question.facts.pipeline and not question.asked.enforce_eager:
-        yield from (Parallel(pipeline=count) for count in range(2, min(machines, len(question.facts.layers)) + 1))
+    if not facts.pipeline or question.asked.enforce_eager:
+        return
+    whole = weight_bytes(facts, Parallel())
+    for count in range(2, min(len(nodes), len(facts.layers)) + 1):
+        if PROGRAM_BYTES + RANK_BYTES + GIB + whole // count <= nodes[count - 1].ram:
+            yield Parallel(pipeline=count)
 
 
 def _options(node: Node, question: Question) -> Options:
