@@ -9,12 +9,12 @@ from libs.inference.planner.calibration import MeasuredStart
 from libs.inference.planner.changes import Question
 from libs.inference.planner.command import Naming
 from libs.inference.planner.devices import Node
-from libs.inference.planner.facts import ModelFacts
+from libs.inference.planner.facts import Adapters, ModelFacts
 from libs.inference.planner.fields import Unsupported
 from libs.inference.planner.goal import Goal, Prefer
 from libs.inference.planner.kv_cache import ELEMENT_BYTES
 from libs.inference.planner.options import Asked
-from libs.inference.planner.overrides import with_dtype, with_quantisation
+from libs.inference.planner.overrides import with_adapters, with_dtype, with_quantisation
 from libs.inference.planner.stored import with_parameter_count, with_stored_tensors, with_weights_bytes
 from libs.inference.planner.versions import Engine, engine_of
 from services.vllm_orchestrator.model import ModelDocuments
@@ -62,6 +62,7 @@ def facts_of(request: PlanRequest, documents: ModelDocuments) -> ModelFacts:
         named = f"config.json of {documents.model_name}" if request.configuration is None else "model_config"
         raise type(error)(f"{named}: {error.message}", **error.details) from error
     facts = with_quantisation(with_dtype(facts, request.dtype), request.quantization)
+    facts = with_adapters(facts, request.max_loras, request.max_lora_rank)
     if request.weights_bytes is not None:
         return with_weights_bytes(facts, request.weights_bytes)
     if request.parameter_count is not None:
@@ -78,4 +79,5 @@ def naming_of(request: PlanRequest, documents: ModelDocuments) -> Naming:
         revision=request.revision,
         dtype=request.dtype,
         quantization=request.quantization,
+        adapters=Adapters(count=request.max_loras, rank=request.max_lora_rank) if request.max_loras else None,
     )

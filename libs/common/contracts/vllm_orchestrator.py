@@ -1,7 +1,7 @@
 """What is told of engines over the whole mesh, and how it is planned which are started where."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -106,6 +106,10 @@ class PlanOptions(Message):
     max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**24)] | None = None
     kv_cache_dtype: Annotated[str, Field(max_length=32)] = "auto"
     enforce_eager: bool = False
+    max_loras: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="LoRA adapters at once that room is kept for; left out: none"
+    )
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="of those adapters, at most")
     vllm_version: Annotated[str, Field(max_length=32)] | None = Field(None, examples=["0.33.0"])
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from libs.inference.planner.attempt import Instance
 from libs.inference.planner.devices import Gpu, Node
+from libs.inference.planner.facts import Adapters
 
 MASTER_PORT = 29501
 READY_SECONDS, READY_BYTES_PER_SECOND = 600, 200 * 10**6
@@ -20,6 +21,7 @@ class Naming:
     revision: str | None = None
     dtype: str | None = None
     quantization: str | None = None
+    adapters: Adapters | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,9 @@ def model_arguments(naming: Naming) -> list[str]:
         ("quantization", naming.quantization),
     ):
         found += [f"--{name}", text] if text is not None else []
+    if naming.adapters is not None:
+        found += ["--enable-lora", "--max-loras", str(naming.adapters.count)]
+        found += ["--max-lora-rank", str(naming.adapters.rank)]
     return found
 
 

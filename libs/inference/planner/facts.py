@@ -139,6 +139,14 @@ class Quantisation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """LoRA adapters that room is kept for: so many at once, of this rank at most."""
+
+    count: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """A model, as its configuration tells it. `type_bytes` is the size of an unquantised weight.
 
@@ -164,6 +172,7 @@ class ModelFacts:
     scales: tuple[tuple[str, float], ...] = ()
     beside: int = 0
     cache_type: str = ""
+    adapters: Adapters | None = None
 
     @property
     def heads(self) -> int:

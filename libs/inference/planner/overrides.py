@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from libs.common.errors import Malformed
-from libs.inference.planner.facts import ModelFacts
+from libs.inference.planner.facts import Adapters, ModelFacts
 from libs.inference.planner.quantisation import ALIASES, METHODS
 
 DTYPES: Mapping[str, int] = {"auto": 0, "half": 2, "float16": 2, "bfloat16": 2, "float": 4, "float32": 4}
@@ -18,6 +18,11 @@ def with_dtype(facts: ModelFacts, dtype: str | None) -> ModelFacts:
     if dtype not in DTYPES:
         raise Malformed(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", field="dtype")
     return replace(facts, type_bytes=DTYPES[dtype])
+
+
+def with_adapters(facts: ModelFacts, count: int | None, rank: int) -> ModelFacts:
+    """With room for so many LoRA adapters at once; None: for none."""
+    return facts if count is None else replace(facts, adapters=Adapters(count=count, rank=rank))
 
 
 def with_quantisation(facts: ModelFacts, method: str | None) -> ModelFacts:

@@ -1,7 +1,7 @@
 """The plan as a document: what to start where, what it will take, why this and not something else."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from libs.inference.planner.attempt import Instance
@@ -13,6 +13,7 @@ from libs.inference.planner.facts import Certainty
 from libs.inference.planner.goal import Strategy
 from libs.inference.planner.memory import GIB, Card, GpuMemory, Verdict, gpu_memory
 from libs.inference.planner.on_cpu import CpuPlan, plan_on_cpu
+from libs.inference.planner.weights import weight_bytes
 
 
 class Confidence(StrEnum):
@@ -162,6 +163,7 @@ def _reasons(question: Question, instances: Sequence[Instance]) -> tuple[str, ..
         f"{first.options.max_model_len} tokens at once.",
         f"About {first.tokens_per_second:.0f} tokens per second at {first.seconds_per_step * 1000:.1f} ms per step, by "
         "memory bandwidth alone.",
+        *_why_weights(question, first),
         *_why_corrected(first),
         *_why_part(first),
         *(f"{doubt}." for doubt in question.facts.doubts),
@@ -205,6 +207,17 @@ def _why_options(question: Question, instance: Instance) -> list[str]:
 def _why_corrected(instance: Instance) -> list[str]:
     count = instance.options.corrections.starts
     return [f"Estimated terms are corrected by {count} measured starts like this one."] if count else []
+
+
+def _why_weights(question: Question, instance: Instance) -> list[str]:
+    adapters = question.facts.adapters
+    if adapters is None:
+        return []
+    bare = weight_bytes(replace(question.facts, adapters=None), instance.parallel)
+    taken = weight_bytes(question.facts, instance.parallel) - bare
+    return [
+        f"{adapters.count} LoRA adapters of rank {adapters.rank} take {taken / GIB:.2f} GiB of the weights' memory."
+    ]
 
 
 def _why_part(instance: Instance) -> list[str]:

@@ -104,7 +104,24 @@ def matrix_bytes(facts: ModelFacts, matrix: Matrix, parallel: Parallel) -> int:
         size = copies * (outputs * inputs * facts.type_bytes + vectors)
     else:
         size = copies * (stored_bytes(stored, outputs, inputs) + vectors)
-    return int(size * scale_of(facts, matrix.part)) + unfolded
+    return int(size * scale_of(facts, matrix.part)) + unfolded + adapter_bytes(facts, matrix, parallel)
+
+
+def adapter_bytes(facts: ModelFacts, matrix: Matrix, parallel: Parallel) -> int:
+    """Room for the two narrow matrices of every LoRA adapter beside one matrix, on one GPU, taken when it is loaded.
+
+    The first leads from the inputs to the rank, once for each matrix that is kept as one, and is divided only where the
+    inputs are; the second leads to the outputs, and is divided where they are. Of the head and the embedding neither is
+    divided. Source: `lora/layers/column_parallel_linear.py`, `row_parallel_linear.py`, `fused_moe.py`,
+    `logits_processor.py`, `vocab_parallel_embedding.py` (`create_lora_weights`).
+    """
+    if facts.adapters is None or not (matrix.linear or matrix.part is Part.EMBEDDING) or matrix.part is Part.VISION:
+        return 0
+    copies, outputs, inputs = rank_shape(matrix, parallel)
+    if matrix.split is Split.VOCABULARY:
+        outputs = rounded_up(matrix.outputs, VOCABULARY_PADDING)
+    narrow = matrix.merged * inputs + outputs
+    return facts.adapters.count * facts.adapters.rank * copies * narrow * facts.type_bytes
 
 
 def file_bytes(facts: ModelFacts, matrix: Matrix) -> int:

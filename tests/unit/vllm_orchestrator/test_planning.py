@@ -394,3 +394,15 @@ async def test_parts_of_a_gpu_are_planned_with_what_the_ledger_has_left_of_each(
     answer = await house.planning.plan(_request(nodes=None))
     assert [row.gpu_uuid for row in answer.memory_per_gpu] == ["MIG-1"]
     assert (answer.strategy, answer.confidence) == ("SINGLE_GPU", "low")
+
+
+async def test_room_for_adapters_is_planned_and_asked_of_the_engine(house: House):
+    bare, adapted = [
+        await house.planning.plan(_request(**fields)) for fields in ({}, {"max_loras": 4, "max_lora_rank": 64})
+    ]
+
+    assert adapted.kv_cache_tokens < bare.kv_cache_tokens
+    assert adapted.memory_per_gpu[0].weights_bytes - bare.memory_per_gpu[0].weights_bytes > GIB
+    words = " ".join(adapted.vllm_args)
+    assert "--enable-lora --max-loras 4 --max-lora-rank 64" in words
+    assert any(reason.startswith("4 LoRA adapters of rank 64 take") for reason in adapted.reasons)

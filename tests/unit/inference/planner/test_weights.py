@@ -6,12 +6,14 @@ from hypothesis import strategies as st
 
 from libs.common.errors import Malformed
 from libs.inference.planner.matrices import Part
+from libs.inference.planner.overrides import with_adapters
 from libs.inference.planner.parameters import parameter_count
 from libs.inference.planner.split import Parallel, stage_ranges, stage_sizes
 from libs.inference.planner.weights import rotation_bytes, weight_bytes, weight_bytes_by_part
 from tests.unit.inference.planner.published import facts
 
 GIB = 2**30
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 
 
 @pytest.mark.parametrize(
@@ -91,3 +93,34 @@ def test_all_gpus_together_hold_at_least_every_weight(tensor: int, pipeline: int
     held = sum(tensor * sum(weight_bytes_by_part(llama, parallel, stage).values()) for stage in range(pipeline))
 
     assert held >= 2 * parameter_count(llama)
+
+
+def _adapters(name: str, parallel: Parallel, count: int = 1, rank: int = 16) -> int:
+    known = facts(name)
+    return weight_bytes(with_adapters(known, count, rank), parallel) - weight_bytes(known, parallel)
+
+
+def test_adapters_have_two_narrow_matrices_beside_every_matrix():
+    hidden, wide, keys, words, layers = 4096, 14336, 1024, 128256, 32
+    attention = (hidden + hidden) + 2 * (hidden + keys) + (hidden + hidden)
+    feed_forward = 2 * (hidden + wide) + (wide + hidden)
+    ends = 2 * (words + hidden)
+    expected = 16 * 2 * (layers * (attention + feed_forward) + ends)
+
+    assert _adapters(LLAMA, Parallel()) == expected
+    assert _adapters(LLAMA, Parallel(), count=4, rank=32) == 8 * expected
+
+
+def test_ranks_divide_only_one_of_the_two():
+    hidden, wide, keys, words, layers = 4096, 14336, 1024, 128256, 32
+    attention = (hidden + hidden // 2) + 2 * (hidden + keys // 2) + (hidden // 2 + hidden)
+    feed_forward = 2 * (hidden + wide // 2) + (wide // 2 + hidden)
+
+    assert _adapters(LLAMA, Parallel(tensor=2)) == 32 * (layers * (attention + feed_forward) + 2 * (words + hidden))
+
+
+def test_every_expert_has_adapters_of_its_own():
+    whole, spread = (_adapters("Qwen/Qwen3-30B-A3B", Parallel(tensor=8, expert_parallel=ep)) for ep in (False, True))
+
+    assert whole > 5 * _adapters(LLAMA, Parallel(tensor=8))
+    assert spread < whole
