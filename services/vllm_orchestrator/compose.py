@@ -1,8 +1,7 @@
 """A process of an instance as a file for Docker Compose, v1.29 and v2."""
 
 from libs.common.contracts.base import JsonObject
-from libs.common.contracts.engine_hosting import EngineProgram
-from libs.common.contracts.vllm_instances import ComposeFile, InstancePart
+from libs.common.contracts.vllm_instances import ComposeFile, EngineChoice, InstancePart
 from libs.common.errors import Conflict
 
 IMAGE = "vllm/vllm-openai:latest"
@@ -11,9 +10,9 @@ MODELS = "models"
 _OF_THE_MACHINE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 
-def compose_file(name: str, engine: EngineProgram, part: InstancePart) -> ComposeFile:
+def compose_file(name: str, engine: EngineChoice, part: InstancePart) -> ComposeFile:
     """A container sees only its GPUs, so that which of the machine's they are is not told. Raises `Conflict`."""
-    if engine is not EngineProgram.VLLM or not part.gpu_uuids:
+    if engine is not EngineChoice.VLLM or not part.gpu_uuids:
         raise Conflict(f"{name} is not vLLM on GPUs: there is no image to name for it")
     environment = {name: value for name, value in part.environment.items() if name not in _OF_THE_MACHINE}
     spread = "--nnodes" in part.arguments

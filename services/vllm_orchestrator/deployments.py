@@ -21,6 +21,7 @@ from libs.common.contracts.vllm_instances import (
 from libs.common.errors import Conflict, NotFound
 from services.vllm_orchestrator.compose import compose_file
 from services.vllm_orchestrator.keeping import Keeping, Term
+from services.vllm_orchestrator.placing import base_of
 from services.vllm_orchestrator.rollout import SERVING, anew, is_outdated
 from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.tending import Tending
@@ -123,6 +124,8 @@ class Deployments:
 
     def address(self, instance: Instance, replica: Replica) -> str | None:
         """Where it answers, as its agent told last."""
+        if replica.request.url is not None:
+            return base_of(replica.request.url)
         keys = ((instance.name, replica.number, replica.generation, part.rank) for part in replica.parts)
         told = (self._tending.seen.get(key) for key in keys)
         return next((each.url for each in told if each and each.url), None)
@@ -145,7 +148,6 @@ class Deployments:
 
     def _view(self, instance: Instance) -> InstanceView:
         parts = tuple(self._part_view(instance.name, each, part) for each in instance.replicas for part in each.parts)
-        serving = {each.number for each in instance.replicas if each.state in SERVING and each.wanted == "running"}
         return InstanceView(
             instance_name=instance.name,
             model_name=instance.request.model_name or "",
@@ -157,7 +159,11 @@ class Deployments:
             count=instance.count,
             replicas=tuple(_replica_view(each, instance) for each in instance.replicas),
             parts=parts,
-            urls=tuple(part.url for part in parts if part.url and part.replica in serving),
+            urls=tuple(
+                url
+                for each in instance.replicas
+                if each.state in SERVING and each.wanted == "running" and (url := self.address(instance, each))
+            ),
             created_at=instance.created_at,
             since=instance.since,
             request=instance.request,

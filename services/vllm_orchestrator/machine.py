@@ -7,7 +7,14 @@ from enum import StrEnum
 
 from libs.common.contracts.engine_hosting import HostedEngine
 from libs.common.contracts.node_registry import EngineState
-from libs.common.contracts.vllm_instances import Eased, InstancePart, InstanceState, Replica, RestartPolicy
+from libs.common.contracts.vllm_instances import (
+    Eased,
+    EngineChoice,
+    InstancePart,
+    InstanceState,
+    Replica,
+    RestartPolicy,
+)
 from services.vllm_orchestrator.failures import Failure, Remedy, classify
 
 MOST_FAILURES = 6
@@ -28,11 +35,13 @@ class Effect(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
     """What is seen of a replica's processes. A rank without an entry: its agent does not answer. None: its agent
-    knows nothing of it. `offline`: nodes that the registry believes to be gone."""
+    knows nothing of it. `offline`: nodes that the registry believes to be gone. `external`: of an engine that somebody
+    else runs, why it does not serve; empty: it does; None: it was not asked just now."""
 
     now: datetime
     engines: Mapping[int, HostedEngine | None]
     offline: frozenset[str] = frozenset()
+    external: str | None = None
     start_seconds: float = 1800.0
     wait_seconds: float = 5.0
     chance: float = 0.5
@@ -41,6 +50,8 @@ class Sight:
 def step(replica: Replica, sight: Sight) -> tuple[Replica, Effect | None]:
     """Repeated with the same sight it decides the same; what it returns unchanged need not be kept."""
     state = replica.state
+    if replica.request.engine is EngineChoice.EXTERNAL:
+        return _external(replica, sight)
     if state is InstanceState.STOPPING:
         return _stopping(replica, sight)
     if replica.wanted != "running":
@@ -53,6 +64,19 @@ def step(replica: Replica, sight: Sight) -> tuple[Replica, Effect | None]:
     if state is InstanceState.RESERVED:
         return replica, Effect.START
     return (_judged(replica, sight), None) if state in RUNNING else (replica, None)
+
+
+def _external(replica: Replica, sight: Sight) -> tuple[Replica, Effect | None]:
+    """Nothing is done about one that somebody else runs but to know how it is."""
+    if replica.wanted != "running":
+        return replica, Effect.FORGET
+    if sight.external is None:
+        return replica, None
+    if not sight.external:
+        return become(replica, InstanceState.READY, "", sight.now), None
+    served = replica.state in (InstanceState.READY, InstanceState.DEGRADED)
+    lacking = InstanceState.DEGRADED if served else InstanceState.STARTING
+    return become(replica, lacking, sight.external, sight.now), None
 
 
 def become(replica: Replica, state: InstanceState, reason: str, now: datetime) -> Replica:

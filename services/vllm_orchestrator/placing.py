@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from libs.common.contracts.base import node_token
-from libs.common.contracts.engine_hosting import EngineProgram
-from libs.common.contracts.vllm_instances import Claim, DeployRequest, Eased, InstancePart
+from libs.common.contracts.vllm_instances import Claim, DeployRequest, Eased, EngineChoice, InstancePart
 from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedMemory
 from libs.common.errors import Conflict
 from libs.inference.planner.devices import Node
@@ -146,5 +145,10 @@ def reservation_id(name: str, generation: int, node_id: str) -> str:
     return f"{name}/{generation}/{node_token(node_id)}"
 
 
+def base_of(url: str) -> str:
+    """Where an engine's routes begin: clients of OpenAI's interface name it with `/v1`, others without."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
 def is_llama(request: DeployRequest) -> bool:
-    return request.engine is EngineProgram.LLAMA
+    return request.engine is EngineChoice.LLAMA

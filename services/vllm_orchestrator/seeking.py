@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Collection, Iterable, Sequence
 
-from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstancePart, Replica
+from libs.common.contracts.vllm_instances import DeployRequest, EngineChoice, Instance, InstancePart, Replica
 from libs.common.contracts.vllm_orchestrator import Device
 from libs.common.errors import Conflict
 from libs.inference.planner.devices import Node
@@ -39,13 +39,15 @@ class Seeking:
 
     async def replicas_of(self, request: DeployRequest) -> int:
         """As many as were asked for, or as it takes. Raises what `Planning.plan` raises."""
-        if request.replicas is not None or is_llama(request):
+        if request.replicas is not None or request.engine is not EngineChoice.VLLM:
             return request.replicas or 1
         allowed = next(candidates(request, await self._planning.registered(), (), ()))
         return max(1, (await self._planning.plan_on(request, allowed)).replicas)
 
     async def check(self, request: DeployRequest, count: int, instead_of: Collection[Replica]) -> None:
         """That so many fit beside one another, if those were gone. Raises `Conflict`, what `Planning.plan` raises."""
+        if request.engine is EngineChoice.EXTERNAL:
+            return
         asked = share(request, count)
         nodes = given_back(await self._planning.registered(), _parts(instead_of))
         occupied: set[str] = set()

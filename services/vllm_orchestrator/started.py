@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from libs.common.contracts.engine_hosting import EngineProgram
-from libs.common.contracts.vllm_instances import Instance, InstanceState
+from libs.common.contracts.vllm_instances import EngineChoice, Instance, InstanceState
 from libs.inference.planner.devices import Node
 from services.vllm_orchestrator.model import StartedEngine
 
@@ -14,7 +13,7 @@ def started_engines(instances: Iterable[Instance], nodes: Iterable[Node]) -> Ite
     for instance in instances:
         for replica in instance.replicas:
             uuids = [uuid for part in replica.parts for uuid in part.gpu_uuids]
-            if replica.state is not InstanceState.READY or replica.request.engine is not EngineProgram.VLLM:
+            if replica.state is not InstanceState.READY or replica.request.engine is not EngineChoice.VLLM:
                 continue
             if uuids and all(uuid in known for uuid in uuids):
                 yield StartedEngine(

@@ -1,7 +1,9 @@
 """One round over all instances: look, decide, keep, act."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,12 +22,22 @@ from libs.common.contracts.engine_hosting import (
 )
 from libs.common.contracts.gpu_orchestrator import RELEASE, RESERVE, Release, ReserveRequest
 from libs.common.contracts.node_registry import QUERY, NodeQuery, NodeState
-from libs.common.contracts.vllm_instances import Claim, Instance, InstancePart, InstanceState, Replica, Stranded
+from libs.common.contracts.vllm_instances import (
+    Claim,
+    DeployRequest,
+    Instance,
+    InstancePart,
+    InstanceState,
+    Replica,
+    Stranded,
+)
 from libs.common.errors import Conflict, Forbidden, MeshError, NotFound, Unavailable
 from libs.common.log.fenced_log import SteppedDown
+from services.vllm_orchestrator.externals import Externals
 from services.vllm_orchestrator.failures import Failure, Remedy
 from services.vllm_orchestrator.keeping import Term
 from services.vllm_orchestrator.machine import Effect, Sight, become, failed, step
+from services.vllm_orchestrator.placing import base_of
 from services.vllm_orchestrator.rollout import changed, proceed, without
 from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.stranding import Stranding
@@ -34,10 +46,14 @@ LOOK_SECONDS = 2.0
 RESERVE_SECONDS = 5.0
 START_SECONDS = 20.0
 RESERVED_FOR_SECONDS = 60.0
+EXTERNAL_SECONDS = 2.0
 PATIENCE = timedelta(seconds=30)
 
 Key = tuple[str, int, int, int]
 """Instance, replica, generation and rank."""
+
+Served = tuple[str, str]
+"""An address and a model."""
 
 _log = structlog.get_logger()
 
@@ -51,6 +67,7 @@ class Tending:
         clock: Clock,
         seeking: Seeking,
         stranding: Stranding,
+        externals: Externals,
         *,
         start_seconds: float,
         wait_seconds: float,
@@ -62,6 +79,8 @@ class Tending:
         self._clock = clock
         self._seeking = seeking
         self._stranding = stranding
+        self._externals = externals
+        self._asked_at: dict[Served, float] = {}
         self._start_seconds = start_seconds
         self._wait_seconds = wait_seconds
         self._chance = chance
@@ -81,8 +100,13 @@ class Tending:
         ]
         told = await self._look({part.node_id for _, replica in idle for part in replica.parts})
         offline = await self._offline({node_id for node_id, engines in told.items() if engines is None})
+        answers = await self._ask_externals([replica.request for _, replica in idle])
         for instance, replica in idle:
-            await self._step(term, instance.name, replica, self._sight(instance.name, replica, told, offline))
+            sight = replace(
+                self._sight(instance.name, replica, told, offline),
+                external=answers.get(_served(replica.request) or ("", "")),
+            )
+            await self._step(term, instance.name, replica, sight)
         for name in list(term.instances.by_name):
             await self._proceed(term, name)
         await self._stranding.round(term)
@@ -250,6 +274,16 @@ class Tending:
         self.seen = {key: each for engines in found.values() for key, each in (engines or {}).items()}
         return found
 
+    async def _ask_externals(self, requests: Iterable[DeployRequest]) -> Mapping[Served, str]:
+        """Those that were not asked a few seconds ago."""
+        now = self._clock.monotonic()
+        known = {served for each in requests if (served := _served(each)) is not None}
+        self._asked_at = {served: at for served, at in self._asked_at.items() if served in known}
+        due = [each for each in known if now - self._asked_at.get(each, -math.inf) >= EXTERNAL_SECONDS]
+        self._asked_at |= dict.fromkeys(due, now)
+        problems = await asyncio.gather(*(self._externals.problem(url, model_name) for url, model_name in due))
+        return dict(zip(due, problems, strict=True))
+
     async def _offline(self, silent: set[str]) -> frozenset[str]:
         """Of these, those that the registry believes to be gone; what it does not know is only silent."""
         if not silent:
@@ -314,6 +348,11 @@ def _key_of(engine: HostedEngine) -> Key:
 
 def _key(name: str, replica: Replica, part: InstancePart) -> dict[str, Any]:
     return {"instance": name, "replica": replica.number, "generation": replica.generation, "rank": part.rank}
+
+
+def _served(request: DeployRequest) -> Served | None:
+    """By an engine that somebody else runs."""
+    return None if request.url is None else (base_of(request.url), request.model_name or "")
 
 
 def _claims(parts: Iterable[InstancePart]) -> list[Claim]:

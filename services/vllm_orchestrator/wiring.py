@@ -19,6 +19,7 @@ from libs.common.kit.service import Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.vllm_orchestrator.catalogue import catalogue_of, joined
 from services.vllm_orchestrator.deployments import Deployments
+from services.vllm_orchestrator.externals_http import HttpExternals
 from services.vllm_orchestrator.gateway_folder import FolderOfGateway
 from services.vllm_orchestrator.gateway_reload import GatewayReload
 from services.vllm_orchestrator.gateway_tensorzero import TensorZeroJudge
@@ -61,7 +62,8 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         checkpoint_records=chosen.checkpoint_records,
     )
     seeking = Seeking(planning)
-    tending = _tending(platform, chosen, seeking, keeping)
+    asking = httpx.AsyncClient()
+    tending = _tending(platform, chosen, seeking, keeping, HttpExternals(asking))
     deployments = Deployments(
         platform.bus, platform.clock, keeping, tending, seeking, drain_seconds=chosen.drain_seconds
     )
@@ -69,7 +71,6 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     _count(orchestrator, deployments, platform.metrics)
 
     learning = _learning(platform, models, planning, deployments)
-    asking = httpx.AsyncClient()
     registering = _registering(chosen, platform, deployments, asking)
 
     @asynccontextmanager
@@ -146,12 +147,15 @@ def _registering(
     return registering
 
 
-def _tending(platform: Platform, chosen: Settings, seeking: Seeking, keeping: Keeping) -> Tending:
+def _tending(
+    platform: Platform, chosen: Settings, seeking: Seeking, keeping: Keeping, externals: HttpExternals
+) -> Tending:
     return Tending(
         platform.bus,
         platform.clock,
         seeking,
         Stranding(platform.bus, platform.clock, every_seconds=chosen.wait_seconds),
+        externals,
         start_seconds=chosen.start_seconds,
         wait_seconds=chosen.wait_seconds,
         chance=random.random,

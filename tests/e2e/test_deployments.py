@@ -157,6 +157,25 @@ def until_in_hand(url: str) -> None:
         time.sleep(0.02)
 
 
+def test_an_engine_that_somebody_else_runs_is_registered_watched_and_left_alone(deploying: Deploying):
+    deploying.deploy()
+    url = deploying.until_ready()["urls"][0]
+    deploying.deploy(instance_name="theirs", engine="external", url=f"{url}/v1")
+    theirs = deploying.until_ready("theirs")
+    assert (theirs["urls"], theirs["parts"]) == ([url], [])
+    assert len(deploying.claims()) == 1
+
+    deploying.deploy(instance_name="wrong", engine="external", url=url, model_name="other")
+    wrong = deploying.until(lambda told: "it serves tiny, not other" in told["problem"], "wrong")
+    assert wrong["urls"] == []
+
+    deploying.call("DELETE", "/instances/theirs")
+    deploying.until_gone("theirs")
+    assert httpx.get(f"{url}/health", trust_env=False).is_success
+    deploying.call("DELETE", "/instances/one")
+    deploying.until_gone()
+
+
 def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
     fake_vllm(deploying.programs, "oom_at_profiling", "crash", "ok", "bad_flag")
     deploying.deploy()
@@ -179,6 +198,9 @@ def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
         ({"instance_name": "a/b"}, 422, "instance_name"),
         ({"replicas": 65}, 422, "replicas"),
         ({"engine": "tensorrt"}, 422, "engine"),
+        ({"engine": "external"}, 422, "url"),
+        ({"url": "http://192.0.2.1:8000"}, 422, "url"),
+        ({"engine": "external", "url": "ftp://somewhere"}, 422, "url"),
         ({"engine": "llama.cpp", "ram_mb": 60_000_000}, 409, "RAM"),
         ({"engine": "llama.cpp", "model_path": "/m.gguf"}, 422, "ram_mb"),
     ],

@@ -32,6 +32,14 @@ class InstanceState(StrEnum):
     FAILED = "FAILED"
 
 
+class EngineChoice(StrEnum):
+    """What serves a model. `external`: an engine that somebody else runs; it is watched, never started or ended."""
+
+    VLLM = EngineProgram.VLLM.value
+    LLAMA = EngineProgram.LLAMA.value
+    EXTERNAL = "external"
+
+
 class RestartPolicy(StrEnum):
     ALWAYS = "always"
     NEVER = "never"
@@ -42,7 +50,7 @@ class DeployRequest(PlanRequest):
     replica by replica, each of the old ones ending when a new one serves, or before where there is no room for both."""
 
     instance_name: InstanceName
-    engine: EngineProgram = EngineProgram.VLLM
+    engine: EngineChoice = EngineChoice.VLLM
     auto_start: bool = Field(True, description="false: only write it down; a restart starts it")
     restart_policy: RestartPolicy = RestartPolicy.ALWAYS
     node_ids: tuple[Identifier, ...] | None = Field(None, max_length=1000, description="only on these nodes")
@@ -53,6 +61,11 @@ class DeployRequest(PlanRequest):
     )
     drain_seconds: Annotated[float, Field(ge=0, le=MOST_DRAIN_SECONDS)] | None = Field(
         None, description="how long requests in hand may take when an engine of it is ended; left out: a setting's"
+    )
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=1024)] | None = Field(
+        None,
+        examples=["http://192.0.2.1:8000"],
+        description="with external: where it has OpenAI's interface, as this orchestrator and clients reach it",
     )
     ram_mb: Annotated[int, Field(ge=1, le=MOST_RAM_MB)] | None = Field(
         None,
@@ -68,7 +81,11 @@ class DeployRequest(PlanRequest):
             raise ValueError("nodes cannot be given: deployments go to machines that the registry knows; see node_ids")
         if self.replicas is not None and self.replicas > MOST_REPLICAS:
             raise ValueError(f"replicas must be at most {MOST_REPLICAS} for one instance, not {self.replicas}")
-        if self.engine is EngineProgram.VLLM and (self.model_path or self.ram_mb):
+        if (self.engine is EngineChoice.EXTERNAL) != (self.url is not None):
+            raise ValueError("url is wanted with engine external, and with no other")
+        if self.engine is EngineChoice.EXTERNAL and self.replicas not in (None, 1):
+            raise ValueError("replicas must be 1 with engine external: each has an address of its own")
+        if self.engine is not EngineChoice.LLAMA and (self.model_path or self.ram_mb):
             raise ValueError("model_path and ram_mb are for llama.cpp: what vLLM needs is planned")
         return self
 
@@ -211,7 +228,7 @@ class InstanceView(Message):
 
     instance_name: str
     model_name: str
-    engine: EngineProgram
+    engine: EngineChoice
     state: InstanceState
     wanted: str
     problem: str = ""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from libs.common.contracts.engine_hosting import EngineProgram
+from libs.common.contracts.vllm_instances import EngineChoice
 from libs.common.errors import Conflict
 from services.vllm_orchestrator.compose import compose_file
 from tests.unit.vllm_orchestrator.test_machine import replica_of
@@ -21,7 +21,7 @@ def test_an_engine_gets_its_gpus_by_uuid_and_listens_on_loopback_only():
         )
     )
 
-    told = compose_file("one", EngineProgram.VLLM, part)
+    told = compose_file("one", EngineChoice.VLLM, part)
 
     service = told.services["one"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
@@ -34,10 +34,10 @@ def test_an_engine_gets_its_gpus_by_uuid_and_listens_on_loopback_only():
 
 def test_an_engine_without_gpus_has_no_image():
     with pytest.raises(Conflict, match="no image"):
-        compose_file("one", EngineProgram.VLLM, replica_of().parts[0])
+        compose_file("one", EngineChoice.VLLM, replica_of().parts[0])
 
 
 def test_llama_cpp_has_no_image():
     on_gpu = replica_of().parts[0].model_copy(update={"gpu_uuids": ("GPU-a",)})
     with pytest.raises(Conflict, match="no image"):
-        compose_file("one", EngineProgram.LLAMA, on_gpu)
+        compose_file("one", EngineChoice.LLAMA, on_gpu)

@@ -165,6 +165,21 @@ def test_why_an_engine_failed_is_read_from_its_log(words, kind, remedy):
     assert found.sentence
 
 
+def test_an_engine_that_somebody_else_runs_is_watched_and_nothing_is_done_about_it():
+    asked = DeployRequest.model_validate(
+        {"model_name": "m", "instance_name": "one", "engine": "external", "url": "http://192.0.2.1:8000"}
+    )
+    new = replica_of(InstanceState.PLANNED, parts=0, request=asked)
+    assert step(new, sight_of()) == (new, None)
+    waiting, nothing = step(new, sight_of(external="it does not answer"))
+    assert (waiting.state, waiting.reason, nothing) == (InstanceState.STARTING, "it does not answer", None)
+    serving, _ = step(waiting, sight_of(external=""))
+    assert (serving.state, serving.reason) == (InstanceState.READY, "")
+    away, nothing = step(serving, sight_of(external="it does not answer"))
+    assert (away.state, nothing) == (InstanceState.DEGRADED, None)
+    assert step(away.model_copy(update={"wanted": "gone"}), sight_of())[1] is Effect.FORGET
+
+
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
 def test_a_pause_grows_and_has_an_end(failures, chance):
     assert 1 <= pause(failures, chance) <= 1.5 * LONGEST_PAUSE_SECONDS
