@@ -46,9 +46,10 @@ class Run:
     def __init__(self, rows: Sequence[Row], options: Sequence[str], *, at_once: int, progress: Progress) -> None:
         self._rows = rows
         self._options = options
-        self._places = asyncio.Semaphore(max(1, at_once))
-        self._heavy = asyncio.Lock()
         self._at_once = max(1, at_once)
+        self._to_play = sorted(rows, key=lambda row: -row.most)
+        self._heavy = False
+        self._one_ended = asyncio.Condition()
         self._progress = progress
         self.failed: dict[str, str] = {}
 
@@ -56,8 +57,8 @@ class Run:
         """What is written into the raw results: when and where they were counted, and every row."""
         began, started = time.gmtime(), time.monotonic()
         load = os.getloadavg()[0]
-        found = await asyncio.gather(*(self._one(row) for row in sorted(self._rows, key=lambda row: -row.most)))
-        by_name = {each["fault"]: each for each in found if each is not None}
+        by_name: dict[str, dict[str, Any]] = {}
+        await asyncio.gather(*(self._play_in_turn(by_name) for _ in range(self._at_once)))
         return {
             "began": time.strftime("%Y-%m-%d %H:%M UTC", began),
             "seconds": round(time.monotonic() - started),
@@ -67,16 +68,26 @@ class Run:
             "rows": [by_name[row.name] for row in self._rows if row.name in by_name],
         }
 
-    async def _one(self, row: Row) -> dict[str, Any] | None:
-        if row.most < HEAVY:
-            return await self._in_turn(row)
-        async with self._heavy:
-            return await self._in_turn(row)
+    async def _play_in_turn(self, by_name: dict[str, dict[str, Any]]) -> None:
+        """The largest first, but never two heavy ones beside one another."""
+        while self._to_play:
+            row = next((row for row in self._to_play if not (self._heavy and _heavy(row))), None)
+            if row is None:
+                async with self._one_ended:
+                    await self._one_ended.wait()
+                continue
+            self._to_play.remove(row)
+            self._heavy = self._heavy or _heavy(row)
+            found = await self._told(row)
+            if found is not None:
+                by_name[row.name] = found
+            self._heavy = self._heavy and not _heavy(row)
+            async with self._one_ended:
+                self._one_ended.notify_all()
 
-    async def _in_turn(self, row: Row) -> dict[str, Any] | None:
-        async with self._places:
-            self._progress.begun(row.name)
-            found = await self._played(row)
+    async def _told(self, row: Row) -> dict[str, Any] | None:
+        self._progress.begun(row.name)
+        found = await self._played(row)
         if found is None:
             self._progress.done(f"{row.name}: FAILED: {self.failed[row.name].splitlines()[-1]}")
         else:
@@ -99,6 +110,10 @@ class Run:
             return None
         found: dict[str, Any] = json.loads(out.decode().splitlines()[-1])
         return found
+
+
+def _heavy(row: Row) -> bool:
+    return row.most >= HEAVY
 
 
 async def _ended(process: Process) -> None:
