@@ -22,6 +22,7 @@ from datetime import datetime, timedelta
 from libs.common.contracts.work_log import AttemptFailed, Blacklisted, Ended, Expired, ExpiryReason, Fact, Paroled
 from libs.common.contracts.work_marshaling import EXTERNAL
 from services.work_marshaling.model import Attempt, ConductRules, WorkItem
+from services.work_marshaling.pace import Paces
 
 NODE_FAULTS = frozenset(
     {
@@ -89,6 +90,7 @@ class Conduct:
         self._quotas: dict[str, int] = {}
         self._trouble: dict[str, int] = {}
         self.failures: Counter[str] = Counter()
+        self.paces = Paces()
 
     def trouble(self, node_id: str) -> int:
         """From 0 (none) to 9, by how often it surely failed of late; as of the last `due`."""
@@ -108,8 +110,11 @@ class Conduct:
         failed = self._judged(item, attempt, fact)
         if failed is None:
             return None
-        self._count(attempt.node_id, item.spec.model_name, fact.at.timestamp(), failed)
-        fast = (fact.at - attempt.assigned_at).total_seconds() <= self._rules.fast_seconds
+        seconds, at = (fact.at - attempt.assigned_at).total_seconds(), fact.at.timestamp()
+        if not failed:
+            self.paces.took(attempt.node_id, (item.spec.work_type, item.spec.model_name), seconds, at)
+        self._count(attempt.node_id, item.spec.model_name, at, failed)
+        fast = seconds <= self._rules.fast_seconds
         self._adjust(attempt.node_id, failed, fast, slots)
         return attempt.node_id
 
@@ -161,6 +166,7 @@ class Conduct:
         self._died_at.pop(node_id, None)
         self._quotas.pop(node_id, None)
         self.failures.pop(node_id, None)
+        self.paces.forget(node_id)
 
     def due(self, known: Mapping[Key, Blacklisted | Paroled], now: datetime) -> Iterator[Blacklisted | Paroled]:
         """Who is to be listed, and whose term is over."""

@@ -189,11 +189,12 @@ def badness(node: Node) -> float:
     return max((found.failure_rate for found in node.distrusted), default=0.0)
 
 
-Rank = tuple[bool, bool, bool, int, int, str]
+Rank = tuple[bool, bool, bool, int, int, int, str]
 
 
-def rank(asked: Wanted, node: Node, free: int, trouble: int = 0) -> Rank:
-    """Smaller is better: not tried before, serves a model already, preferred, failed less of late, most free slots."""
+def rank(asked: Wanted, node: Node, free: int, trouble: int = 0, slowness: int = 0) -> Rank:
+    """Smaller is better: not tried before, serves a model already, preferred, failed less of late, not twice as slow,
+    most free slots."""
     serves = node.agent is not None and bool(node.agent.models)
     preferred = node.node_id in asked.requirements.prefer_node_ids
-    return (node.node_id in asked.demand.tried, not serves, not preferred, trouble, -free, node.node_id)
+    return (node.node_id in asked.demand.tried, not serves, not preferred, trouble, slowness, -free, node.node_id)

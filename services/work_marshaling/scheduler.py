@@ -24,6 +24,7 @@ from services.work_marshaling.matching import (
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Node, Nodes
 from services.work_marshaling.order import Line, Order, Place
+from services.work_marshaling.pace import NONE, Kind
 from services.work_marshaling.slots import Slots
 
 EMPTY_LINES_KEPT = 64
@@ -81,6 +82,7 @@ class _Turn:
     free: Mapping[str, Slots]
     aboard: Callable[[str], int]
     trouble: Callable[[str], int]
+    slowness: Callable[[Kind], Mapping[str, int]]
     candidates: dict[Demand, list[tuple[Rank, Node]]] = field(default_factory=dict)
 
 
@@ -148,14 +150,16 @@ class Queue:
         most: int,
         aboard: Callable[[str], int] = lambda _: 0,
         trouble: Callable[[str], int] = lambda _: 0,
+        slowness: Callable[[Kind], Mapping[str, int]] = lambda _: NONE,
     ) -> list[Choice]:
         """Who gets what now. The chosen leave the queue. `free` is used up.
 
         `now`: seconds of the calendar. `aboard`: how many leases a node has. `trouble`: how badly it fails of late.
+        `slowness`: of a kind of work, how slow which nodes are, see `pace`.
         """
         self._order.pass_time(now)
         self._give_up_kept()
-        turn = _Turn(free, aboard, trouble)
+        turn = _Turn(free, aboard, trouble, slowness)
         heads = [(*head, line) for line in tuple(self._lines.values()) if (head := self._head(line)) is not None]
         heapq.heapify(heads)  # places are unique, so that lines are never compared
         chosen: list[Choice] = []
@@ -230,12 +234,12 @@ class Queue:
         if candidates is None:
             candidates = turn.candidates[asked.demand] = self._candidates(line, nodes, turn)
         while candidates:
-            (_, _, _, trouble, minus_left, _), node = candidates[0]
+            (_, _, _, trouble, slowness, minus_left, _), node = candidates[0]
             left = self._left(asked, node.node_id, turn)
             if left < 1:
                 heapq.heappop(candidates)
             elif -minus_left != left:
-                heapq.heapreplace(candidates, (rank(asked, node, left, trouble), node))
+                heapq.heapreplace(candidates, (rank(asked, node, left, trouble, slowness), node))
             else:
                 turn.free[node.node_id].take(asked.demand.work_type, memory=asked.memory, company=asked.demand.company)
                 self._kept.pop(node.node_id, None)
@@ -250,8 +254,9 @@ class Queue:
         usable = line.usable()
         untried = [name for name in usable if name not in line.asked.demand.tried]
         able = {name: usable[name] for name in untried} if untried else usable
+        slow = turn.slowness((line.asked.demand.work_type, line.asked.demand.model_name))
         ranked = [
-            (rank(line.asked, node, left, turn.trouble(node_id)), node)
+            (rank(line.asked, node, left, turn.trouble(node_id), slow.get(node_id, 0)), node)
             for node_id in turn.free
             if (node := able.get(node_id)) is not None and (left := self._left(line.asked, node_id, turn)) > 0
         ]

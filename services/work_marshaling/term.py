@@ -305,14 +305,14 @@ class Term:
             self._wake.clear()
             await self.room()
             now = self._clock.now()
-            free = self.leases.free(self.nodes)
             choices = self.queue.choose(
                 self.nodes,
-                free,
+                self.leases.free(self.nodes),
                 now=self.calendar(),
                 most=MOST_PER_TURN,
                 aboard=self.leases.aboard,
                 trouble=self.conduct.trouble,
+                slowness=lambda kind: self.conduct.paces.slowness(kind, self.calendar()),
             )
             for choice in choices:
                 self.happen(

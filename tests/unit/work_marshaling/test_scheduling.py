@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 
 import hypothesis.strategies as st
 import pytest
@@ -61,6 +62,12 @@ def chosen(
 ) -> list[tuple[str, str]]:
     slots = {node_id: Slots([SlotPool(frozenset({"chat"}), count)]) for node_id, count in free.items()}
     return [(choice.work_id, choice.node_id) for choice in queue.choose(known, slots, now=now, most=most)]
+
+
+def chosen_by_pace(queue: Queue, known: Nodes, free: dict[str, int], slow: dict[str, int], now: datetime) -> list[str]:
+    slots = {node_id: Slots([SlotPool(frozenset({"chat"}), count)]) for node_id, count in free.items()}
+    choices = queue.choose(known, slots, now=now.timestamp(), most=9, slowness=lambda _: slow)
+    return [choice.node_id for choice in choices]
 
 
 def queue_of(*items: WorkItem) -> Queue:
