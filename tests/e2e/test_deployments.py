@@ -14,6 +14,7 @@ import pytest
 
 from tests.deploying import Deploying, runs
 from tests.fake_engine import begun, fake_vllm
+from tests.integration.vllm_orchestrator.hub import GATED, hub
 from tests.mesh_process import mesh_process
 
 TINY = {
@@ -194,6 +195,16 @@ def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
     ("fields", "status", "words"),
     [
         ({"model_name": "no/such/model"}, 422, "model_name"),
+        ({"model_name": "two words"}, 422, "model_name"),
+        ({"model_name": None}, 422, "model_name"),
+        ({"model_name": "owner/unknown"}, 404, "unknown_model"),
+        ({"model_name": GATED}, 403, "gated_model"),
+        ({"model_name": "broken"}, 422, "config.json"),
+        ({"model_name": "odd"}, 422, "hidden_size"),
+        ({"weights_bytes": 1, "parameter_count": 1}, 422, "exclude each other"),
+        ({"kv_cache_dtype": "int3"}, 422, "kv_cache_dtype"),
+        ({"node_ids": ["nowhere"]}, 409, "no_usable_device"),
+        ({"nodes": []}, 422, "nodes"),
         ({"instance_name": "two words"}, 422, "instance_name"),
         ({"instance_name": "a/b"}, 422, "instance_name"),
         ({"replicas": 65}, 422, "replicas"),
@@ -218,7 +229,13 @@ def test_bad_input_reserves_and_starts_nothing(deploying_once: Deploying, fields
 @pytest.fixture(scope="module")
 def deploying_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
     folder = tmp_path_factory.mktemp("bad")
-    with mesh_process(folder / "data", ENGINE="none", HF_HUB_OFFLINE="true") as mesh:
+    documents = {"tiny": json.dumps(TINY), "broken": "{", "odd": json.dumps(TINY | {"hidden_size": -1})}
+    for name, text in documents.items():
+        (folder / "models" / name).mkdir(parents=True)
+        (folder / "models" / name / "config.json").write_text(text)
+    (folder / "hub" / GATED).mkdir(parents=True)
+    settings = {"ENGINE": "none", "VLLM_MODELS_FOLDER": str(folder / "models"), "HF_HUB_CACHE": str(folder / "cache")}
+    with hub(folder / "hub") as server, mesh_process(folder / "data", HF_ENDPOINT=server.url, **settings) as mesh:
         mesh.start().wait_ready()
         mesh.wait_until_listed()
         made = Deploying(mesh, folder)

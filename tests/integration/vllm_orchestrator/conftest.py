@@ -1,0 +1,3 @@
+from tests.nvml.fixtures import nvml_library, simulator
+
+__all__ = ["nvml_library", "simulator"]
