@@ -1,20 +1,41 @@
-"""How much RAM a model takes, from its file on disk."""
+"""How much RAM llama.cpp takes with a model, from its file on disk: as the planner reckons it."""
 
-import mmap
 from pathlib import Path
 
-from libs.common.errors import Unavailable
-from services.node_agent.engine_memory import engine_ram_mb, shape_of
+from libs.common.errors import Malformed, Unavailable
+from libs.inference.planner.fields import Unsupported
+from libs.inference.planner.gguf import LONGEST_HEADER, GgufHeader, HeaderCutOff, gguf_header, joined, parts_of
+from libs.inference.planner.llama import MIB, PROGRAM_BYTES, gguf_facts, llama_need
+
+FIRST_BYTES = 2**20
 
 
-def ram_mb_of(path: Path, tokens: int) -> int:
-    """MiB for the model and so much context in all slots together. Raises `Unavailable` when it cannot be read."""
+def ram_mb_of(path: Path, *, slots: int, context: int) -> int:
+    """MiB with so many tokens in each slot; for a file whose header does not tell, twice its size and the program.
+
+    Raises `Unavailable` when it cannot be read.
+    """
+    parts = [path.with_name(name) for name in parts_of(path.name)]
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            view = memoryview(content)
-            try:
-                return engine_ram_mb(len(view), shape_of(view), tokens)
-            finally:
-                view.release()
-    except (OSError, ValueError) as error:
+        size = sum(part.stat().st_size for part in parts)
+        try:
+            facts = gguf_facts(joined([_header(part) for part in parts]))
+            taken = llama_need(facts, context=context, slots=slots).total
+        except (Malformed, Unsupported):
+            taken = 2 * size + PROGRAM_BYTES
+    except OSError as error:
         raise Unavailable(f"{path} cannot be read: {error}") from error
+    return -(-taken // MIB)
+
+
+def _header(path: Path) -> GgufHeader:
+    content = b""
+    with path.open("rb") as file:
+        while True:
+            more = file.read(max(FIRST_BYTES, len(content)))
+            content += more
+            try:
+                return gguf_header(content, path.name)
+            except HeaderCutOff:
+                if not more or len(content) >= LONGEST_HEADER:
+                    raise

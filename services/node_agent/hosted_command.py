@@ -54,11 +54,6 @@ def model_of(asked: StartEngine) -> str | None:
     return words[words.index("--model") + 1]
 
 
-def tokens_of(asked: StartEngine) -> int:
-    """Of context, in all slots together."""
-    return asked.slots * (asked.context_tokens or 0)
-
-
 def check_claim(claimed_mb: int, needed_mb: int) -> None:
     """Raises `Malformed` where an engine would take more RAM than was claimed for it."""
     if claimed_mb < needed_mb:

@@ -32,7 +32,7 @@ from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_openai import OpenAIEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.hosted import Hosted, HostedFiles
-from services.node_agent.hosted_command import check_claim, model_of, tokens_of
+from services.node_agent.hosted_command import check_claim, model_of
 from services.node_agent.hosted_folder import DiskHostedFolders
 from services.node_agent.hosted_process import HostedProcess
 from services.node_agent.hosting import Hosting
@@ -206,7 +206,9 @@ class _Workshop:
         if asked.reservation_id is not None:
             held = await self._commit(asked.reservation_id, asked.reservation_token, pid)
             if (path := model_of(asked)) is not None:
-                check_claim(held.ram_mb, await asyncio.to_thread(ram_mb_of, Path(path), tokens_of(asked)))
+                context = asked.context_tokens or 0
+                needed = await asyncio.to_thread(ram_mb_of, Path(path), slots=asked.slots, context=context)
+                check_claim(held.ram_mb, needed)
 
     async def _commit(self, reservation_id: str, token: int | None, pid: int) -> Reservation:
         commit = Commit(reservation_id=reservation_id, token=token, pid=pid)
@@ -341,7 +343,9 @@ def _engine(
         start_seconds=settings.engine_start_seconds,
         changed=reports.workload_changed,
         claims=Claiming(platform.bus, node_id=platform.node_id),
-        ram_mb=partial(asyncio.to_thread, ram_mb_of, Path(spec.model_path), spec.slots * spec.context_tokens),
+        ram_mb=partial(
+            asyncio.to_thread, ram_mb_of, Path(spec.model_path), slots=spec.slots, context=spec.context_tokens
+        ),
         make_id=lambda: uuid4().hex,
         prepare=tiny.ensure if tiny else None,
     )

@@ -109,7 +109,7 @@ class EngineAtWork:
         self.changes += 1
 
     async def _ram_mb(self) -> int:
-        return ram_mb_of(Path(self.spec.model_path), self.spec.slots * self.spec.context_tokens)
+        return ram_mb_of(Path(self.spec.model_path), slots=self.spec.slots, context=self.spec.context_tokens)
 
     async def ready(self) -> str:
         await until(lambda: self.engine.now().state == EngineState.READY)
