@@ -52,10 +52,3 @@ def test_the_engine_of_a_mesh_is_claimed_once_also_after_everything_was_killed(t
 def mesh_children(mesh: MeshProcess) -> list[Any]:
     mesh.remember_children()
     return mesh.left_behind()
-
-
-def test_an_engine_for_which_there_is_no_ram_is_not_started_and_says_why(tmp_path):
-    with mesh_process(tmp_path / "data", GPU_RAM_MARGIN_MB="100000000") as mesh:
-        mesh.start().wait_ready(["gpu_orchestrator"])
-        until(lambda: "MiB of RAM are wanted and 0 MiB free" in (engine_of(mesh)["problem"] or ""), mesh)
-        assert (engine_of(mesh)["state"], engine_of(mesh)["pid"], claims_of(mesh)) == ("FAILED", None, [])
