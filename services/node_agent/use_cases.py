@@ -39,6 +39,7 @@ REMEMBERED = timedelta(hours=24)
 REMEMBERED_ATTEMPTS = 100_000
 SHOWN_JOBS = 200
 MOST_UNDELIVERED = 2000
+FEW = 4
 
 
 class NodeAgent:
@@ -104,7 +105,8 @@ class NodeAgent:
         self._give_back(pool for token, (_, pool) in taken.items() if token not in fresh)
         for token in fresh:
             self._begin(*taken[token])
-        await asyncio.sleep(0)  # they begin before the answer is written: work first, then words
+        if len(fresh) <= FEW:
+            await asyncio.sleep(0)  # they begin before the answer is written; of many the threads would hold it up
         refused = {token: why for token, why in refused.items() if token not in known}
         return self._answers(request, refused, short)
 

@@ -178,3 +178,15 @@ async def test_a_closed_journal_says_so(tmp_path: Path):
 
     with pytest.raises(Unavailable):
         await journal.known(["x"])
+
+
+async def test_the_file_that_is_synced_has_its_length_before_the_first_attempt(tmp_path: Path):
+    path = tmp_path / "journal.db"
+    for again in range(2):
+        async with journal_at(path) as journal:
+            synced = path.with_name("journal.db-wal")
+            length = synced.stat().st_size
+            for number in range(50):
+                await journal.accept([function_job("echo", attempt_token=f"{again}-{number}")], NOW)
+            assert synced.stat().st_size == length >= 4_000_000
+        assert path.stat().st_size < 5_000_000
