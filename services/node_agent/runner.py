@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from libs.common.contracts.work_marshaling import Assignment
-from services.node_agent.model import Holder
+from services.node_agent.model import FUNCTION_TYPE, Holder
 
 Tell = Callable[[str], None]
 """Takes partial output as it comes."""
@@ -65,3 +65,21 @@ class Runner(Protocol):
     async def forget(self, assignment: Assignment) -> None:
         """The attempt's end is in the journal: what its job left can go."""
         return
+
+
+class FunctionJobs(Runner):
+    """What every runner of functions says of its jobs."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @property
+    def claims_memory(self) -> bool:
+        return True
+
+    def work_types(self) -> tuple[str, ...]:
+        return (FUNCTION_TYPE,)

@@ -16,8 +16,8 @@ import structlog
 from libs.common.contracts.work_marshaling import Assignment
 from libs.common.errors import WrongSetting
 from services.node_agent.function_call import name_in
-from services.node_agent.model import FUNCTION_TYPE, Holder, JobFailed
-from services.node_agent.runner import Began, Runner, Tell, unnoticed
+from services.node_agent.model import Holder, JobFailed
+from services.node_agent.runner import Began, FunctionJobs, Tell, unnoticed
 
 log = structlog.get_logger()
 
@@ -93,7 +93,7 @@ class _Threads:
                 call.ended.set_result(ended)
 
 
-class FunctionRunner(Runner):
+class FunctionRunner(FunctionJobs):
     """Calls `function(arguments)` in a thread of its own pool.
 
     A payload is `{"function": name, "arguments": any JSON}`. A thread cannot be ended from outside: a function whose
@@ -102,7 +102,7 @@ class FunctionRunner(Runner):
 
     def __init__(self, functions: Mapping[str, Function], *, slots: int, freed: Callable[[], None]) -> None:
         self._functions = functions
-        self._slots = slots
+        super().__init__(slots)
         self._freed = freed
         self._threads = _Threads(slots, self._no_longer)
         self._lingering: set[_Call] = set()
@@ -112,19 +112,8 @@ class FunctionRunner(Runner):
         self._threads.close()
 
     @property
-    def slots(self) -> int:
-        return self._slots
-
-    @property
     def lingering(self) -> int:
         return len(self._lingering)
-
-    def work_types(self) -> tuple[str, ...]:
-        return (FUNCTION_TYPE,)
-
-    @property
-    def claims_memory(self) -> bool:
-        return True
 
     async def run(self, assignment: Assignment, tell: Tell, began: Began = unnoticed) -> Any:
         began(Holder(pid=os.getpid()))

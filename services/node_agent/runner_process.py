@@ -13,8 +13,8 @@ from typing import Any
 from libs.common.contracts.work_marshaling import Assignment
 from services.node_agent.function_call import name_in
 from services.node_agent.function_facts import END_OF_OUTPUT, LARGEST_RESULT
-from services.node_agent.model import FUNCTION_TYPE, Holder, JobFailed
-from services.node_agent.runner import Began, Runner, Tell, unnoticed
+from services.node_agent.model import Holder, JobFailed
+from services.node_agent.runner import Began, FunctionJobs, Tell, unnoticed
 
 SEEN_GPUS = "CUDA_VISIBLE_DEVICES"
 PIECE_BYTES = 64 * 1024
@@ -82,14 +82,14 @@ class _Caller:
             os.killpg(self._process.pid, number)
 
 
-class ProcessRunner(Runner):
+class ProcessRunner(FunctionJobs):
     """See `FunctionRunner`; here a function whose attempt is over is ended. `places` says where each function is."""
 
     def __init__(
         self, places: Mapping[str, str], *, slots: int, grace_seconds: float, freed: Callable[[], None]
     ) -> None:
         self._places = places
-        self._slots = slots
+        super().__init__(slots)
         self._grace_seconds = grace_seconds
         self._freed = freed
         self._idle: list[_Caller] = []
@@ -101,19 +101,8 @@ class ProcessRunner(Runner):
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     @property
-    def slots(self) -> int:
-        return self._slots
-
-    @property
     def lingering(self) -> int:
         return len(self._ending)
-
-    def work_types(self) -> tuple[str, ...]:
-        return (FUNCTION_TYPE,)
-
-    @property
-    def claims_memory(self) -> bool:
-        return True
 
     async def run(self, assignment: Assignment, tell: Tell, began: Began = unnoticed) -> Any:
         payload = assignment.payload or {}

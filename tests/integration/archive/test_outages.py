@@ -1,25 +1,20 @@
 """The database goes away while rows are written, and comes back: all are there, once, the newest."""
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
-from libs.common.archive.archive import Archive
-from libs.common.archive.archive_sql import postgresql_archive, sqlite_archive
-from libs.common.archive.archive_supabase import SupabaseArchive
+from libs.common.archive.archive_sql import postgresql_archive
 from libs.common.archive.migrations_supabase import supabase_files
 from libs.common.archive.tables import Row
 from libs.common.archive.writer import ArchiveWriter
 from libs.common.clock import Clock, SystemClock
 from libs.common.errors import Unavailable
+from tests.archive_servers import Server
 from tests.contract.archive.parts import SCHEMA, STEPS, THINGS, everything, step, thing
-from tests.postgres_process import PostgresProcess, needed_postgres_programs, postgres_process
-from tests.postgrest_process import needed_postgrest_program, supabase_process
+from tests.postgres_process import PostgresProcess
 
 ROWS = 3000
 KEYS = 100
@@ -32,51 +27,9 @@ class ImpatientClock(SystemClock):
         await super().sleep(seconds / 10)
 
 
-@dataclass
-class Server:
-    """A database that can be taken away and brought back."""
-
-    archive: Archive
-    take_away: Callable[[], object]
-    bring_back: Callable[[], object]
-
-
 @pytest.fixture
-def postgres() -> Iterator[PostgresProcess]:
-    with postgres_process(needed_postgres_programs()) as server:
-        yield server
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Server]:
-    """Away is: somebody else holds the file's lock for longer than we wait."""
-    file = tmp_path / "archive.db"
-    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
-        yield Server(
-            sqlite_archive(file, lock_seconds=0.1),
-            lambda: other.execute("begin exclusive"),
-            lambda: other.execute("rollback"),
-        )
-
-
-@pytest.fixture
-def postgresql(postgres: PostgresProcess) -> Server:
-    return Server(postgresql_archive(postgres.url()), postgres.stop, postgres.start)
-
-
-@pytest.fixture
-def supabase(postgres: PostgresProcess) -> Iterator[Server]:
-    program = needed_postgrest_program()
-    schema = "\n".join(supabase_files(SCHEMA.migrations).values())
-    with supabase_process(program, postgres, "supabase", schema) as running:
-        yield Server(SupabaseArchive(running.url, running.service_key), postgres.stop, postgres.start)
-
-
-@pytest.fixture(params=["sqlite", "postgresql", "supabase"])
-async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
-    found: Server = request.getfixturevalue(request.param)
-    yield found
-    await found.archive.close()
+def supabase_schema() -> str:
+    return "\n".join(supabase_files(SCHEMA.migrations).values())
 
 
 @asynccontextmanager

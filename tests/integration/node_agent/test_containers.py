@@ -11,12 +11,14 @@ import pytest
 from docker.types import LogConfig
 
 from libs.common.contracts.work_marshaling import Assignment, WorkCompleted, WorkFailed
+from libs.common.contracts.work_requirements import JobMemory
 from services.node_agent.containers import ContainerPlan
 from services.node_agent.containers_docker import DockerContainers
 from services.node_agent.model import JobFailed
 from tests.docker_process import IMAGE, DockerProcess
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.mesh import NODE, AgentAtWork, Marshaling, agent, job, marshaling, start_agent
+from tests.unit.gpu_orchestrator.world import MadeUpProcesses, made_world
 
 FACTS = """
 id -u > uid; id -G > groups
@@ -281,6 +283,30 @@ async def test_a_container_that_may_and_asks_for_it_reaches_a_server(docker: Doc
     assert asked == [b"GET /from-inside HTTP/1.1\r\n"]
     assert closed[0] == "container_failed"
     assert docker.names() == []
+
+
+async def test_what_a_container_is_promised_is_held_by_it_until_it_is_gone(
+    docker: DockerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def is_there(self: MadeUpProcesses, container_id: str) -> bool:
+        return any(each["Id"] == container_id for each in docker.client.containers(all=True))
+
+    monkeypatch.setattr(MadeUpProcesses, "has_container", is_there)
+    assignment = container_job("sleep 0.5", memory=JobMemory(ram_mb=100))
+    async with (
+        container_agent(docker, tmp_path) as (other, _),
+        made_world(tmp_path, node_id=NODE, server=other.server) as world,
+    ):
+
+        def holders() -> list[str | None]:
+            return [each.container_id for each in world.orchestrator.reservations(only_open=True).reservations]
+
+        await other.assign(assignment)
+        await until(lambda: len(holders()) == 1 and holders()[0] is not None)
+        (running,) = docker.client.containers(all=True)
+        assert holders() == [running["Id"]]
+        assert isinstance(await other.outcome_of(assignment), WorkCompleted)
+        await until(lambda: holders() == [])
 
 
 async def test_gpus_are_asked_for_by_uuid_and_without_their_runtime_it_is_said_what_is_missing(docker: DockerProcess):

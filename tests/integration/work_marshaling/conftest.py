@@ -35,9 +35,12 @@ from libs.common.contracts.work_marshaling import (
     WorkCompleted,
     WorkProgress,
 )
+from tests.archive_servers import postgres, postgresql, server, sqlite, supabase
 from tests.nats_cluster import NatsCluster
 from tests.nats_process import NatsProcess
 from tools.free_ports import free_port
+
+__all__ = ["postgres", "postgresql", "server", "sqlite", "supabase"]
 
 NODE = "worker"
 READY_SECONDS = 20

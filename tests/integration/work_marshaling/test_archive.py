@@ -1,24 +1,17 @@
 """Finished work in each real archive, also one that goes away while there is much to write."""
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
-from libs.common.archive.archive import Archive
-from libs.common.archive.archive_sql import postgresql_archive, sqlite_archive
-from libs.common.archive.archive_supabase import SupabaseArchive
 from libs.common.contracts.streams import WORK_DONE
 from libs.common.contracts.work_marshaling import WorkStatus
 from libs.common.errors import NotFound, Unavailable
 from services.work_marshaling.model import Cancel, Filter
-from tests.postgres_process import PostgresProcess, needed_postgres_programs, postgres_process
-from tests.postgrest_process import needed_postgrest_program, supabase_process
+from tests.archive_servers import Server
 from tests.unit.work_marshaling.house import RULES, House, Instance, submit, view_of
 from tools.supabase_migrations import FOLDER
 
@@ -26,51 +19,9 @@ FORGETFUL = replace(RULES, ended_most=0, remembered_most=0, upkeep_seconds=1.0)
 ITEMS = 60
 
 
-@dataclass
-class Server:
-    """A database that can be taken away and brought back."""
-
-    archive: Archive
-    take_away: Callable[[], object]
-    bring_back: Callable[[], object]
-
-
 @pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Server]:
-    """Away is: somebody else holds the file's lock for longer than we wait."""
-    file = tmp_path / "archive.db"
-    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
-        yield Server(
-            sqlite_archive(file, lock_seconds=0.1),
-            lambda: other.execute("begin exclusive"),
-            lambda: other.execute("rollback"),
-        )
-
-
-@pytest.fixture
-def postgres() -> Iterator[PostgresProcess]:
-    with postgres_process(needed_postgres_programs()) as server:
-        yield server
-
-
-@pytest.fixture
-def postgresql(postgres: PostgresProcess) -> Server:
-    return Server(postgresql_archive(postgres.url()), postgres.stop, postgres.start)
-
-
-@pytest.fixture
-def supabase(postgres: PostgresProcess) -> Iterator[Server]:
-    program = needed_postgrest_program()
-    shipped = "\n".join(path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.sql")))
-    with supabase_process(program, postgres, "supabase", shipped) as running:
-        yield Server(SupabaseArchive(running.url, running.service_key), postgres.stop, postgres.start)
-
-
-@pytest.fixture(params=["sqlite", "postgresql", "supabase"])
-async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
-    found: Server = request.getfixturevalue(request.param)
-    yield found
-    await found.archive.close()
+def supabase_schema() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.sql")))
 
 
 async def until(house: House, condition: Callable[[], Awaitable[object]]) -> None:

@@ -1,0 +1,3 @@
+from tests.archive_servers import postgres, postgresql, server, sqlite, supabase
+
+__all__ = ["postgres", "postgresql", "server", "sqlite", "supabase"]
