@@ -72,6 +72,7 @@ class LlamaEngine:
         self._ram_mb = ram_mb
         self._make_id = make_id
         self._claimed: str | None = None
+        self._unclaimed = ""
         self._files = files
         self._launcher = launcher
         self._client = client
@@ -220,11 +221,17 @@ class LlamaEngine:
                 await self._claims.reserve(wanted)
             except Unavailable as error:
                 if self._clock.monotonic() >= deadline:
-                    log.info("engine_unclaimed", engine=self._spec.engine_id, reason=error.message)
+                    self._tell_unclaimed(error)
                     return False
                 await self._clock.sleep(POLL_SECONDS)
             else:
                 return True
+
+    def _tell_unclaimed(self, error: MeshError) -> None:
+        """Once for each reason: it is tried again and again."""
+        if error.message != self._unclaimed:
+            self._unclaimed = error.message
+            log.info("engine_unclaimed", engine=self._spec.engine_id, reason=error.message)
 
     async def _wanted(self, claim_id: str) -> Wanted:
         purpose = f"engine {self._spec.engine_id}: {self._spec.model_name}"
@@ -249,7 +256,7 @@ class LlamaEngine:
         try:
             await self._claims.reserve(await self._wanted(later))
         except MeshError as error:
-            log.info("engine_unclaimed", engine=self._spec.engine_id, pid=process.pid, reason=error.message)
+            self._tell_unclaimed(error)
             return
         await self._commit(later, process)
 
