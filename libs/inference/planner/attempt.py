@@ -76,6 +76,10 @@ class Attempts:
         self._starts = starts
         self._corrected: dict[tuple[str, bool], Corrections] = {}
 
+    def with_goal(self, goal: Goal) -> "Attempts":
+        """The same for another goal."""
+        return Attempts(self._sizes, self._asked, self._engine, goal, self._starts)
+
     def usable(self, gpu: Gpu) -> int:
         """Bytes that an engine could take of a GPU if it were alone on it."""
         return min(gpu.free, budget_of(gpu.total, self._utilization((gpu,), ALONE_BYTES)))

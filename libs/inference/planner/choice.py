@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -23,6 +24,9 @@ from libs.inference.planner.versions import Engine
 MOST_RANKS = 64
 MORE_NODES = 4
 """How many more nodes are tried than the weights alone need."""
+
+MORE_REPLICAS = 64
+"""How many more replicas are tried than the requests alone need, for the tokens per second that are wanted."""
 
 FASTER = 0.8
 """Who wants low latency gets a larger set where a token then takes less than this part of the time."""
@@ -64,7 +68,7 @@ class Chooser:
         starts: Sequence[MeasuredStart] = (),
     ) -> None:
         self._facts = facts
-        self._goal = goal
+        self._goal = self._wanted = goal
         self._sizes = Sizes(facts)
         self._attempts = Attempts(self._sizes, asked, engine, goal, starts)
         self._declined: dict[tuple[Parallel, str], Declined] = {}
@@ -86,10 +90,10 @@ class Chooser:
         apart = self._apart(together[0] if together else None)
         if not apart:
             return self._told(together)
-        text = (
-            f"{len(apart)} replicas serve {goal.concurrency:g} requests at once on no more GPUs than one engine would."
-        )
-        return self._told(apart, text)
+        wanted = f"{goal.concurrency:g} requests at once"
+        if goal.tokens_per_second is not None:
+            wanted += f" with {goal.tokens_per_second:g} tokens per second"
+        return self._told(apart, f"{len(apart)} replicas serve {wanted} on no more GPUs than one engine would.")
 
     def _told(self, instances: Sequence[Instance], *notes: str) -> Choice:
         if not instances and not self._declined:
@@ -102,19 +106,49 @@ class Chooser:
         return Choice(instances=tuple(instances), declined=tuple(declined), notes=notes)
 
     def _apart(self, together: Instance | None) -> list[Instance]:
-        """Replicas of the smallest instance, where they serve all requests with no more GPUs than one instance."""
-        if self._goal.concurrency <= 1 or self._goal.forced:
+        """Replicas of the smallest instance, where they serve everything with no more GPUs than one instance."""
+        goal = self._goal
+        if goal.forced or goal.concurrency <= 1:
             return []
         if together is not None and together.parallel.gpus == 1:
             return []
-        smallest = self._one(frozenset(), 1.0)
+        with self._aiming_at(replace(goal, tokens_per_second=None)):
+            count = self._count_apart(len(self._usable) if together is None else together.parallel.gpus)
+        if count <= 1:
+            return []
+        with self._aiming_at(replace(goal, replicas=count)):
+            return self._replicas(count, max(1.0, goal.concurrency / count))
+
+    def _count_apart(self, most: int) -> int:
+        """How many of the smallest instance serve the requests, as fast as was wanted, on so many GPUs; 0: none do.
+
+        No more than there are requests: one request is answered by one engine.
+        """
+        goal, smallest = self._wanted, self._one(frozenset(), 1.0)
         if smallest is None:
-            return []
-        count = math.ceil(self._goal.concurrency / max(1.0, smallest.start.safe_concurrency))
-        spent = count * smallest.parallel.gpus
-        if count == 1 or spent > len(self._usable) or (together is not None and spent > together.parallel.gpus):
-            return []
-        return self._replicas(count, self._goal.concurrency / count)
+            return 0
+        least = math.ceil(goal.concurrency / max(1.0, smallest.start.safe_concurrency))
+        most = min(most // smallest.parallel.gpus, least + MORE_REPLICAS, math.ceil(goal.concurrency))
+        if least > most or not self._is_fast_enough(most, smallest.parallel):
+            return 0
+        while least < most:
+            middle = (least + most) // 2
+            least, most = (least, middle) if self._is_fast_enough(middle, smallest.parallel) else (middle + 1, most)
+        return most
+
+    def _is_fast_enough(self, count: int, same: Parallel) -> bool:
+        """Whether so many replicas give the tokens per second that are wanted; more give no fewer."""
+        each = self._one(frozenset(), max(1.0, self._wanted.concurrency / count), same)
+        return each is not None and count * each.tokens_per_second >= (self._wanted.tokens_per_second or 0)
+
+    @contextmanager
+    def _aiming_at(self, goal: Goal) -> Iterator[None]:
+        before = self._goal, self._attempts
+        self._goal, self._attempts = goal, self._attempts.with_goal(goal)
+        try:
+            yield
+        finally:
+            self._goal, self._attempts = before
 
     def _replicas(self, count: int, concurrency: float) -> list[Instance]:
         """All of them, on GPUs of their own and with the same division, or none."""

@@ -278,3 +278,26 @@ def test_no_engine_ever_spans_a_part_of_a_gpu(machines: list[Node]):
     for instance in _choose(LLAMA, *cut, *machines[1:], concurrency=8).instances:
         gpus = instance.seats.gpus
         assert len(gpus) == 1 or not any(gpu.is_part for gpu in gpus)
+
+
+def test_tokens_per_second_that_one_gpu_cannot_give_come_from_replicas_before_wider_engines():
+    machine = node("a", *[24] * 4, gpu="NVIDIA L4")
+    chosen = _choose(LLAMA, machine, concurrency=8, tokens_per_second=80)
+
+    assert [each.parallel.gpus for each in chosen.instances] == [1, 1]
+    assert sum(each.tokens_per_second for each in chosen.instances) >= 80
+    assert "80 tokens per second" in chosen.notes[0]
+
+
+def test_one_request_is_never_made_faster_by_replicas():
+    machine = node("a", *[24] * 4, gpu="NVIDIA L4", linked=True)
+    chosen = _choose(LLAMA, machine, concurrency=2, tokens_per_second=30)
+
+    assert [each.parallel.tensor for each in chosen.instances] == [2]
+
+
+def test_tokens_per_second_that_nothing_gives_are_refused_with_what_there_is():
+    chosen = _choose(LLAMA, node("a", 24, 24, gpu="NVIDIA L4"), tokens_per_second=1e6)
+
+    assert chosen.instances == ()
+    assert "tokens_per_second" in [declined.code for declined in chosen.declined]
