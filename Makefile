@@ -11,7 +11,7 @@ BIN := .venv/bin
 $(if $(MODEL),$(eval export MODEL))
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: .venv/ready ## start NATS and all services, run the main job, stay until Ctrl-C (BACKGROUND=1: return; MODEL=file.gguf)
 	@exec $(BIN)/python -m services.up $(if $(BACKGROUND),--background)

@@ -26,7 +26,7 @@ class Process(Protocol):
         ...
 
     def memory_mb(self) -> int | None:
-        """Resident memory, measured."""
+        """Resident memory of its process group, measured; None for one that is gone."""
         ...
 
     def cpu_seconds(self) -> float | None:

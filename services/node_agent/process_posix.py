@@ -103,10 +103,11 @@ class PosixProcess:
                 self._child.stdin.close()
 
     def memory_mb(self) -> int | None:
-        try:
-            return int(self._process.memory_info().rss // MIB)
-        except psutil.Error:
-            return None
+        found = []
+        for process in group_of(self.pid):
+            with contextlib.suppress(psutil.Error):
+                found.append(process.memory_info().rss)
+        return sum(found) // MIB if found else None
 
     def cpu_seconds(self) -> float | None:
         try:

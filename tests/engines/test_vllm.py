@@ -123,6 +123,15 @@ def test_a_wrong_flag_is_told_and_not_tried_again(deploying, more_arguments: Pat
     assert deploying.claims() == []
 
 
+def test_stages_on_one_machine_serve_as_one(deploying):
+    deploying.deploy(instance_name="halves", pipeline_parallel_size=2, max_model_len=512, max_num_seqs=8)
+    ready = deploying.until_ready("halves")
+
+    assert len(ready["parts"]) == 1
+    assert chat(head_of(ready)["url"])["usage"]["completion_tokens"] == 5
+    end(deploying, "halves")
+
+
 def test_stages_on_two_machines_serve_as_one(deploying, second_node: MeshProcess):
     """Two agents on this machine: vLLM finds its ranks by address, so it is the same to it as two machines."""
     deploying.until_nodes(2)

@@ -13,7 +13,7 @@ class EngineView(Engine):
     """An engine with what is measured of its process."""
 
     pid: int | None = None
-    memory_mb: Mib | None = Field(None, description="resident memory of its process, measured")
+    memory_mb: Mib | None = Field(None, description="resident memory of its processes, measured")
     started_at: Moment | None = None
     adopted: bool = Field(False, description="started by an earlier run of the agent, and found again")
     restarts: int = Field(0, ge=0, description="how often it was started anew because it died or hung")

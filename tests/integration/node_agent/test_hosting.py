@@ -249,6 +249,16 @@ async def test_an_engine_has_ended_when_all_of_its_processes_have(tmp_path):
         assert not runs(begun(tmp_path / "vllm")[0]["core"])
 
 
+async def test_the_memory_of_all_its_processes_is_told(tmp_path):
+    async with host(tmp_path) as made:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+        of_each = [psutil.Process(pid).memory_info().rss for pid in (ready.pid, begun(tmp_path / "vllm")[0]["core"])]
+
+        assert made.shown[0].view().memory_mb == pytest.approx(sum(of_each) / 2**20, abs=2)
+        assert min(of_each) > 5 * 2**20
+
+
 def test_a_number_that_was_given_away_since_is_nobody_of_ours():
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
