@@ -22,6 +22,8 @@ class Hearing:
         leadership = self._leading.present
         for attempt in told.attempts:
             if not leadership.term.hear_progress(attempt.work_id, attempt.attempt_token):
+                if leadership.term.memory.told(attempt.work_id, attempt.attempt_token):
+                    continue  # its outcome overtook this: there is nothing left to stop
                 leadership.dispatcher.stop(told.node_id, attempt.attempt_token, "this attempt holds no lease")
             elif attempt.work_id in self._watchers:
                 self._watchers.progressed(leadership.term.memory.items[attempt.work_id], told.node_id, attempt)

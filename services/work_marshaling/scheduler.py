@@ -238,7 +238,7 @@ class Queue:
             left = self._left(asked, node.node_id, turn)
             if left < 1:
                 heapq.heappop(candidates)
-            elif -minus_left != left:
+            elif -minus_left != left and len(candidates) > 1:
                 heapq.heapreplace(candidates, (rank(asked, node, left, trouble, slowness), node))
             else:
                 turn.free[node.node_id].take(asked.demand.work_type, memory=asked.memory, company=asked.demand.company)

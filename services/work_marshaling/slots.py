@@ -71,11 +71,11 @@ class Slots:
 
     def has(self, work_type: str) -> int:
         """Free slots for this kind, whoever asks."""
-        return sum(
-            left
-            for pool, left in zip(self._pools, self._left, strict=True)
-            if left > 0 and work_type in pool.work_types
-        )
+        free = 0
+        for pool, left in zip(self._pools, self._left, strict=True):
+            if left > 0 and work_type in pool.work_types:
+                free += left
+        return free
 
     def total(self) -> int:
         return sum(self._left)

@@ -93,6 +93,12 @@ class Memory:
         """The id of the item that was submitted under this sequence of WORK_IN by its submitter's own id."""
         return self._aliases.get(sequence)
 
+    def told(self, work_id: str, token: str) -> bool:
+        """Whether the worker of this attempt told how it ended."""
+        item = self.items.get(work_id)
+        attempt = None if item is None else item.attempt_with(token)
+        return attempt is not None and attempt.out_seq is not None
+
     def refusal(self, sequence: int, index: int = 0) -> Refusal | None:
         return self._refusals.get((sequence, index))
 

@@ -121,6 +121,15 @@ async def test_whoever_reports_an_attempt_that_is_over_is_told_to_stop(house: Ho
     assert node.stopped == [given.attempt_token]
 
 
+async def test_whoever_told_how_an_attempt_ended_is_not_told_to_stop_it(house: House, queue: Instance, node: Node):
+    await submit(queue)
+    given = await node.takes()
+    await node.complete(given)
+    await node.progress(given)
+
+    assert node.stopped == []
+
+
 async def test_no_lease_expires_while_nobody_can_be_heard(house: House, queue: Instance, node: Node):
     await submit(queue)
     await node.takes()
