@@ -25,6 +25,7 @@ class MemoryOfJobs:
     def __init__(self, claims: Claims, clock: Clock) -> None:
         self._claims = claims
         self._clock = clock
+        self._claimed: set[str] = set()
         self._committing: dict[str, asyncio.Task[None]] = {}
 
     async def claim_all(self, wanted: Mapping[str, tuple[Assignment, Runner]]) -> Mapping[str, "Assignment | str"]:
@@ -37,6 +38,7 @@ class MemoryOfJobs:
         """From here on the claim is that of this process or container."""
         token = assignment.attempt_token or ""
         if assignment.memory is not None and token not in self._committing:
+            self._claimed.add(token)  # perhaps by an earlier run of the agent
             self._committing[token] = asyncio.create_task(self._commit(token, holder), name="commit a job's memory")
 
     async def give_back(self, assignment: Assignment) -> None:
@@ -45,8 +47,14 @@ class MemoryOfJobs:
         if committing is not None:
             committing.cancel()
             await asyncio.gather(committing, return_exceptions=True)
-        if assignment.memory is not None:
+        if token in self._claimed:
+            self._claimed.discard(token)
             await self._claims.release(_claim_id(token))
+
+    async def give_back_what_was_left(self, assignment: Assignment) -> None:
+        """Of an attempt that ended with an earlier run of the agent."""
+        if assignment.memory is not None:
+            await self._claims.release(_claim_id(assignment.attempt_token or ""))
 
     async def _claim(self, assignment: Assignment, runner: Runner) -> "Assignment | str":
         memory = assignment.memory
@@ -72,6 +80,8 @@ class MemoryOfJobs:
         except (Conflict, Unavailable) as error:
             runner.decline(assignment)
             return f"its memory cannot be promised: {error.message}"
+        if wanted.ram_mb or count:
+            self._claimed.add(assignment.attempt_token or "")
         return assignment.model_copy(update={"memory": memory.model_copy(update={"gpu_uuids": tuple(got)})})
 
     async def _commit(self, token: str, holder: Holder) -> None:

@@ -102,7 +102,10 @@ class NodeAgent:
             self._give_back(pool for _, pool in taken.values())
             await asyncio.gather(*(self._memory.give_back(assignment) for assignment, _ in taken.values()))
             raise
-        self._give_back(pool for token, (_, pool) in taken.items() if token not in fresh)
+        known_already = [each for token, each in taken.items() if token not in fresh]
+        self._give_back(pool for _, pool in known_already)
+        for assignment, _ in known_already:
+            await self._memory.give_back(assignment)
         for token in fresh:
             self._begin(*taken[token])
         if len(fresh) <= FEW:
@@ -213,7 +216,7 @@ class NodeAgent:
         outcome = failed(
             "agent_restarted", "the node agent ended while this ran", retryable=True, started_at=None, ended_at=now
         )
-        await asyncio.gather(*(self._memory.give_back(attempt.assignment) for attempt in lost))
+        await asyncio.gather(*(self._memory.give_back_what_was_left(attempt.assignment) for attempt in lost))
         await asyncio.gather(*(self._outbox.end(attempt.assignment, outcome) for attempt in lost))
         if left:
             undelivered = len(left) - len(lost) - len(going_on)

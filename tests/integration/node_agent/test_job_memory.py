@@ -103,3 +103,20 @@ async def test_where_no_ledger_is_a_job_is_run_without_a_promise(tmp_path: Path)
     async with marshaling() as other, agent(other.server, tmp_path):
         assert (await other.assign(job))[0].accepted
         assert isinstance(await other.outcome_of(job), WorkCompleted)
+
+
+async def test_an_attempt_that_is_given_again_after_its_end_claims_nothing_more(tmp_path: Path):
+    job = function_job("echo", 1, memory=JobMemory(ram_mb=100))
+    async with (
+        marshaling() as other,
+        made_world(tmp_path, node_id=NODE, server=other.server) as world,
+        agent(other.server, tmp_path),
+    ):
+        world.processes.running[os.getpid()] = 1
+        await other.assign(job)
+        await other.outcome_of(job)
+        await until(lambda: held(world) == ())
+        again = await other.assign(job)
+
+        assert again[0].accepted
+        assert held(world) == ()
