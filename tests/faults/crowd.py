@@ -192,10 +192,14 @@ class Crowd:
         until = time.monotonic() + seconds
         await asyncio.sleep(self._chance.uniform(0, jitter))
         while (running := self.running()) < least:
-            if time.monotonic() > until:
+            if time.monotonic() > until or self._nothing_left():
                 break
             await asyncio.sleep(0.02)
         self.least_running = running if self.least_running is None else min(self.least_running, running)
+
+    def _nothing_left(self) -> bool:
+        """Whether so few jobs run because there are no more."""
+        return self._promised() >= self.most and len(self.lines.over) + len(self.poison) >= self._promised()
 
     async def all_ended(self) -> None:
         """Wait until all that is to be submitted was, and has ended."""
