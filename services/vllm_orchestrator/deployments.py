@@ -130,6 +130,11 @@ class Deployments:
         told = (self._tending.seen.get(key) for key in keys)
         return next((each.url for each in told if each and each.url), None)
 
+    def count_replicas(self, state: InstanceState) -> float:
+        """How many replicas are in it; none while another orchestrator looks after them."""
+        known = self._keeping.term.instances.by_name.values() if self._keeping.leads() else ()
+        return sum(replica.state is state for instance in known for replica in instance.replicas)
+
     def count(self, state: InstanceState) -> float:
         """How many instances are in it; none while another orchestrator looks after them."""
         known = self._keeping.term.instances.by_name.values() if self._keeping.leads() else ()
@@ -193,6 +198,7 @@ def _replica_view(replica: Replica, instance: Instance) -> ReplicaView:
         generation=replica.generation,
         strategy=replica.strategy,
         failures=replica.failures,
+        failure=replica.failure,
         not_before=replica.not_before,
         eased=replica.eased,
         since=replica.since,

@@ -106,6 +106,7 @@ def failed(replica: Replica, failure: Failure, sight: Sight, *, node_id: str | N
             "crowded": replica.crowded + 1 if failure.remedy is Remedy.ROOM else 0,
             "drain_seconds": 0.0,
             "failures": failures,
+            "failure": replica.failure if waits else failure.kind,
             "eased": eased or replica.eased,
             "lost": lost,
             "given_up": gives_up,

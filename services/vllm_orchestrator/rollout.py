@@ -179,7 +179,15 @@ def _ended(replica: Replica, instance: Instance, why: str, now: datetime) -> Rep
 
 def _again(replica: Replica, instance: Instance, why: str) -> Replica:
     state = InstanceState.STOPPING if replica.parts else InstanceState.PLANNED
-    forgotten = {"failures": 0, "given_up": False, "eased": Eased(), "lost": (), "not_before": None, "crowded": 0}
+    forgotten = {
+        "failures": 0,
+        "failure": "",
+        "given_up": False,
+        "eased": Eased(),
+        "lost": (),
+        "not_before": None,
+        "crowded": 0,
+    }
     again = {"state": state, "reason": why, "drain_seconds": instance.drain_seconds}
     return replica.model_copy(update=forgotten | again)
 

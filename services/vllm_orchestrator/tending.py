@@ -38,7 +38,7 @@ from services.vllm_orchestrator.failures import Failure, Remedy
 from services.vllm_orchestrator.keeping import Term
 from services.vllm_orchestrator.machine import Effect, Sight, become, failed, step
 from services.vllm_orchestrator.placing import base_of
-from services.vllm_orchestrator.rollout import changed, proceed, without
+from services.vllm_orchestrator.rollout import SERVING, changed, proceed, without
 from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.stranding import Stranding
 
@@ -72,6 +72,7 @@ class Tending:
         start_seconds: float,
         wait_seconds: float,
         chance: Callable[[], float],
+        count_failure: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
         self.seen: dict[Key, HostedEngine] = {}
@@ -85,6 +86,7 @@ class Tending:
         self._wait_seconds = wait_seconds
         self._chance = chance
         self._wake = wake
+        self._count_failure = count_failure
 
     async def round(self, term: Term) -> None:
         """Raises `SteppedDown`, `StreamFull`."""
@@ -120,7 +122,7 @@ class Tending:
     async def _step(self, term: Term, name: str, replica: Replica, sight: Sight) -> None:
         after, effect = step(replica, sight)
         if after != replica:
-            await term.change(name, _swap(replica, after))
+            await self._become(term, name, replica, after)
             self._wake()
         elif effect is not None:
             acting = self._act(term, name, replica, effect)
@@ -256,7 +258,13 @@ class Tending:
         self, term: Term, name: str, replica: Replica, failure: Failure, node_id: str | None = None
     ) -> None:
         sight = Sight(now=self._clock.now(), engines={}, chance=self._chance(), wait_seconds=self._wait_seconds)
-        await term.change(name, _swap(replica, failed(replica, failure, sight, node_id=node_id)))
+        await self._become(term, name, replica, failed(replica, failure, sight, node_id=node_id))
+
+    async def _become(self, term: Term, name: str, before: Replica, after: Replica) -> None:
+        instance = await term.change(name, _swap(before, after))
+        served = before.state in SERVING and after.state is InstanceState.STOPPING
+        if (served or after.failures > before.failures) and instance is not None and after in instance.replicas:
+            self._count_failure(after.failure)
 
     # What is seen
 

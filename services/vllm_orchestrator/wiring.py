@@ -150,6 +150,12 @@ def _registering(
 def _tending(
     platform: Platform, chosen: Settings, seeking: Seeking, keeping: Keeping, externals: HttpExternals
 ) -> Tending:
+    failures = Counter(
+        "mesh_orchestrator_failures_total",
+        "Engines that failed and are tried again or given up, by kind.",
+        ["kind"],
+        registry=platform.metrics,
+    )
     return Tending(
         platform.bus,
         platform.clock,
@@ -159,6 +165,7 @@ def _tending(
         start_seconds=chosen.start_seconds,
         wait_seconds=chosen.wait_seconds,
         chance=random.random,
+        count_failure=lambda kind: failures.labels(kind=kind).inc(),
         wake=keeping.wake,
     )
 
@@ -167,8 +174,10 @@ def _count(orchestrator: VllmOrchestrator, deployments: Deployments, metrics: Co
     known = Gauge("mesh_orchestrator_engines_ready", "Engines that would take a request.", registry=metrics)
     known.set_function(orchestrator.ready)
     counted = Gauge("mesh_orchestrator_instances", "Instances by their state.", ["state"], registry=metrics)
+    replicas = Gauge("mesh_orchestrator_replicas", "Replicas of instances by state.", ["state"], registry=metrics)
     for state in InstanceState:
         counted.labels(state=state.value).set_function(partial(deployments.count, state))
+        replicas.labels(state=state.value).set_function(partial(deployments.count_replicas, state))
 
 
 def _models(chosen: Settings, data_dir: Path, client: httpx.AsyncClient) -> HubModels:

@@ -185,6 +185,13 @@ def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
     assert ready["replicas"][0]["eased"]["max_num_seqs"] is not None
     assert len([event for event in deploying.events() if event.startswith("STOPPING")]) == 2
 
+    metrics = deploying.client.get(f"{deploying.mesh.url('vllm_orchestrator')}/metrics").text
+    for line in (
+        'mesh_orchestrator_failures_total{kind="oom_at_profiling"} 1.0',
+        'mesh_orchestrator_replicas{state="READY"} 1.0',
+    ):
+        assert line in metrics
+
     deploying.deploy(instance_name="two")
     failed = deploying.until(lambda told: told["state"] == "FAILED", "two")
     assert "--no-such-flag" in failed["problem"]

@@ -157,6 +157,7 @@ class Replica(Message):
     context_tokens: int | None = None
     parts: tuple[InstancePart, ...] = ()
     failures: int = Field(0, description="in a row, since it last served for a while")
+    failure: str = Field("", description="what kind its last failure was", examples=["oom_at_load"])
     not_before: Moment | None = Field(None, description="when the next start is tried at the earliest")
     given_up: bool = Field(False, description="it is not tried again by itself")
     drain_seconds: float = Field(0.0, description="that requests in hand may take when it is ended")
@@ -216,6 +217,7 @@ class ReplicaView(Message):
     generation: int
     strategy: str | None = None
     failures: int = 0
+    failure: str = Field("", description="what kind the last one was, as long as they are in a row")
     not_before: Moment | None = None
     eased: Eased = Eased()
     since: Moment

@@ -107,7 +107,7 @@ async def test_out_of_memory_at_the_start_leads_to_the_next_plan(tmp_path):
         ready = await house.until_ready()
         assert {each.node_id for each in (first, second) if each.asked} == {"a", "b"}
         assert "out of memory while it loaded" in " ".join(each.message for each in await house.events())
-        assert ready.generation == 3
+        assert (ready.generation, ready.replicas[0].failure) == (3, "oom_at_load")
 
 
 async def test_a_change_stops_the_old_engine_first_where_there_is_room_for_one_only(tmp_path):

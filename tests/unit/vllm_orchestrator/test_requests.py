@@ -34,7 +34,8 @@ async def test_one_that_is_deployed_again_under_its_name_goes_on_counting(tmp_pa
     async with house_of(tmp_path, node) as house, house.orchestrator():
         for generation in (1, 2):
             await house.deploy()
-            assert (await house.until_ready()).generation == generation
+            ready = await house.until_ready()
+            assert (ready.generation, ready.replicas[0].failures) == (generation, 0)
             await house.ask(delete={"instance_name": "one"})
             await house.until_gone()
 
