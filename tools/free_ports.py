@@ -1,21 +1,19 @@
 """Ports for the servers of tests and benchmarks: free now, and handed to nobody else for a good while.
 
 The system gives ports of its ephemeral range to outgoing connections: a port of that range that was free a moment ago
-may be taken before our server listens on it. So these lie below that range, in a block that each process of ours locks
-for itself as long as it lives.
+may be taken before our server listens on it. So these lie below that range, in a block that is one process's as long
+as it lives: it holds the block's first port.
 """
 
-import fcntl
 import itertools
-import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 LOWEST, BLOCK = 10_240, 200
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_locks: list[socket.socket] = []
 
 
 def free_port() -> int:
@@ -25,25 +23,24 @@ def free_port() -> int:
 def free_ports(count: int) -> list[int]:
     """Raises `RuntimeError` where every block is in use, or every port of ours."""
     ports = _block()
-    found = list(itertools.islice((port for port in itertools.islice(ports, BLOCK) if _is_free(port)), count))
+    found = list(itertools.islice((port for port in itertools.islice(ports, BLOCK - 1) if _is_free(port)), count))
     if len(found) < count:
-        raise RuntimeError(f"{count} free ports were wanted, of the {BLOCK} of this process {len(found)} are free")
+        raise RuntimeError(f"{count} free ports were wanted, of the {BLOCK - 1} of this process {len(found)} are free")
     return found
 
 
 @cache
 def _block() -> Iterator[int]:
-    folder = Path(tempfile.gettempdir()) / f"compute-mesh-ports-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
     for first in range(LOWEST, _end() - BLOCK + 1, BLOCK):
-        lock = os.open(folder / str(first), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        lock = socket.socket()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+            lock.bind(("127.0.0.1", first))
+        except OSError:
+            lock.close()
             continue
-        return itertools.cycle(range(first, first + BLOCK))
-    raise RuntimeError(f"every block of ports below {_end()} is locked in {folder}")
+        _locks.append(lock)
+        return itertools.cycle(range(first + 1, first + BLOCK))
+    raise RuntimeError(f"every block of ports below {_end()} is in use")
 
 
 def _end() -> int:
