@@ -3,15 +3,18 @@
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import chain
 
 from libs.common.contracts.base import node_token
 from libs.common.contracts.vllm_instances import Claim, DeployRequest, Eased, EngineChoice, InstancePart
 from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedMemory
 from libs.common.errors import Conflict
+from libs.inference.planner.command import MASTER_PORT
 from libs.inference.planner.devices import Node
 
 MIB = 2**20
+MASTER_PORTS = 1000
 TEST_MODEL_MB = 256
 HOST_MB_PER_GPU = 2048
 """RAM that vLLM takes beside each of its GPUs: the worker's own pages, and a part of the front's and the core's."""
@@ -85,7 +88,7 @@ def place_of_plan(name: str, generation: int, answer: PlanAnswer) -> Place:
             InstancePart(
                 rank=rank,
                 node_id=command.node_id,
-                arguments=command.vllm_args,
+                arguments=_meeting_at(master_port(name, generation), command.vllm_args),
                 environment=command.environment,
                 gpu_uuids=tuple(row.gpu_uuid for row in rows),
                 required_mb=math.ceil(rows[0].budget_bytes / MIB) if rows else 0,
@@ -100,6 +103,17 @@ def place_of_plan(name: str, generation: int, answer: PlanAnswer) -> Place:
         slots=min(MOST_SLOTS, answer.max_num_seqs or 1),
         context_tokens=answer.max_model_len,
     )
+
+
+def master_port(name: str, generation: int) -> int:
+    """Where the nodes of one start meet: others that have their head on the same machine meet elsewhere. One that finds
+    its port taken all the same fails, and gets another with its next generation."""
+    return MASTER_PORT + int.from_bytes(sha256(f"{name}/{generation}".encode()).digest()[:4]) % MASTER_PORTS
+
+
+def _meeting_at(port: int, arguments: Sequence[str]) -> tuple[str, ...]:
+    before = ("", *arguments)
+    return tuple(str(port) if flag == "--master-port" else each for flag, each in zip(before, arguments, strict=False))
 
 
 def _claimed_apart(rows: Sequence[PlannedMemory], first: str) -> tuple[Claim, ...]:

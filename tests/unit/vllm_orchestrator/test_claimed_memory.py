@@ -1,4 +1,4 @@
-"""What the processes of an instance claim on their nodes, GPUs' memory and RAM."""
+"""What the processes of an instance claim on their nodes: GPUs' memory, RAM, and the port where they meet."""
 
 from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedCommand, PlannedMemory
 from services.vllm_orchestrator.placing import HOST_MB_PER_GPU, MIB, place_of_plan
@@ -19,8 +19,8 @@ def row(node_id: str, number: int, budget_mb: int) -> PlannedMemory:
     )
 
 
-def command(node_id: str) -> PlannedCommand:
-    return PlannedCommand(node_id=node_id, vllm_args=(), environment={})
+def command(node_id: str, *arguments: str) -> PlannedCommand:
+    return PlannedCommand(node_id=node_id, vllm_args=arguments, environment={})
 
 
 def test_each_node_claims_of_each_gpu_what_it_takes_and_a_share_of_its_ram_for_each_gpu():
@@ -41,3 +41,16 @@ def test_an_engine_on_the_processor_claims_the_ram_that_is_planned():
     (part,) = place_of_plan("one", 1, answer).parts
 
     assert (part.required_mb, part.ram_mb, part.gpu_uuids) == (0, 6, ())
+
+
+def test_the_nodes_of_one_start_meet_at_one_port_and_those_of_the_next_elsewhere():
+    together = ("serve", "--master-port", "29501", "--headless")
+    answer = PlanAnswer(fits=True, replicas=1, commands=(command("a", *together), command("b", *together)))
+
+    starts = [place_of_plan("one", generation, answer).parts for generation in (1, 2)]
+
+    ports = [{part.arguments[2] for part in parts} for parts in starts]
+    assert [len(each) for each in ports] == [1, 1]
+    assert ports[0] != ports[1]
+    assert all(29501 <= int(port) <= 30500 for each in ports for port in each)
+    assert starts[0][0].arguments[0::3] == ("serve", "--headless")
