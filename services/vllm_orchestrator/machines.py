@@ -52,7 +52,10 @@ def linked(links: Iterable[GpuLink]) -> frozenset[frozenset[str]]:
 
 
 def from_registry(nodes: Iterable[NodeView], ledgers: Mapping[str, GpuStates]) -> tuple[Node, ...]:
-    """What is free is the least of what the ledger has left to give and what the last heartbeat measured."""
+    """What is free is what the ledger has left to give; it measures too. Without one, what the last heartbeat measured.
+
+    Nobody waits for a heartbeat to see what was given back: a plan that is made for too little room stays as it is.
+    """
     return tuple(_registered(node, ledgers.get(node.node_id)) for node in nodes)
 
 
@@ -63,7 +66,7 @@ def _registered(node: NodeView, ledger: GpuStates | None) -> Node:
     return Node(
         node_id=node.node_id,
         gpus=tuple(
-            _found(node.node_id, gpu, [beats.get(gpu.uuid), left.get(gpu.uuid), gpu.vram_free_mb])
+            _found(node.node_id, gpu, [left.get(gpu.uuid), beats.get(gpu.uuid), gpu.vram_free_mb])
             for whole in node.inventory.gpus
             for gpu in _parts(whole)
             if gpu.healthy and gpu.vram_total_mb
@@ -89,14 +92,13 @@ def _parts(gpu: RegisteredGpu) -> list[RegisteredGpu]:
 
 
 def _found(node_id: str, gpu: RegisteredGpu, free: Sequence[int | None]) -> Gpu:
-    beat, left, announced = free
-    measured = announced if beat is None else beat
-    known = [each for each in (measured, left, gpu.vram_total_mb) if each is not None]
+    """The first number of `free` that is known counts."""
+    known = [next((each for each in free if each is not None), None), gpu.vram_total_mb]
     return Gpu(
         uuid=gpu.uuid,
         node_id=node_id,
         total=(gpu.vram_total_mb or 0) * MIB,
-        free=min(known) * MIB,
+        free=min(each for each in known if each is not None) * MIB,
         name=gpu.name,
         capability=capability(gpu.compute_capability),
         index=gpu.index,

@@ -29,7 +29,7 @@ from services.vllm_orchestrator.asking import NAMELESS, naming_of, question_of
 from services.vllm_orchestrator.machines import from_registry, from_request
 from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
 from services.vllm_orchestrator.models import ModelSource
-from services.vllm_orchestrator.placing import claimed
+from services.vllm_orchestrator.placing import claimed, given_back
 
 QUERY_SECONDS = 5.0
 MOST_NODES = 1000
@@ -75,6 +75,7 @@ class Planning:
         self._starts = starts
         self._ledgers: dict[str, tuple[float, GpuStates]] = {}
         self._claims: list[tuple[float, InstancePart]] = []
+        self._released: list[tuple[float, InstancePart]] = []
         self._computing = asyncio.Semaphore(AT_ONCE)
 
     async def hear(self, states: GpuStates) -> None:
@@ -89,9 +90,16 @@ class Planning:
         self._claims += [(now, part) for part in parts]
 
     def given_back(self, parts: Iterable[InstancePart]) -> None:
-        """These have nothing any more."""
-        over = {part.reservation_id for part in parts}
+        """These have no GPU memory any more: until their ledgers tell it, others are planned there all the same."""
+        now = self._clock.monotonic()
+        over = {part.reservation_id: part for part in parts}
+        untold = {part.reservation_id for part in self._untold(self._claims)}
         self._claims = [each for each in self._claims if each[1].reservation_id not in over]
+        self._released = [each for each in self._released if now - each[0] <= LEDGER_SECONDS]
+        # How much RAM is free is measured, and may have been since.
+        self._released += [
+            (now, part.model_copy(update={"ram_mb": 0})) for name, part in over.items() if name not in untold
+        ]
 
     async def plan(self, request: PlanRequest) -> PlanAnswer:
         """Raises `UnknownModel`, `GatedModel`, `Malformed`, `Unsupported`, `NoUsableDevice` or `Unavailable`."""
@@ -172,8 +180,11 @@ class Planning:
         found = await self._bus.request(QUERY, wanted, timeout=QUERY_SECONDS)
         now = self._clock.monotonic()
         ledgers = {name: states for name, (at, states) in self._ledgers.items() if now - at <= LEDGER_SECONDS}
-        untold = [part for at, part in self._claims if at >= self._told_at(part.node_id)]
-        return claimed(from_registry(found.nodes, ledgers), untold)
+        nodes = given_back(from_registry(found.nodes, ledgers), self._untold(self._released))
+        return claimed(nodes, self._untold(self._claims))
+
+    def _untold(self, happened: Iterable[tuple[float, InstancePart]]) -> list[InstancePart]:
+        return [part for at, part in happened if at >= self._told_at(part.node_id)]
 
     def _told_at(self, node_id: str) -> float:
         return max(self._ledgers.get(node_id, (0.0, None))[0], self._clock.monotonic() - LEDGER_SECONDS)

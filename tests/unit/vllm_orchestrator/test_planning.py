@@ -26,7 +26,7 @@ from libs.common.contracts.node_registry import (
     Platform,
     Tier,
 )
-from libs.common.contracts.vllm_instances import DeployRequest, Instance, Replica
+from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstancePart, Replica
 from libs.common.contracts.vllm_orchestrator import PlanGpu, PlanNode, PlanRequest
 from libs.common.errors import Malformed
 from libs.inference.planner.architectures import model_facts
@@ -73,6 +73,7 @@ class House:
     def __init__(self, bus: Bus, clock: ManualClock) -> None:
         catalogue = (CatalogueEntry(model_name=LLAMA), CatalogueEntry(model_name="owner/unknown"))
         self.bus = bus
+        self.clock = clock
         self.planning = Planning(bus, clock, KnownModels(), catalogue)
         self.nodes: list[NodeView] = []
         self.asked: list[NodeQuery] = []
@@ -245,11 +246,47 @@ async def test_what_is_free_is_what_was_measured_last(house: House):
     assert not (await house.planning.plan(_request(nodes=None))).fits
 
 
+async def _ledger_tells(house: House, *, claimed_mb: int) -> None:
+    entry = LedgerEntry(total_mb=24576, claimed_mb=claimed_mb, free_mb=24000 - claimed_mb)
+    state = GpuState(gpu=house.nodes[0].inventory.gpus[0], processes=None, ledger=entry)
+    house.clock.advance(1)
+    await house.planning.hear(GpuStates(node_id="r", boot_id="b", at=NOW, gpus=(state,)))
+    house.clock.advance(1)
+
+
 async def test_what_a_ledger_has_given_away_is_not_planned_with(house: House):
     house.nodes = [_registered(24000)]
-    entry = LedgerEntry(total_mb=24576, claimed_mb=20000, free_mb=4000)
-    state = GpuState(gpu=house.nodes[0].inventory.gpus[0], processes=None, ledger=entry)
-    await house.planning.hear(GpuStates(node_id="r", boot_id="b", at=NOW, gpus=(state,)))
+    await _ledger_tells(house, claimed_mb=20000)
+
+    assert not (await house.planning.plan(_request(nodes=None))).fits
+
+
+async def test_what_an_engine_gave_back_is_planned_with_before_its_ledger_tells_of_it(house: House):
+    house.nodes = [_registered(24000, beat_mb=4000)]
+    uuid = house.nodes[0].inventory.gpus[0].uuid
+    part = InstancePart(
+        rank=0, node_id="r", arguments=(), gpu_uuids=(uuid,), required_mb=20000, reservation_id="one/1/r"
+    )
+    house.planning.claimed([part])
+    await _ledger_tells(house, claimed_mb=20000)
+    assert not (await house.planning.plan(_request(nodes=None))).fits
+
+    house.planning.given_back([part])
+    assert (await house.planning.plan(_request(nodes=None))).fits
+
+    await _ledger_tells(house, claimed_mb=20000)
+    assert not (await house.planning.plan(_request(nodes=None))).fits
+
+
+async def test_what_no_ledger_knew_is_given_back_once(house: House):
+    house.nodes = [_registered(24000)]
+    await _ledger_tells(house, claimed_mb=20000)
+    uuid = house.nodes[0].inventory.gpus[0].uuid
+    part = InstancePart(
+        rank=0, node_id="r", arguments=(), gpu_uuids=(uuid,), required_mb=20000, reservation_id="one/1/r"
+    )
+    house.planning.claimed([part])
+    house.planning.given_back([part])
 
     assert not (await house.planning.plan(_request(nodes=None))).fits
 
