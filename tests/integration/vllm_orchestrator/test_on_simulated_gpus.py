@@ -5,21 +5,27 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.deploying import Deploying, runs
 from tests.fake_engine import begun, fake_vllm
-from tests.mesh_process import mesh_process
+from tests.mesh_process import MeshProcess, mesh_process
 from tests.nvml import machines
 from tests.nvml.machines import Machine
 from tests.nvml.simulator import Simulator
 from tests.unit.inference.planner.published import config
 
+HEARTBEAT = {"RESOURCE_DETECTOR_HEARTBEAT_SECONDS": "0.5"}
+"""A machine that is silent for three seconds is gone."""
 SMALL, LARGE = "meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-70B-Instruct"
 
 
 @contextmanager
-def deploying_on(folder: Path, simulator: Simulator, machine: Machine, *starts: str) -> Iterator[Deploying]:
+def deploying_on(
+    folder: Path, simulator: Simulator, machine: Machine, *starts: str, **more: str
+) -> Iterator[Deploying]:
     simulator.show(machine)
     for name in (SMALL, LARGE):
         (folder / "models" / name).mkdir(parents=True)
@@ -30,12 +36,62 @@ def deploying_on(folder: Path, simulator: Simulator, machine: Machine, *starts: 
         "VLLM_MODELS_FOLDER": str(folder / "models"),
         "HF_HUB_OFFLINE": "true",
     }
-    with mesh_process(folder / "data", **settings, **simulator.settings) as mesh:
+    with mesh_process(folder / "data", **settings, **more, **simulator.settings) as mesh:
         mesh.start().wait_ready()
         mesh.wait_until_listed()
         made = Deploying(mesh, folder / "vllm")
         with made.client:
             yield made
+
+
+@contextmanager
+def second_machine(deploying: Deploying, simulator: Simulator, machine: Machine) -> Iterator[MeshProcess]:
+    """With a detector, a ledger and an agent of its own."""
+    folder = deploying.programs.with_name("second")
+    own = replace(simulator, description=folder.with_suffix(".txt"))
+    own.show(machine)
+    inherited = {name: deploying.mesh.environment[name] for name in ("ENGINE", "ENGINE_PROGRAMS")}
+    services = ("node_agent", "gpu_orchestrator", "resource_detector")
+    with mesh_process(
+        folder, NODE_ID="second", NATS_URL=deploying.mesh.nats_url, **inherited, **HEARTBEAT, **own.settings
+    ) as mesh:
+        mesh.start(("-m", "services", *services)).wait_ready(services)
+        deploying.until_nodes(2)
+        yield mesh
+
+
+def nodes_of(told: dict[str, Any]) -> list[str]:
+    return sorted(part["node_id"] for part in told["parts"])
+
+
+def test_two_machines_of_four_a100_serve_one_model_together_and_the_other_takes_over_what_one_has_lost(
+    tmp_path: Path, simulator: Simulator
+):
+    others = machines.A100_X4.gpus
+    other = replace(
+        machines.A100_X4, gpus=tuple(replace(gpu, uuid=machines.uuid(100 + n)) for n, gpu in enumerate(others))
+    )
+    with (
+        deploying_on(tmp_path, simulator, machines.A100_X4, NODE_ID="first", **HEARTBEAT) as deploying,
+        second_machine(deploying, simulator, other) as second,
+    ):
+        asked = {"device": "gpu", "max_model_len": 4096}
+        deploying.deploy(model_name=LARGE, tensor_parallel_size=4, pipeline_parallel_size=2, **asked)
+        ready = deploying.until_ready()
+        assert nodes_of(ready) == ["first", "second"]
+        assert [len(part["gpu_uuids"]) for part in ready["parts"]] == [4, 4]
+        deploying.call("DELETE", "/instances/one")
+        deploying.until_gone()
+        assert deploying.claims() == []
+
+        deploying.deploy(model_name=SMALL, replicas=2, **asked)
+        ready = deploying.until_ready()
+        assert nodes_of(ready) == ["first", "second"]
+        second.clean_up()
+        again = deploying.until(lambda told: told["state"] == "READY" and nodes_of(told) == ["first", "first"])
+        gpus = [uuid for part in again["parts"] for uuid in part["gpu_uuids"]]
+        assert len(set(gpus)) == 2
+        assert any("second is offline" in event for event in deploying.events())
 
 
 def test_eight_h100_serve_two_models_side_by_side_and_the_next_plan_after_running_out_of_memory(
