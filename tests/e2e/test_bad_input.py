@@ -13,7 +13,7 @@ from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 
 from libs.common.contracts.catalogue import catalogue
-from libs.common.contracts.streams import WORK_MARSHALING
+from libs.common.contracts.streams import VLLM_ORCHESTRATOR, WORK_MARSHALING
 from tests.mesh_process import SERVICES, MeshProcess, mesh_process
 
 HOSTILE = {
@@ -82,11 +82,13 @@ async def test_every_call_answers_hostile_requests_with_an_error(mesh, what):
 
 
 async def who_answers(mesh: MeshProcess, client: Client) -> dict[str, str]:
-    """By service: the node it runs on; of work marshaling, the instance that leads."""
+    """By service: the node it runs on; of those of which one leads, the instance that does."""
     node_id = httpx.get(f"{mesh.url('node_registry')}/api/v1/nodes").json()["nodes"][0]["node_id"]
-    bucket = await client.jetstream().key_value(WORK_MARSHALING.name)
-    lease = await bucket.get("leader")
-    return dict.fromkeys(SERVICES, node_id) | {"work_marshaling": json.loads(lease.value or b"")["holder"]}
+    places = dict.fromkeys(SERVICES, node_id)
+    for service, bucket in (("work_marshaling", WORK_MARSHALING), ("vllm_orchestrator", VLLM_ORCHESTRATOR)):
+        lease = await (await client.jetstream().key_value(bucket.name)).get("leader")
+        places[service] = json.loads(lease.value or b"")["holder"]
+    return places
 
 
 @pytest.mark.parametrize("what", HOSTILE)
