@@ -2,7 +2,7 @@
 
 The system gives ports of its ephemeral range to outgoing connections: a port of that range that was free a moment ago
 may be taken before our server listens on it. So these lie below that range, in a block that is one process's as long
-as it lives: it holds the block's first port.
+as it lives: it holds the block's first port until it ends.
 """
 
 import itertools
@@ -13,7 +13,6 @@ from pathlib import Path
 
 LOWEST, BLOCK = 10_240, 200
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_locks: list[socket.socket] = []
 
 
 def free_port() -> int:
@@ -38,7 +37,7 @@ def _block() -> Iterator[int]:
         except OSError:
             lock.close()
             continue
-        _locks.append(lock)
+        lock.detach()
         return itertools.cycle(range(first + 1, first + BLOCK))
     raise RuntimeError(f"every block of ports below {_end()} is in use")
 
