@@ -142,16 +142,20 @@ async def test_an_engine_that_is_asked_for_comes_up_and_answers(tmp_path):
         assert made.shown[0].work_types() == ("inference", "chat")
 
 
+async def request_in_hand(client: httpx.AsyncClient, url: str) -> "asyncio.Task[httpx.Response]":
+    asked = asyncio.create_task(client.post(f"{url}/v1/chat/completions", json={"messages": []}))
+    async with asyncio.timeout(10):
+        while " 1.0" not in (await client.get(f"{url}/metrics")).text:
+            await asyncio.sleep(0.02)
+    return asked
+
+
 async def test_an_engine_ends_what_it_has_in_hand_before_it_ends_and_gets_no_more(tmp_path):
     async with host(tmp_path, "ponder=1.5") as made:
         await made.hosting.start(start_of())
         ready = await made.until_state(EngineState.READY)
         async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
-            asked = asyncio.create_task(client.post(f"{ready.url}/v1/chat/completions", json={"messages": []}))
-            async with asyncio.timeout(10):
-                while " 1.0" not in (await client.get(f"{ready.url}/metrics")).text:
-                    await asyncio.sleep(0.02)
-
+            asked = await request_in_hand(client, f"{ready.url}")
             for _ in range(3):
                 await made.hosting.stop(StopEngine(instance="tiny", generation=1, drain_seconds=60))
             ending = await made.one()
@@ -166,10 +170,7 @@ async def test_who_is_in_a_hurry_waits_no_longer_for_requests_in_hand(tmp_path):
         await made.hosting.start(start_of())
         ready = await made.until_state(EngineState.READY)
         async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
-            asked = asyncio.create_task(client.post(f"{ready.url}/v1/chat/completions", json={"messages": []}))
-            async with asyncio.timeout(10):
-                while " 1.0" not in (await client.get(f"{ready.url}/metrics")).text:
-                    await asyncio.sleep(0.02)
+            asked = await request_in_hand(client, f"{ready.url}")
             await made.hosting.stop(StopEngine(instance="tiny", generation=1, drain_seconds=60))
             await made.hosting.stop(StopEngine(instance="tiny", generation=1))
             await made.until_ended()

@@ -1,6 +1,8 @@
 """Jobs are promised memory in this machine's ledger before they begin, and it is free again when they are over."""
 
 import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from libs.common.contracts.gpu_orchestrator import Reservation
@@ -8,11 +10,24 @@ from libs.common.contracts.work_marshaling import Assignment, WorkCompleted
 from libs.common.contracts.work_requirements import JobMemory
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import gate
-from tests.integration.node_agent.mesh import NODE, PLACE, agent, function_job, marshaling
+from tests.integration.node_agent.mesh import NODE, PLACE, Marshaling, agent, function_job, marshaling
 from tests.unit.gpu_orchestrator.world import FREE_MB, World, made_world
 
 GATE = "memory"
 IN_PROCESSES = {"AGENT_FUNCTION_PROCESSES": "true"}
+
+
+@asynccontextmanager
+async def node_with_ledger(
+    tmp_path: Path, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[Marshaling, World]]:
+    """An agent and the ledger of its machine, and who stands for work marshaling."""
+    async with (
+        marshaling() as other,
+        made_world(tmp_path, node_id=NODE, server=other.server) as world,
+        agent(other.server, tmp_path, settings),
+    ):
+        yield other, world
 
 
 def held(world: World) -> tuple[Reservation, ...]:
@@ -27,11 +42,7 @@ async def test_two_jobs_are_not_promised_the_same_vram(tmp_path: Path):
     large = JobMemory(vram_mb=FREE_MB - 100, gpu_count=1)
     jobs = [waiting_job(large) for _ in range(3)]
     small = function_job("echo", "small", memory=JobMemory(vram_mb=50, gpu_count=1))
-    async with (
-        marshaling() as other,
-        made_world(tmp_path, node_id=NODE, server=other.server) as world,
-        agent(other.server, tmp_path, {"AGENT_FUNCTION_SLOTS": "9"}),
-    ):
+    async with node_with_ledger(tmp_path, {"AGENT_FUNCTION_SLOTS": "9"}) as (other, world):
         world.processes.running[os.getpid()] = 1
         answers = await other.assign(*jobs)
         taken = [job for job, answer in zip(jobs, answers, strict=True) if answer.accepted]
@@ -51,11 +62,7 @@ async def test_two_jobs_are_not_promised_the_same_vram(tmp_path: Path):
 
 async def test_what_is_refused_for_another_reason_holds_no_memory(tmp_path: Path):
     jobs = [waiting_job(JobMemory(ram_mb=100), "slots") for _ in range(2)]
-    async with (
-        marshaling() as other,
-        made_world(tmp_path, node_id=NODE, server=other.server) as world,
-        agent(other.server, tmp_path, {"AGENT_FUNCTION_SLOTS": "1"}),
-    ):
+    async with node_with_ledger(tmp_path, {"AGENT_FUNCTION_SLOTS": "1"}) as (other, world):
         world.processes.running[os.getpid()] = 1
         answers = await other.assign(*jobs)
         gate("slots").set()
@@ -66,11 +73,7 @@ async def test_what_is_refused_for_another_reason_holds_no_memory(tmp_path: Path
 
 async def test_a_job_that_is_stopped_gives_its_memory_back(tmp_path: Path):
     job = waiting_job(JobMemory(ram_mb=100), "stopped-with-memory")
-    async with (
-        marshaling() as other,
-        made_world(tmp_path, node_id=NODE, server=other.server) as world,
-        agent(other.server, tmp_path),
-    ):
+    async with node_with_ledger(tmp_path) as (other, world):
         world.processes.running[os.getpid()] = 1
         await other.assign(job)
         assert len(held(world)) == 1
@@ -82,10 +85,9 @@ async def test_a_job_that_is_stopped_gives_its_memory_back(tmp_path: Path):
 
 async def test_a_function_in_a_process_sees_the_gpus_it_was_promised_and_leaves_no_process(tmp_path: Path):
     jobs = [function_job("seen_gpus", memory=JobMemory(vram_mb=100, gpu_count=count)) for count in (2, 0)]
-    async with (
-        marshaling() as other,
-        made_world(tmp_path, node_id=NODE, server=other.server) as world,
-        agent(other.server, tmp_path, IN_PROCESSES | {"AGENT_FUNCTIONS": f"seen_gpus={PLACE}:seen_gpus"}),
+    async with node_with_ledger(tmp_path, IN_PROCESSES | {"AGENT_FUNCTIONS": f"seen_gpus={PLACE}:seen_gpus"}) as (
+        other,
+        world,
     ):
         seen = []
         for job in jobs:
@@ -107,11 +109,7 @@ async def test_where_no_ledger_is_a_job_is_run_without_a_promise(tmp_path: Path)
 
 async def test_an_attempt_that_is_given_again_after_its_end_claims_nothing_more(tmp_path: Path):
     job = function_job("echo", 1, memory=JobMemory(ram_mb=100))
-    async with (
-        marshaling() as other,
-        made_world(tmp_path, node_id=NODE, server=other.server) as world,
-        agent(other.server, tmp_path),
-    ):
+    async with node_with_ledger(tmp_path) as (other, world):
         world.processes.running[os.getpid()] = 1
         await other.assign(job)
         await other.outcome_of(job)

@@ -39,7 +39,7 @@ from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
 from services.vllm_orchestrator.models import UnknownModel
 from services.vllm_orchestrator.planning import NoUsableDevice, Planning
 from services.vllm_orchestrator.seeking import Seeking
-from tests.unit.inference.planner.published import config
+from tests.unit.inference.planner.published import LLAMA_8B_GGUF, config
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -54,17 +54,8 @@ class KnownModels:
         return ModelDocuments(model_name=model_name, config=config(LLAMA))
 
     async def read_gguf(self, model_name: str, file: str, revision: str | None) -> GgufHeader:
-        metadata = {
-            "general.architecture": "llama",
-            "llama.block_count": 32,
-            "llama.embedding_length": 4096,
-            "llama.attention.head_count": 32,
-            "llama.attention.head_count_kv": 8,
-            "llama.context_length": 8192,
-            "llama.vocab_size": 128256,
-        }
         weights = StoredTensor(name="w", type="Q4_K", shape=(1,), size=4 * GIB)
-        return GgufHeader(metadata=metadata, tensors=(weights,), file_bytes=4 * GIB)
+        return GgufHeader(metadata=LLAMA_8B_GGUF, tensors=(weights,), file_bytes=4 * GIB)
 
 
 class House:

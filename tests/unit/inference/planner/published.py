@@ -32,3 +32,15 @@ def config(name: str, **changes: object) -> dict[str, Any]:
 def facts(name: str) -> ModelFacts:
     entry = models()[name]
     return model_facts(entry["config"], entry.get("quantisation"))
+
+
+LLAMA_8B_GGUF = {
+    "general.architecture": "llama",
+    "llama.block_count": 32,
+    "llama.embedding_length": 4096,
+    "llama.attention.head_count": 32,
+    "llama.attention.head_count_kv": 8,
+    "llama.context_length": 8192,
+    "llama.vocab_size": 128256,
+}
+"""What the header of a GGUF file says of Llama 3.1 8B, as far as it sizes it."""

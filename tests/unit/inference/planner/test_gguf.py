@@ -17,6 +17,7 @@ from libs.inference.planner.gguf import TYPES, GgufHeader, HeaderCutOff, LongLis
 from libs.inference.planner.headers import GGUF_BLOCKS, StoredTensor
 from libs.inference.planner.llama import GgufFacts, gguf_facts, llama_need, plan_llama
 from services.node_agent import tiny_model
+from tests.unit.inference.planner.published import LLAMA_8B_GGUF
 
 GIB = 2**30
 
@@ -152,17 +153,8 @@ def test_the_files_of_a_split_model_are_found_by_any_of_them():
 
 
 def facts(**changes: object) -> GgufFacts:
-    metadata: dict[str, object] = {
-        "general.architecture": "llama",
-        "llama.block_count": 32,
-        "llama.embedding_length": 4096,
-        "llama.attention.head_count": 32,
-        "llama.attention.head_count_kv": 8,
-        "llama.context_length": 8192,
-        "llama.vocab_size": 128256,
-    }
     weights = StoredTensor(name="w", type="Q4_K", shape=(1,), size=4 * GIB)
-    changed = {name: value for name, value in (metadata | changes).items() if value is not None}
+    changed = {name: value for name, value in (LLAMA_8B_GGUF | changes).items() if value is not None}
     return gguf_facts(GgufHeader(metadata=changed, tensors=(weights,), file_bytes=0))
 
 
