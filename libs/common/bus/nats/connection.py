@@ -34,7 +34,10 @@ _log = structlog.get_logger()
 
 
 class _Client(Client):
-    """Two shortcuts, which save each message a queue and a turn of the event loop on its way out and in."""
+    """Two shortcuts, which save each message a queue and a turn of the event loop on its way out and in.
+
+    And an ear for the last words of a server that refuses us.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,6 +49,17 @@ class _Client(Client):
 
         `nats.micro` calls it while it starts.
         """
+
+    async def _process_connect_init(self) -> None:
+        """A server that takes no more says INFO, -ERR and hangs up at once; nats-py then fails at writing, and does not
+        read on."""
+        try:
+            await super()._process_connect_init()
+        except ConnectionError as error:
+            heard = getattr(self._transport, "_io_reader", None)
+            # Its `read` raises the same error, whatever came before.
+            last_words = bytes(getattr(heard, "_buffer", b"")).decode(errors="replace").strip()
+            raise errors.Error(last_words or str(error)) from error
 
     async def _flush_pending(self, force_flush: bool = False) -> None:
         """All of one turn of the event loop is written together, without waking nats-py's flusher for it.
