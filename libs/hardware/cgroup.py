@@ -25,24 +25,22 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
-    """How the two versions call the same things."""
+class _MemoryFiles:
+    """What the two versions call differently. `inactive` is a word in `stat`."""
 
-    limit: str
-    usage: str
-    swap: str
+    limit: Path
+    usage: Path
+    stat: Path
+    swap: Path | None
     inactive: str
-
-
-_V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "", "total_inactive_file")
-_V2 = _Names("memory.max", "memory.current", "memory.swap.max", "inactive_file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """The folders of our own control group and those around it, the nearest first, in both versions."""
+    """Our own control group and those around it, the nearest first, in both versions: the files about memory, and the
+    folders with those about processors."""
 
-    memory: tuple[tuple[Path, _Names], ...]
+    memory: tuple["_MemoryFiles", ...]
     processors_v1: tuple[Path, ...]
     processors_v2: tuple[Path, ...]
 
@@ -57,9 +55,9 @@ def own_groups(root: Path = Path("/")) -> Groups:
     groups = _own_groups(root)
     mounted = root / "sys/fs/cgroup"
     unified = tuple(_unified(mounted, groups))
-    memory = [(folder, _V1) for folder in _upwards(mounted / "memory", groups.get("memory"))]
+    memory = [_files_v1(folder) for folder in _upwards(mounted / "memory", groups.get("memory"))]
     return Groups(
-        memory=(*memory, *((folder, _V2) for folder in unified)),
+        memory=(*memory, *(_files_v2(folder) for folder in unified)),
         processors_v1=tuple(_upwards(mounted / "cpu", groups.get("cpu"))),
         processors_v2=unified,
     )
@@ -76,9 +74,29 @@ def limits_of(groups: Groups) -> Limits:
 def memory_limits_of(groups: Groups) -> Limits:
     """Without those of the processors."""
     limit, used = _tightest_memory(groups.memory)
-    limits = (_limit(folder / names.swap) for folder, names in groups.memory if names.swap)
+    limits = (_limit(files.swap) for files in groups.memory if files.swap is not None)
     swaps = [amount for amount in limits if amount is not None]
     return Limits(memory_bytes=limit, memory_used_bytes=used, swap_bytes=min(swaps, default=None))
+
+
+def _files_v1(folder: Path) -> _MemoryFiles:
+    return _MemoryFiles(
+        limit=folder / "memory.limit_in_bytes",
+        usage=folder / "memory.usage_in_bytes",
+        stat=folder / "memory.stat",
+        swap=None,
+        inactive="total_inactive_file",
+    )
+
+
+def _files_v2(folder: Path) -> _MemoryFiles:
+    return _MemoryFiles(
+        limit=folder / "memory.max",
+        usage=folder / "memory.current",
+        stat=folder / "memory.stat",
+        swap=folder / "memory.swap.max",
+        inactive="inactive_file",
+    )
 
 
 def _own_groups(root: Path) -> dict[str, str]:
@@ -111,12 +129,12 @@ def _upwards(mounted: Path, path: str | None) -> Iterator[Path]:
     yield mounted
 
 
-def _tightest_memory(folders: Iterable[tuple[Path, _Names]]) -> tuple[int | None, int | None]:
+def _tightest_memory(groups: Iterable[_MemoryFiles]) -> tuple[int | None, int | None]:
     tightest: tuple[int | None, int | None] = (None, None)
-    for folder, names in folders:
-        limit = _limit(folder / names.limit)
+    for files in groups:
+        limit = _limit(files.limit)
         if limit is not None and (tightest[0] is None or limit < tightest[0]):
-            tightest = (limit, _used(folder, names))
+            tightest = (limit, _used(files))
     return tightest
 
 
@@ -125,13 +143,13 @@ def _limit(path: Path) -> int | None:
     return None if amount is None or amount >= UNLIMITED_BYTES else amount
 
 
-def _used(folder: Path, names: _Names) -> int | None:
-    usage = number(folder / names.usage)
+def _used(files: _MemoryFiles) -> int | None:
+    usage = number(files.usage)
     if usage is None:
         return None
-    for line in (text(folder / "memory.stat") or "").splitlines():
+    for line in (text(files.stat) or "").splitlines():
         word, _, amount = line.partition(" ")
-        if word == names.inactive and amount.isdecimal():
+        if word == files.inactive and amount.isdecimal():
             return max(0, usage - int(amount))
     return usage
 

@@ -126,9 +126,7 @@ class Inspector:
         return Pulse(load_ratio=load.value, memory=memory.value, graphics=graphics)
 
     async def memory(self) -> Reading[Memory]:
-        limits = await self._limits()
-        memory = await self._memory(limits.value)
-        return Reading(memory.value, (*limits.problems, *memory.problems))
+        return await self._blocking("memory", self._memory_in_groups, Memory)
 
     async def graphics(self) -> Graphics:
         """All GPUs, whatever their maker."""
@@ -136,7 +134,7 @@ class Inspector:
             nvidia, amd, apple = await asyncio.gather(
                 self._guarded("nvidia", self._nvidia.read, lambda: Nvidia(processes={})),
                 self._guarded("amd", self._amd.read, Amd),
-                self._blocking("apple", read_apple if platform.system() == _APPLE else _no_gpus, _no_gpus),
+                self._apple(),
             )
         return Graphics(
             gpus=(*nvidia.value.gpus, *amd.value.gpus, *apple.value),
@@ -146,6 +144,11 @@ class Inspector:
             cuda_version=nvidia.value.cuda_version,
             problems=(*nvidia.value.problems, *nvidia.problems, *amd.value.problems, *amd.problems, *apple.problems),
         )
+
+    async def _apple(self) -> Reading[tuple[Gpu, ...]]:
+        if platform.system() != _APPLE:
+            return Reading(())
+        return await self._blocking("apple", read_apple, _no_gpus)
 
     async def used_mb(self) -> Mapping[str, int | None]:
         """VRAM in use now, of the NVIDIA GPUs and parts of them that were told last. Raises `Unavailable`."""
@@ -157,7 +160,7 @@ class Inspector:
         The control group is the one of the last whole reading. Raises what reading the tables raises.
         """
         if self._groups is None:
-            self._groups = own_groups(self._root)
+            return self._memory_in_groups()
         return read_memory(memory_limits_of(self._groups), self._root)
 
     def stalled_ratio(self) -> float | None:
@@ -167,6 +170,11 @@ class Inspector:
         await self._nvidia.close()
         await self._amd.close()
         await self._identifier.close()
+
+    def _memory_in_groups(self) -> Memory:
+        """Where a process can be moved to another control group, it is looked for anew."""
+        self._groups = own_groups(self._root)
+        return read_memory(memory_limits_of(self._groups), self._root)
 
     async def _limits(self) -> Reading[Limits]:
         return await self._blocking("cgroup", self._limits_now, Limits)

@@ -9,7 +9,7 @@ from libs.common.contracts.node_registry import Gpu, Problem
 from libs.common.errors import Unavailable
 from libs.hardware.nvidia_answer import SOURCE, Nvidia, from_answer
 from libs.hardware.nvml_helper import NvmlHelper
-from libs.hardware.pci import NVIDIA, graphics_devices
+from libs.hardware.pci import NVIDIA, PciBus
 from libs.hardware.reading import mib, problem
 
 LOOK_AGAIN_SECONDS = 60.0
@@ -34,6 +34,7 @@ class NvidiaProbe:
     ) -> None:
         self._helper = helper
         self._root = root
+        self._bus = PciBus(root)
         self._pause = look_again_seconds
         self._absent: str | None = None
         self._fault = False
@@ -94,7 +95,7 @@ class NvidiaProbe:
 
     async def _plugged(self) -> int:
         """How many NVIDIA devices the kernel sees. Another number than before: NVML has to look again."""
-        devices = sum(device.vendor == NVIDIA for device in graphics_devices(self._root))
+        devices = sum(device.vendor == NVIDIA for device in self._bus.graphics_devices())
         if self._devices is not None and devices != self._devices:
             await self._helper.restart()
             self._absent = None

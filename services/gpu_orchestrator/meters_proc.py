@@ -1,14 +1,16 @@
 """Processes, their parents and containers, from the kernel's `proc`."""
 
 import asyncio
+import os
+import re
 import resource
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from libs.hardware.reading import text
 from services.gpu_orchestrator.meters import Family, Root
 
 T = TypeVar("T")
@@ -16,6 +18,7 @@ MOST_ANCESTORS = 64
 KIB_PER_MIB = 1024
 MIB = 1024 * 1024
 PAGE_BYTES = resource.getpagesize()
+_OWN_KIB = re.compile(r"^Rss(?:Anon|Shmem):\s*(\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,8 @@ class ProcProcesses:
         group = self._group(pid)
         return next((root for root in roots if root.container_id and root.container_id in group), None)
 
-    def _pids(self) -> Iterator[int]:
-        found = self._proc.iterdir() if self._proc.is_dir() else iter(())
-        return (int(folder.name) for folder in found if folder.name.isdecimal())
+    def _pids(self) -> Sequence[int]:
+        return [int(name) for name in os.listdir(self._proc) if name.isdecimal()] if self._proc.is_dir() else []
 
     def _start(self, pid: int) -> int | None:
         stat = self._stat(pid)
@@ -117,8 +119,7 @@ class ProcProcesses:
 
     def _ram_kib(self, pid: int) -> int:
         """Its own pages and shared ones that are no files: what is only cached can be dropped."""
-        lines = (line.split() for line in self._text(pid, "status").splitlines())
-        return sum(int(words[1]) for words in lines if words and words[0] in ("RssAnon:", "RssShmem:"))
+        return sum(int(kib) for kib in _OWN_KIB.findall(self._text(pid, "status")))
 
     def _own_mb(self, pid: int) -> int | None:
         """Without files and shared pages: cheaper to read than `_ram_kib`, for all processes at once."""
@@ -129,6 +130,4 @@ class ProcProcesses:
         return {pid: command for pid in pids if (command := self._text(pid, "cmdline").replace("\0", " ").strip())}
 
     def _text(self, pid: int, name: str) -> str:
-        with suppress(OSError):
-            return (self._proc / str(pid) / name).read_text(encoding="utf-8", errors="replace")
-        return ""
+        return text(f"{self._proc}/{pid}/{name}") or ""
