@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from libs.common.contracts.gpu_orchestrator import FitQuestion, GpuState
 from libs.common.contracts.node_registry import GpuLink
-from services.gpu_orchestrator.choosing import Choice, Wish, choose
+from services.gpu_orchestrator.choosing import Choice, Ranks, Wish, choose, ranks_of
 from services.gpu_orchestrator.devices import eligible, indices, named
 from services.gpu_orchestrator.ledger import reclaimed, refresh, with_growth
 from services.gpu_orchestrator.machine import Held
@@ -23,7 +23,8 @@ class Book:
         self._used_mb: Mapping[str, int | None] = {}
         self.ledger: dict[str, Entry] = {}
         self.states: Sequence[GpuState] = ()
-        self.links: Sequence[GpuLink] = ()
+        self._links: Sequence[GpuLink] = ()
+        self._ranks: Ranks = {}
         self.indices: Mapping[str, int] = {}
         self._eligible: Sequence[str] = ()
         self.last_token = 0
@@ -46,7 +47,9 @@ class Book:
     def measured(
         self, states: Sequence[GpuState], links: Sequence[GpuLink], devices: Sequence[Device], now: float
     ) -> tuple[Event, ...]:
-        self.states, self.links = states, links
+        self.states = states
+        if links != self._links:
+            self._links, self._ranks = links, ranks_of(links)
         self.indices, self._eligible = indices(states), eligible(states)
         self._used_mb = {device.uuid: device.used_mb for device in devices}
         claims = [claim for held in self._open.values() for claim in held.claims()]
@@ -74,7 +77,7 @@ class Book:
             uuids=named(self.states, asked.gpu_indices, asked.gpu_uuids),
             prefer_nvlink=asked.prefer_nvlink,
         )
-        return choose(wish, self.ledger, self._eligible, self.links)
+        return choose(wish, self.ledger, self._eligible, self._ranks)
 
     def next_token(self) -> int:
         self.last_token += 1
@@ -82,27 +85,29 @@ class Book:
 
     def put(self, changed: Iterable[Held]) -> None:
         for held in changed:
-            self._take(held)
+            claims = held.claims()
+            self._take(held, claims)
             if held.is_open:
                 self._open[held.reservation_id] = held
-                for claim in held.claims():
+                for claim in claims:
                     self._claims.setdefault(claim.device, {})[held.reservation_id] = claim.claim_mb
             else:
                 self._ended[held.reservation_id] = held
                 if len(self._ended) > self._kept_ended:
                     del self._ended[next(iter(self._ended))]
-            self._reclaim(held.claims())
+            self._reclaim(claims)
 
     def remove(self, held: Held) -> None:
         """As if it had never been; its token is not used again."""
-        self._take(held)
-        self._reclaim(held.claims())
+        claims = held.claims()
+        self._take(held, claims)
+        self._reclaim(claims)
 
-    def _take(self, held: Held) -> None:
+    def _take(self, held: Held, claims: Iterable[Claim]) -> None:
         self.version += 1
         self._open.pop(held.reservation_id, None)
         self._ended.pop(held.reservation_id, None)
-        for claim in held.claims():
+        for claim in claims:
             self._claims.get(claim.device, {}).pop(held.reservation_id, None)
 
     def _reclaim(self, claims: Iterable[Claim]) -> None:

@@ -15,6 +15,8 @@ from services.gpu_orchestrator.model import RAM, Entry, Ledger
 
 NVLINK, SWITCH, NODE, FAR = range(4)
 _PATHS = {"INTERNAL": SWITCH, "PIX": SWITCH, "PXB": SWITCH, "PHB": NODE, "NODE": NODE}
+Ranks = Mapping[frozenset[str], int]
+"""How well two GPUs are connected, for those that are: the lower the better."""
 MOST_SETS = 1000
 """Above so many possible sets only the likely ones are compared."""
 
@@ -52,7 +54,11 @@ class Choice:
     would_fit_gpus: int = 0
 
 
-def choose(wish: Wish, ledger: Ledger, gpus: Sequence[str], links: Iterable[GpuLink]) -> Choice:
+def ranks_of(links: Iterable[GpuLink]) -> Ranks:
+    return {frozenset((link.first, link.second)): _rank(link) for link in links}
+
+
+def choose(wish: Wish, ledger: Ledger, gpus: Sequence[str], ranks: Ranks) -> Choice:
     """`gpus`: those of the ledger that may be given, in the order of their indices."""
     eligible = gpus if wish.uuids is None else wish.uuids
     count = wish.gpu_count if wish.uuids is None else len(wish.uuids)
@@ -62,18 +68,20 @@ def choose(wish: Wish, ledger: Ledger, gpus: Sequence[str], links: Iterable[GpuL
         return _refusal(wish, ledger, eligible, count, lacks_ram=lacks_ram)
     if wish.uuids is not None:
         return Choice(fits=True, uuids=wish.uuids)
-    ranks = {frozenset((link.first, link.second)): _rank(link) for link in links}
     return Choice(fits=True, uuids=_best(wish, ledger, fitting, ranks))
 
 
-def _best(wish: Wish, ledger: Ledger, fitting: Sequence[str], ranks: Mapping[frozenset[str], int]) -> tuple[str, ...]:
-    by_fit = sorted(fitting, key=lambda uuid: (_given(ledger, uuid), fitting.index(uuid)))
+def _best(wish: Wish, ledger: Ledger, fitting: Sequence[str], ranks: Ranks) -> tuple[str, ...]:
+    given = {uuid: _given(ledger, uuid) for uuid in fitting}
+    by_fit = sorted(fitting, key=given.__getitem__)
+    if wish.gpu_count <= 1:
+        return tuple(by_fit[: wish.gpu_count])
     place = {uuid: number for number, uuid in enumerate(fitting)}
 
     def cost(chosen: Sequence[str]) -> tuple[object, ...]:
         links = [ranks.get(frozenset(pair), FAR) for pair in combinations(chosen, 2)]
         connection = (max(links, default=0), sum(links))
-        left = sorted(_given(ledger, uuid) for uuid in chosen)
+        left = sorted(given[uuid] for uuid in chosen)
         places = sorted(place[uuid] for uuid in chosen)
         return (connection, left, places) if wish.prefer_nvlink else (left, connection, places)
 
@@ -81,7 +89,7 @@ def _best(wish: Wish, ledger: Ledger, fitting: Sequence[str], ranks: Mapping[fro
     return tuple(sorted(best, key=place.__getitem__))
 
 
-def _sets(by_fit: Sequence[str], count: int, ranks: Mapping[frozenset[str], int]) -> Iterator[tuple[str, ...]]:
+def _sets(by_fit: Sequence[str], count: int, ranks: Ranks) -> Iterator[tuple[str, ...]]:
     if comb(len(by_fit), count) <= MOST_SETS:
         yield from combinations(by_fit, count)
         return

@@ -33,7 +33,7 @@ def reclaimed(entry: Entry, claims: Mapping[str, int]) -> Entry:
     uses = {name: _claimed(entry.uses.get(name), mb) for name, mb in claims.items()}
     # What a claim that is gone was seen to use stays used until the next measurement says otherwise.
     kept = sum(use.measured_mb or 0 for name, use in entry.uses.items() if name not in uses)
-    return _balanced(replace(entry, uses=uses, foreign_mb=entry.foreign_mb + kept), entry.ours_mb)
+    return _balanced(entry, uses=uses, foreign_mb=entry.foreign_mb + kept)
 
 
 def _claimed(use: Use | None, claim_mb: int) -> Use:
@@ -44,7 +44,7 @@ def _claimed(use: Use | None, claim_mb: int) -> Use:
 
 def with_growth(entry: Entry, grown_mb: int) -> Entry:
     """What came since the measurement is kept from everybody until it is known whose it is."""
-    return entry if grown_mb == entry.grown_mb else _balanced(replace(entry, grown_mb=grown_mb), entry.ours_mb)
+    return entry if grown_mb == entry.grown_mb else _balanced(entry, grown_mb=grown_mb)
 
 
 def _gone(uuid: str, before: Entry | None) -> Device:
@@ -68,23 +68,29 @@ def _entry(device: Device, claims: Mapping[str, int], before: Entry | None, now:
         attributed=shares.attributed,
         problem=problem,
         ill_until=ill_until,
+        ours_mb=shares.ours_mb,
         marks=marks,
         baseline_mb=shares.baseline,
         owners=_owners(device, claims, before),
         orphans=_orphans(device, claims, before, now, rules),
     )
-    return _balanced(entry, shares.ours_mb)
+    return _balanced(entry)
 
 
-def _balanced(entry: Entry, ours_mb: int | None) -> Entry:
-    held = sum(use.held_mb for use in entry.uses.values())
+def _balanced(
+    entry: Entry, *, uses: Mapping[str, Use] | None = None, foreign_mb: int | None = None, grown_mb: int | None = None
+) -> Entry:
+    """With what follows from it: what is held and what is free."""
+    uses = entry.uses if uses is None else uses
+    foreign_mb = entry.foreign_mb if foreign_mb is None else foreign_mb
+    grown_mb = entry.grown_mb if grown_mb is None else grown_mb
+    held = sum(use.held_mb for use in uses.values())
     if not entry.attributed:
-        held = max(held, ours_mb or 0)
+        held = max(held, entry.ours_mb or 0)
     free = entry.free_mb
     if free is not None and entry.total_mb is not None:
-        others = entry.driver_mb + entry.margin_mb + entry.foreign_mb + entry.grown_mb
-        free = max(0, entry.total_mb - others - held)
-    return replace(entry, held_mb=held, ours_mb=ours_mb, free_mb=free)
+        free = max(0, entry.total_mb - entry.driver_mb - entry.margin_mb - foreign_mb - grown_mb - held)
+    return replace(entry, uses=uses, foreign_mb=foreign_mb, grown_mb=grown_mb, held_mb=held, free_mb=free)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,6 @@ class Measuring:
         self.refresh = Shared(self._measure)
         """Measure everything; the measurement began after the call."""
         self._look_at_gpus = Shared(self._gpus_used)
-        self._look_at_ram = Shared(self._ram_used)
 
     @property
     def has_measured(self) -> bool:
@@ -72,20 +71,21 @@ class Measuring:
         return self._book.states
 
     async def close(self) -> None:
-        for shared in (self.refresh, self._look_at_gpus, self._look_at_ram):
+        for shared in (self.refresh, self._look_at_gpus):
             await shared.close()
 
     async def current(self, *, gpus: bool, ram: bool) -> bool:
         """Make the ledger that of now: by a look at what is in use, which costs little, or a whole measurement where
-        that does not do. Those who wait at the same time share both.
+        that does not do. Those who wait at the same time share the slow ones.
 
         Returns whether all is as it was measured; if not, what grew is kept from everybody. Raises `Unavailable`.
         """
         if self._clock.monotonic() - self._measured_at >= self._measure_seconds:
             await self.refresh()
             return True
-        looks = [look() for look, wanted in ((self._look_at_gpus, gpus), (self._look_at_ram, ram)) if wanted]
-        used = {uuid: mb for look in await asyncio.gather(*looks) for uuid, mb in look.items()}
+        used = dict(await self._look_at_gpus()) if gpus else {}
+        if ram:
+            used[RAM] = self._ram_used()
         if self._book.knows(used):
             return self._book.looked_at(used)
         await self.refresh()
@@ -98,14 +98,14 @@ class Measuring:
             return UNKNOWN
         return UNKNOWN if used_mb is None else used_mb
 
-    async def _ram_used(self) -> Mapping[str, int | None]:
+    def _ram_used(self) -> int | None:
         memory = self._meters.memory_now()
-        return {RAM: None if memory is None else ram_used_mb(memory)}
+        return None if memory is None else ram_used_mb(memory)
 
     async def _measure(self) -> None:
         began = self._clock.monotonic()
         graphics, (memory, problems) = await asyncio.gather(self._meters.gpus(), self._meters.memory())
-        family = await self._families({each.pid for state in graphics.states for each in state.processes or ()})
+        family = await self._families()
         await self._look(family)
         self.owners = family.owners
         tokens = {held.reservation_id: held.token for held in self._book.open_ones()}
@@ -129,7 +129,7 @@ class Measuring:
     def _states(self) -> Mapping[str, int]:
         return Counter(str(held.state) for held in self._book.open_ones())
 
-    async def _families(self, pids: set[int]) -> Family:
+    async def _families(self) -> Family:
         held_by: dict[tuple[int | None, int | None, str | None], list[str]] = {}
         for held in self._book.open_ones():
             if held.state == ReservationState.COMMITTED:
@@ -138,7 +138,13 @@ class Measuring:
             Root(reservation_ids=tuple(names), pid=pid, pid_start=start, container_id=container_id)
             for (pid, start, container_id), names in held_by.items()
         ]
-        return await self._processes.families(roots, pids)
+        return await self._processes.families(roots, self._left_behind())
+
+    def _left_behind(self) -> set[int]:
+        """Processes that were seen to be ours and whose reservations have ended: of these is told what they run."""
+        kept = {held.reservation_id for held in self._book.open_ones()}
+        gpus = (entry for uuid, entry in self._book.ledger.items() if uuid != RAM)
+        return {pid for entry in gpus for pid, names in entry.owners.items() if kept.isdisjoint(names)}
 
     async def _look(self, family: Family) -> None:
         """Expire and end what time and processes ended. A container that was never seen from here ends by release."""

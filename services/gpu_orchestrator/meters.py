@@ -82,5 +82,5 @@ class Processes(Protocol):
         ...
 
     async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
-        """Who descends from whom, now."""
+        """Who descends from whom, now; and what `pids` were started as."""
         ...

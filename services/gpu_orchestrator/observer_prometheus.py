@@ -32,6 +32,7 @@ class PrometheusObserver:
         self._left = Gauge("mesh_ledger_exhausted_in_seconds", "Until nothing is left.", device, registry=registry)
         self._open = Gauge("mesh_ledger_reservations", "Open reservations by state.", ("state",), registry=registry)
         self._asked = Counter("mesh_ledger_reserve", "Reservations asked for.", ("outcome",), registry=registry)
+        self._devices: frozenset[str] = frozenset()
         self._events = Counter("mesh_ledger_events", "What happened in the ledger.", ("kind",), registry=registry)
 
     def pressed(self, device: str, level: str, seconds: float) -> None:
@@ -39,8 +40,10 @@ class PrometheusObserver:
         self._left.labels(device).set(seconds)
 
     def reckoned(self, ledger: Mapping[str, Entry], reservations: Mapping[str, int]) -> None:
-        for metric in (self._claimed, self._held, self._foreign, self._leaked, self._given):
-            metric.clear()
+        for gone in self._devices - ledger.keys():
+            for metric in (self._claimed, self._held, self._foreign, self._leaked, self._given):
+                metric.remove(gone)
+        self._devices = frozenset(ledger)
         for uuid, entry in ledger.items():
             self._claimed.labels(uuid).set(entry.claimed_mb * MIB)
             self._held.labels(uuid).set(entry.held_mb * MIB)

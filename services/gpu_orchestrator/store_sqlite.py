@@ -7,12 +7,16 @@ from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
+from pydantic_core import to_json
+
 from libs.common.contracts.gpu_orchestrator import ReservationState
 from libs.common.errors import WrongSetting
 from libs.common.journal.journal_sqlite import LOCK_SECONDS, SqliteFile
 from services.gpu_orchestrator.machine import OPEN, Held
 
 KEPT_ENDED = 1000
+FORGOTTEN_AT_ONCE = 100
+"""To look for what is too old costs a step for each that is kept: so not at every end."""
 _FIELDS = tuple(field.name for field in fields(Held))
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reservations (
@@ -40,6 +44,7 @@ class SqliteJournal:
         self._file = SqliteFile(
             path, schema=_SCHEMA, owner="GPU orchestrator", unreadable=_refuse, lock_seconds=lock_seconds
         )
+        self._ended = FORGOTTEN_AT_ONCE
 
     def problem(self) -> str | None:
         return self._file.problem()
@@ -55,7 +60,9 @@ class SqliteJournal:
 
         def work(database: sqlite3.Connection) -> None:
             database.executemany(_WRITE, rows)
-            if any(each.state not in OPEN for each in changed):
+            self._ended += sum(each.state not in OPEN for each in changed)
+            if self._ended >= FORGOTTEN_AT_ONCE:
+                self._ended = 0
                 database.execute(_FORGET, (KEPT_ENDED,))
 
         await self._file.do(work)
@@ -77,7 +84,7 @@ def _refuse(path: Path, error: sqlite3.Error) -> None:
 
 
 def _text(held: Held) -> str:
-    return json.dumps({name: getattr(held, name) for name in _FIELDS}, default=str)
+    return to_json({name: getattr(held, name) for name in _FIELDS}).decode()
 
 
 def _held(body: str) -> Held:

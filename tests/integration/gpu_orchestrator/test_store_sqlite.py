@@ -44,6 +44,19 @@ async def test_the_highest_token_is_known_when_its_reservation_is_forgotten(
     assert await journal.read() == ([], 99)
 
 
+async def test_what_ended_long_ago_is_forgotten_now_and_then(journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_sqlite, "KEPT_ENDED", 1)
+    monkeypatch.setattr(store_sqlite, "FORGOTTEN_AT_ONCE", 3)
+    ended = [replace(HELD, token=token, state=ReservationState.RELEASED) for token in range(1, 5)]
+
+    left = []
+    for each in ended:
+        await journal.write([each])
+        left.append(len((await journal.read())[0]))
+
+    assert left == [1, 2, 3, 1]
+
+
 async def test_a_second_writer_is_refused(journal: SqliteJournal, tmp_path: Path):
     with pytest.raises(WrongSetting, match="another GPU orchestrator"):
         await SqliteJournal(tmp_path / "ledger.db", lock_seconds=0.05).open()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.contracts.node_registry import GpuLink
-from services.gpu_orchestrator.choosing import Choice, Wish, choose
+from services.gpu_orchestrator.choosing import Choice, Wish, choose, ranks_of
 from services.gpu_orchestrator.model import RAM, Entry
 
 
@@ -23,7 +23,7 @@ def link(first: int, second: int, path: str = "SYS", nvlinks: int = 0) -> GpuLin
 
 def pick(found: dict[str, Entry], *links: GpuLink, **wish: object) -> Choice:
     wanted = Wish(**{"gpu_count": 1, "required_mb": 100} | wish)  # type: ignore[arg-type]
-    return choose(wanted, found, [uuid for uuid in found if uuid != RAM], links)
+    return choose(wanted, found, [uuid for uuid in found if uuid != RAM], ranks_of(links))
 
 
 def test_the_fullest_gpu_that_is_enough_is_taken():
