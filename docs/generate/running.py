@@ -84,7 +84,7 @@ async def _build(name: str, build: Build, server: MemoryServer, folder: Path) ->
     metrics = Metrics(name, clock, version="", python="")
     async with server.connect(name) as transport:
         bus = Bus(transport, name=name, observer=SilentObserver(), clock=clock)
-        metrics.watch_connection(lambda: 1, lambda: None)
+        metrics.watch_connection(bus)
         service = build(
             Platform(
                 bus=bus, clock=clock, metrics=metrics.registry, node_id="node-1", boot_id="boot-1", data_dir=folder

@@ -89,9 +89,11 @@ class Administration:
             await self._take(entry)
 
     async def _take(self, entry: Entry) -> None:
+        what, _, token = entry.key.partition(".")
         if entry.payload is None:
+            if what == "drain":
+                await self._write_again(token)
             return
-        what = entry.key.partition(".")[0]
         try:
             if what == "drain":
                 self._registry.take_drain(DrainNode.model_validate_json(entry.payload))
@@ -101,6 +103,18 @@ class Administration:
                 await self._take_registration(NodeAnnounced.model_validate_json(entry.payload))
         except ValidationError as error:
             log.error("registry_entry_unreadable", key=entry.key, revision=entry.revision, reason=str(error))
+
+    async def _write_again(self, token: str) -> None:
+        """A drain is ended by what is written, never by its key's end: so the bucket was lost."""
+        drain = self._registry.drain_of(token)
+        if drain is None:
+            return
+        try:
+            await self._bus.put(NODE_REGISTRY, f"drain.{token}", drain, revision=0)
+        except WrongRevision:
+            log.debug("drain_written_by_another", node_id=drain.node_id)
+        except Unavailable as error:
+            log.error("drain_not_written_again", node_id=drain.node_id, reason=error.message)
 
     async def _take_registration(self, told: NodeAnnounced) -> None:
         """What another registry was told. One that is older than what we know is no sign of life."""

@@ -9,7 +9,7 @@ import structlog
 
 from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
-from libs.common.contracts.base import Written
+from libs.common.contracts.base import Written, node_token
 from libs.common.contracts.node_administration import DrainNode, NodesCounted
 from libs.common.contracts.node_registry import (
     ANNOUNCE,
@@ -179,6 +179,12 @@ class NodeRegistry:
             reason = f"{'draining' if node.draining else 'no longer draining'}: {drain.reason or 'no reason given'}"
             log.info("node_drain_changed", node_id=node.node_id, draining=node.draining, reason=drain.reason)
             self._tell(node, node.life.state, reason)
+
+    def drain_of(self, token: str) -> DrainNode | None:
+        """The drain of the node with this token, while it holds."""
+        return next(
+            (drain for drain in self._drains.values() if drain.draining and node_token(drain.node_id) == token), None
+        )
 
     def take_leave(self, node_id: str) -> None:
         """It was written that a node is to be forgotten. One that is heard of again meanwhile stays."""

@@ -213,6 +213,9 @@ class Archiving:
 
     async def _bring(self) -> None:
         state = await self._state()
+        if self._made not in (None, state.created):
+            self._handed_over = 0
+            self._own.clear()
         made = self._made = state.created
         self._reached = self._trimmed = state.first_sequence - 1 if state.messages else state.last_sequence
         self._handed_over = max(self._handed_over, state.last_sequence)

@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.transport import StreamMadeAnew
 from libs.common.clock import Clock
 from libs.common.contracts.node_registry import DISCOVER, Discover
 from libs.common.contracts.streams import WORK_IN, WORK_LOG, WORK_OUT
@@ -147,6 +148,7 @@ class Leading:
         self._standing: _Standing | None = None
         self._waits_for = "it has not read the log yet"
         self._begun = asyncio.Event()
+        self._left: tuple[datetime, int] | None = None
 
     @property
     def present(self) -> Leadership:
@@ -239,6 +241,7 @@ class Leading:
             await following.up_to(log.fence)
             for task in beside:
                 task.cancel()
+        self._tell_what_is_lost(log_made)
         memory.enter_streams(origins)
         memory.forget(self._clock.now())
         term = self._term(log, memory, origins, log_made)
@@ -337,12 +340,19 @@ class Leading:
                 tasks.create_task(self._large.serve(leadership.term.memory), name="objects")
                 for companion in self._companions:
                     tasks.create_task(companion(leadership), name="companion")
-        except* SteppedDown as group:
+        except* (SteppedDown, StreamMadeAnew) as group:
             self._waits(_first(group).message)
         finally:
+            self._left = (leadership.term.log_made, leadership.term.memory.open_items)
             self._present = None
             self._begun.clear()
             self._meter.became(Role.STARTING)
+
+    def _tell_what_is_lost(self, log_made: datetime) -> None:
+        """What was open when we led last is gone with the log that told of it."""
+        if self._left is not None and self._left[0] != log_made:
+            reason = f"NATS lost the stream {WORK_LOG.name}, and with it what was open"
+            _log.error("work_lost", open_items=self._left[1], reason=reason)
 
     def _waits(self, reason: str) -> None:
         if reason != self._waits_for:

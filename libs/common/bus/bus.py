@@ -159,7 +159,7 @@ class Bus:
                 return kept
 
     def read(self, stream: Stream, *, after: int) -> AsyncIterator[Sequence[Stored]]:
-        """The stream in order from `after` + 1, without end."""
+        """The stream in order from `after` + 1, without end. Raises `StreamMadeAnew`."""
         return self._transport.read(stream.name, after=after)
 
     async def consume(
@@ -237,6 +237,11 @@ class Bus:
     def connections(self) -> int:
         """How many times a connection was made: who must know of an outage compares it."""
         return self._transport.connections
+
+    @property
+    def made_again(self) -> int:
+        """How many streams and buckets were gone, and were made again."""
+        return self._transport.made_again
 
     def problem(self) -> str | None:
         """Why this is not working now; None when it is."""

@@ -7,11 +7,16 @@ from datetime import datetime
 from typing import Protocol
 
 from libs.common.contracts.streams import Bucket, Stream
+from libs.common.errors import Unavailable
 
 Headers = Mapping[str, str]
 
 MESSAGE_ID_HEADER = "Nats-Msg-Id"
 """Where a stored message carries the id it was appended under."""
+
+
+class StreamMadeAnew(Unavailable):
+    """The stream that is being read was lost with the server's disk and made anew: sequences count from one again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +117,9 @@ Deliver = Callable[[Incoming], Awaitable[None]]
 class Transport(Protocol):
     """One connection that mends itself.
 
-    What was subscribed, served, read or watched goes on after the server was away. Every method that needs the server
-    raises `Disconnected` when there is no connection and none comes within the time it was given.
+    What was subscribed, served, read or watched goes on after the server was away. What was declared is made again
+    where the server has it no more, with nothing in it: it lost its disk, or somebody deleted it. Every method that
+    needs the server raises `Disconnected` when there is no connection and none comes within the time it was given.
     """
 
     @property
@@ -122,6 +128,11 @@ class Transport(Protocol):
     @property
     def connections(self) -> int:
         """How many times a connection was made. Grows when the server was away."""
+        ...
+
+    @property
+    def made_again(self) -> int:
+        """How many streams and buckets were gone, and were made again."""
         ...
 
     def problem(self) -> str | None:
@@ -187,7 +198,9 @@ class Transport(Protocol):
 
     def read(self, stream: str, *, after: int, subjects: Sequence[str] = ()) -> AsyncIterator[Sequence[Stored]]:
         """The stream's messages in order, from `after` + 1, without end; no gap and no repetition across
-        reconnections (messages that were purged are passed over). Close the iterator to stop."""
+        reconnections (messages that were purged are passed over). Close the iterator to stop.
+
+        Raises `StreamMadeAnew`, since `after` means nothing any more."""
         ...
 
     async def message(self, stream: str, sequence: int) -> Stored | None: ...
@@ -246,7 +259,7 @@ class Transport(Protocol):
     async def delete(self, bucket: str, key: str, *, revision: int) -> None: ...
 
     def watch(self, bucket: str) -> AsyncIterator[Entry]:
-        """Every key's present value, then the changes in order.
+        """Every key's present value, then the changes in order; also those that a bucket which was made anew lacks.
 
         A bucket keeps the newest value of a key only: one that was written over before it could be told is left out.
         """

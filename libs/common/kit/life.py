@@ -63,7 +63,7 @@ class Life:
         tracing = make_tracing(self.name, on=settings.tracing, endpoint=settings.otel_exporter_otlp_endpoint)
         async with _closing(tracing), process.connect(self.name) as transport:
             bus = Bus(transport, name=self.name, observer=KitObserver(metrics, tracing), clock=process.clock)
-            metrics.watch_connection(lambda: bus.connections, bus.problem)
+            metrics.watch_connection(bus)
             with ExitStack() as held:
                 made = self._make(self._platform(bus, metrics), held)
                 await process.meeting.arrive()

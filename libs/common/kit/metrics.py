@@ -4,7 +4,7 @@ All names begin with `mesh_`; times are seconds, counters end in `_total`. Label
 contracts, routes as their templates, outcomes from our error codes. What a stranger sends never becomes a label.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -21,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from libs.common.bus.bus import Bus
 from libs.common.bus.observer import Kind, outcome_of
 from libs.common.clock import Clock
 from libs.common.errors import MeshError
@@ -84,8 +85,8 @@ class Metrics:
         if outcome == "ok":
             self._round_at.labels(loop).set(self._clock.now().timestamp())
 
-    def watch_connection(self, connections: Callable[[], int], problem: Callable[[], str | None]) -> None:
-        self.registry.register(_Connection(connections, problem))
+    def watch_connection(self, bus: Bus) -> None:
+        self.registry.register(_Connection(bus))
 
     def add_process(self) -> None:
         """Memory, CPU and garbage collection of the process.
@@ -116,16 +117,20 @@ class Metrics:
 class _Connection(Collector):
     """The connection to NATS, asked when the page is read."""
 
-    def __init__(self, connections: Callable[[], int], problem: Callable[[], str | None]) -> None:
-        self._connections = connections
-        self._problem = problem
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
 
     def collect(self) -> Iterable[Metric]:
         yield CounterMetricFamily(
-            "mesh_nats_connections", "Connections made; grows after an outage.", value=self._connections()
+            "mesh_nats_connections", "Connections made; grows after an outage.", value=self._bus.connections
         )
         yield GaugeMetricFamily(
-            "mesh_nats_connected", "1 while the connection works.", value=float(self._problem() is None)
+            "mesh_nats_connected", "1 while the connection works.", value=float(self._bus.problem() is None)
+        )
+        yield CounterMetricFamily(
+            "mesh_nats_streams_made_again",
+            "Streams and buckets that the server had lost, and that were made again.",
+            value=self._bus.made_again,
         )
 
 

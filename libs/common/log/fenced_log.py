@@ -178,7 +178,9 @@ class FencedLog(Generic[R]):
             last = await self._bus.last(self._stream, self._epochs)
         except Unavailable as error:
             return self._step_down(f"refused, and it cannot be told by whom: {error.message}", fenced=False)
-        if last is not None and told_epoch(self._bus, self._epochs, last) is None:
+        if last is None or last.sequence < self._fence:
+            return self._step_down("the stream was made anew", fenced=False)
+        if told_epoch(self._bus, self._epochs, last) is None:
             return self._step_down("a stranger wrote where only epochs belong", fenced=False)
         return self._step_down("another writer took over the log", fenced=True)
 

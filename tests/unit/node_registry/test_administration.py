@@ -16,7 +16,7 @@ from libs.common.errors import Conflict, Malformed, NotFound, Unavailable
 from services.node_registry.administration import Administration
 from services.node_registry.use_cases import NodeRegistry
 from tests.nodes import announced
-from tests.unit.node_registry.house import one_registry, until
+from tests.unit.node_registry.house import one_registry, settled, until
 
 
 class Registries:
@@ -209,3 +209,19 @@ async def test_the_mesh_is_counted(registries: Registries):
     assert (counted.nodes, counted.states, counted.draining) == (2, {"ONLINE": 2}, 1)
     assert counted.tiers == {"GPU_INFRA": 1, "CPU_ONLY": 1}
     assert (counted.gpus, counted.vram_total_mb, counted.vram_free_mb) == (1, 1000, 400)
+
+
+async def test_a_drain_outlives_a_nats_that_lost_its_disk(registries: Registries):
+    async with registries.one() as (registry, administration, _):
+        await administration.drain(DrainNode(node_id="node.1", reason="new fan"))
+        await settled()
+        registries.server.stop()
+        registries.server.start(emptied=True)
+        await settled()
+        await registry.hear_announcement(announced("node.1"))
+        assert (await registry.get("node.1")).draining
+
+    async with registries.one() as (registry, _, _):
+        await settled()
+        await registry.hear_announcement(announced("node.1"))
+        assert (await registry.get("node.1")).draining_reason == "new fan"

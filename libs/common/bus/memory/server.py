@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from libs.common.bus.memory.bucket import MemoryBucket
@@ -14,6 +15,7 @@ from libs.common.contracts.streams import Stream
 from libs.common.errors import Conflict, Disconnected, MeshError, NobodyAnswers, NotFound, TooLarge
 
 MIB = 1024 * 1024
+A_MOMENT = timedelta(microseconds=1)
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +35,7 @@ class MemoryCore:
         self.max_payload = max_payload
         self.starts = 1
         self.running = True
+        self.made_again = 0
         self.buckets: dict[str, MemoryBucket] = {}
         self._streams: dict[str, MemoryStream] = {}
         self._subscriptions: list[Subscription] = []
@@ -108,6 +111,14 @@ class MemoryCore:
             self._streams[stream.name] = MemoryStream(stream, self.clock.now())
         elif change:
             known.description = stream
+
+    def empty(self) -> None:
+        """What a lost disk leaves once those who are connected have declared their streams and buckets again."""
+        for name, stream in self._streams.items():
+            made = max(self.clock.now(), stream.state().created + A_MOMENT)
+            self._streams[name] = MemoryStream(stream.description, made)
+        self.buckets = {name: MemoryBucket() for name in self.buckets}
+        self.made_again += len(self._streams) + len(self.buckets)
 
     def stream(self, name: str) -> MemoryStream:
         if name not in self._streams:

@@ -22,6 +22,7 @@ from libs.common.bus.transport import (
     Incoming,
     Receipt,
     Stored,
+    StreamMadeAnew,
     StreamState,
 )
 from libs.common.clock import Clock
@@ -51,7 +52,10 @@ class MemoryServer:
         self._core.running = False
         self._core.tell()
 
-    def start(self) -> None:
+    def start(self, *, emptied: bool = False) -> None:
+        """`emptied`: it lost its disk meanwhile."""
+        if emptied:
+            self._core.empty()
         self._core.running = True
         self._core.starts += 1
         self._core.tell()
@@ -99,6 +103,10 @@ class MemoryTransport:
     @property
     def connections(self) -> int:
         return self._core.starts
+
+    @property
+    def made_again(self) -> int:
+        return self._core.made_again
 
     def problem(self) -> str | None:
         return None if self._core.running else "the in-memory server is stopped"
@@ -178,9 +186,12 @@ class MemoryTransport:
         return self._core.append(subject, payload, headers, message_id=message_id, expect=expect)
 
     async def read(self, stream: str, *, after: int, subjects: Sequence[str] = ()) -> AsyncIterator[Sequence[Stored]]:
+        kept = self._core.stream(stream)
         while True:
             changed = self._core.changed
-            found = self._core.stream(stream).after(after, subjects, _BATCH) if self._core.running else ()
+            if self._core.stream(stream) is not kept:
+                raise StreamMadeAnew(f"the stream {stream} was made anew", stream=stream)
+            found = kept.after(after, subjects, _BATCH) if self._core.running else ()
             if found:
                 after = found[-1].sequence
                 yield found
@@ -216,9 +227,9 @@ class MemoryTransport:
         ack_wait_seconds: float = 30.0,
         batch: int = 64,
     ) -> AsyncIterator[Delivery]:
-        kept = self._core.stream(stream)
-        consumer = kept.consumers.setdefault(durable, Consumer())
         while True:
+            kept = self._core.stream(stream)
+            consumer = kept.consumers.setdefault(durable, Consumer())
             changed = self._core.changed
             now = self._core.clock.monotonic()
             stored = kept.next_for(consumer, subjects, now) if self._core.running else None
@@ -258,12 +269,24 @@ class MemoryTransport:
         self._core.tell()
 
     async def watch(self, bucket: str) -> AsyncIterator[Entry]:
-        kept = self._core.bucket(bucket)
+        told: set[str] = set()
+        while True:
+            kept = self._core.bucket(bucket)
+            async for entry in self._watch(bucket, kept):
+                told.add(entry.key) if entry.payload is not None else told.discard(entry.key)
+                yield entry
+            there = {entry.key for entry in self._core.bucket(bucket).present()}
+            for key in sorted(told - there):
+                yield Entry(key=key, payload=None, revision=0)
+            told = set()
+
+    async def _watch(self, bucket: str, kept: MemoryBucket) -> AsyncIterator[Entry]:
+        """Ends when the bucket was made anew."""
         kept.expire(self._core.clock.monotonic())
         seen = kept.revision
         for entry in kept.present():
             yield entry
-        while True:
+        while self._core.bucket(bucket) is kept:
             changed = self._core.changed
             kept.expire(self._core.clock.monotonic())
             found = kept.changes_after(seen) if self._core.running else ()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 import structlog
 from nats.aio.msg import Msg
@@ -26,7 +27,10 @@ _log = structlog.get_logger()
 
 
 class Appender:
-    """A part of the link. `run` keeps the deadlines of everything in flight, with one timer for all."""
+    """A part of the link. `run` keeps the deadlines of everything in flight, with one timer for all.
+
+    `on_nobody` is called while no stream keeps what is appended.
+    """
 
     def __init__(self, link: Link, inbox: Inbox, jetstream: JetStream, unique: str) -> None:
         self._link = link
@@ -36,6 +40,7 @@ class Appender:
         self._window = _Window()
         self._pending: dict[int, _Append] = {}
         self._wake = asyncio.Event()
+        self.on_nobody: Callable[[], None] = lambda: None
 
     async def attach(self, connection: Connection) -> None:
         """The inbox is a part of its own."""
@@ -125,6 +130,8 @@ class Appender:
             if now >= append.deadline or (append.first_sent and now - append.first_sent > LAST_RESEND_SECONDS):
                 append.refused(append.overdue(self._link.problem()))
             elif connection is not None and (append.connection != connection.number or now >= append.resend_at):
+                if append.nobody:
+                    self.on_nobody()
                 await self._send(append, connection)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from libs.common.bus.nats.inbox import NO_HEADERS, STATUS, Inbox
 from libs.common.bus.nats.link import Link
-from libs.common.bus.nats.refusals import TRY_AGAIN, refusal
+from libs.common.bus.nats.refusals import TRY_AGAIN, StreamMissing, refusal
 from libs.common.bus.transport import MESSAGE_ID_HEADER, Headers, Stored, StreamState
 from libs.common.errors import Disconnected, MeshError, NobodyAnswers, NotFound, TimedOut, Unavailable
 
@@ -26,16 +26,32 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class JetStream:
-    """Every call may safely be made twice, so it is repeated while JetStream is away, up to `timeout`."""
+    """Every call may safely be made twice, so it is repeated while JetStream is away, up to `timeout`.
+
+    `make_again` is asked when there is no such stream: whether there is one now.
+    """
 
     def __init__(self, link: Link, inbox: Inbox) -> None:
         self._link = link
         self._inbox = inbox
+        self.make_again: Callable[[str], Awaitable[bool]] = _cannot
 
     async def call(
         self, verb: str, request: Mapping[str, Any] | None = None, *, about: str, timeout: float = CALL_SECONDS
     ) -> dict[str, Any]:
-        """Raises what the server answers as an error, `Unavailable` when JetStream stays away, `Forbidden`."""
+        """`about` is the stream, or stream/consumer. Raises what the server answers as an error, `Unavailable` when
+        JetStream stays away, `Forbidden`."""
+        try:
+            return await self.call_once(verb, request, about=about, timeout=timeout)
+        except StreamMissing:
+            if not await self.make_again(about.partition("/")[0]):
+                raise
+        return await self.call_once(verb, request, about=about, timeout=timeout)
+
+    async def call_once(
+        self, verb: str, request: Mapping[str, Any] | None = None, *, about: str, timeout: float = CALL_SECONDS
+    ) -> dict[str, Any]:
+        """The same, where a stream may be missing."""
         payload = b"" if request is None else json.dumps(request).encode()
         message = await self._ask(f"{API}.{verb}", payload, about, timeout)
         answer: dict[str, Any] = json.loads(message.data)
@@ -112,9 +128,9 @@ class JetStream:
     async def _from_leader(self, stream: str, which: Mapping[str, Any]) -> Stored | None:
         try:
             found = (await self.call(f"STREAM.MSG.GET.{stream}", which, about=stream))["message"]
-        except NotFound as error:
-            if "stream not found" in error.message:
-                raise
+        except StreamMissing:
+            raise
+        except NotFound:
             return None
         return Stored(
             stream=stream,
@@ -151,6 +167,10 @@ class JetStream:
         """The sequence of the first message on the subject after `after`, if it has this message id."""
         found = await self._from_leader(stream, {"seq": after + 1, "next_by_subj": subject})
         return found.sequence if found is not None and found.headers.get(MESSAGE_ID_HEADER) == message_id else None
+
+
+async def _cannot(stream: str) -> bool:
+    return False
 
 
 _ADDED_BY_DIRECT_GET = frozenset(

@@ -63,7 +63,7 @@ class Watch:
     """Tells every key's value, then each change.
 
     Each time its reader starts anew (the server was away) it compares all keys with what it told before, so that also
-    those are told that vanished meanwhile without leaving a trace.
+    those are told that vanished meanwhile without leaving a trace. In a bucket that was made anew every key is new.
     """
 
     def __init__(self, bucket: str, reader: OrderedReader) -> None:
@@ -71,6 +71,7 @@ class Watch:
         self._reader = reader
         self._told: dict[str, int] = {}
         self._restarts = 0
+        self._made: str | None = None
         self._missing: set[str] = set()
 
     async def entries(self) -> AsyncIterator[Entry]:
@@ -83,6 +84,9 @@ class Watch:
         if batch.restarts != self._restarts:
             self._restarts = batch.restarts
             self._missing = set(self._told)
+            if self._made not in (None, batch.made):
+                self._told = dict.fromkeys(self._told, 0)
+            self._made = batch.made
         changes = [entry for stored in batch.messages if (entry := self._change(stored)) is not None]
         if self._missing and not batch.pending:
             changes += [Entry(key=key, payload=None, revision=self._told.pop(key)) for key in sorted(self._missing)]

@@ -11,7 +11,7 @@ from libs.common.bus.nats.connection import Connection
 from libs.common.bus.nats.jetstream import NANOSECONDS, PAUSE_SECONDS, JetStream
 from libs.common.bus.nats.link import Link
 from libs.common.bus.nats.pulling import Pulling, Ticket, stored
-from libs.common.bus.transport import Stored
+from libs.common.bus.transport import Stored, StreamMadeAnew
 from libs.common.errors import Unavailable
 
 READ_BATCH = 512
@@ -21,11 +21,13 @@ _log = structlog.get_logger()
 
 
 class Batch(NamedTuple):
-    """`restarts` counts how often the consumer was made; `pending`: messages that are there and not in it yet."""
+    """`restarts` counts how often the consumer was made; `pending`: messages that are there and not in it yet; `made`:
+    when the stream was."""
 
     messages: Sequence[Stored]
     restarts: int
     pending: int
+    made: str | None
 
 
 class OrderedReader:
@@ -59,23 +61,25 @@ class OrderedReader:
         self._buffered_bytes = 0
         self._pending = 0
         self._restarts = 0
+        self._made: str | None = None
 
     async def batch(self) -> Batch:
         """What has come, in order; empty only to tell that a new consumer has nothing pending.
 
-        Waits as long as it takes. Raises `NotFound` when there is no such stream, `Forbidden`.
+        Waits as long as it takes. Raises `NotFound` when there is no such stream, `Forbidden`, and `StreamMadeAnew`
+        unless it reads the newest of each subject.
         """
         while True:
             if self._buffer:
                 return await self._fetch()
             if self._pulling is None or self._pulling.broken is not None:
                 if await self._restart() and not self._pending:
-                    return Batch((), self._restarts, 0)
+                    return Batch((), self._restarts, 0, self._made)
             else:
                 await self._pulling.news()
 
     async def _fetch(self) -> Batch:
-        batch = Batch(self._buffer, self._restarts, self._pending)
+        batch = Batch(self._buffer, self._restarts, self._pending, self._made)
         self._buffer = []
         self._buffered_bytes = 0
         if self._pulling is not None and self._pulling.broken is None:
@@ -97,6 +101,8 @@ class OrderedReader:
         connection = await self._link.connection(None)
         try:
             await self._start(connection)
+        except StreamMadeAnew:
+            raise
         except Unavailable as error:
             _log.warning("reader_waits", stream=self._stream, reason=str(error))
             await asyncio.sleep(PAUSE_SECONDS)
@@ -109,6 +115,7 @@ class OrderedReader:
         self._consumer = f"{self._unique}_{self._restarts}"
         made = await self._jetstream.create_consumer(self._stream, self._config(self._consumer))
         self._pending = int(made["num_pending"])
+        await self._note_life()
         self._pulling = Pulling(
             connection,
             stream=self._stream,
@@ -121,6 +128,12 @@ class OrderedReader:
             waiting=self._waiting,
         )
         await self._pulling.start()
+
+    async def _note_life(self) -> None:
+        """Asked once the consumer is there: a stream never becomes an earlier one again."""
+        before, self._made = self._made, str((await self._jetstream.info(self._stream))["created"])
+        if before not in (None, self._made) and not self._newest_per_subject:
+            raise StreamMadeAnew(f"the stream {self._stream} was made anew", stream=self._stream)
 
     def _config(self, name: str) -> dict[str, Any]:
         config: dict[str, Any] = {

@@ -8,12 +8,17 @@ from libs.common.errors import Conflict, MeshError, NotFound, StreamFull, TooLar
 TRY_AGAIN = frozenset({10008, 10167})
 """JetStream has no leader at the moment; the stream's ingest queue is full."""
 
-_MISSING = frozenset({10014, 10037, 10043, 10059})
+_STREAM_MISSING = 10059
+_MISSING = frozenset({10014, 10037, 10043})
 _FULL = frozenset({10002, 10023, 10028, 10047, 10122})
 _WRONG_SEQUENCE = frozenset({10071, 10164})
 _STORE_FAILED = 10077
 _MESSAGE_TOO_LARGE = 10054
 _NOT_ENABLED = frozenset({10035, 10039, 10076})
+
+
+class StreamMissing(NotFound):
+    """There is no such stream."""
 
 
 def refusal(error: Mapping[str, Any], about: str) -> MeshError:
@@ -27,6 +32,8 @@ def refusal(error: Mapping[str, Any], about: str) -> MeshError:
         return StreamFull(message, about=about)
     if code == _MESSAGE_TOO_LARGE:
         return TooLarge(message, about=about)
+    if code == _STREAM_MISSING:
+        return StreamMissing(message, about=about)
     if code in _MISSING:
         return NotFound(message, about=about)
     if code in _NOT_ENABLED:

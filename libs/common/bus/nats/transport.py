@@ -61,7 +61,8 @@ class NatsTransport:
         self._keys = Keys(self._jetstream, self._appender)
         self._listening = Listening(link, Micro(plain_name, service_version, self._unique))
         link.on_publish_denied = self._inbox.denied
-        link.carry((self._inbox, self._listening, self._appender))
+        self._appender.on_nobody = self._declarations.look
+        link.carry((self._inbox, self._listening, self._appender, self._declarations))
 
     @property
     def max_payload(self) -> int:
@@ -71,8 +72,12 @@ class NatsTransport:
     def connections(self) -> int:
         return self._link.connections
 
+    @property
+    def made_again(self) -> int:
+        return self._declarations.made_again
+
     def problem(self) -> str | None:
-        return self._link.problem()
+        return self._link.problem() or self._declarations.problem
 
     async def failed(self) -> None:
         await self._link.failed()
@@ -211,6 +216,7 @@ class NatsTransport:
         return [
             asyncio.create_task(self._link.run(), name="nats link"),
             asyncio.create_task(self._appender.run(), name="nats appends"),
+            asyncio.create_task(self._declarations.run(), name="nats declarations"),
         ]
 
     async def close(self) -> None:
