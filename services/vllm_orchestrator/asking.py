@@ -1,8 +1,8 @@
 """From a request and a model's documents to the planner's question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from libs.common.contracts.vllm_orchestrator import PlanRequest
+from libs.common.contracts.vllm_orchestrator import PlanRequest, SpeculativeConfig
 from libs.common.errors import Malformed
 from libs.inference.planner.architectures import model_facts
 from libs.inference.planner.calibration import MeasuredStart
@@ -15,6 +15,7 @@ from libs.inference.planner.goal import Goal, Prefer
 from libs.inference.planner.kv_cache import ELEMENT_BYTES
 from libs.inference.planner.options import Asked
 from libs.inference.planner.overrides import with_adapters, with_dtype, with_quantisation
+from libs.inference.planner.speculation import Wanted, with_draft
 from libs.inference.planner.stored import with_parameter_count, with_stored_tensors, with_weights_bytes
 from libs.inference.planner.versions import Engine, engine_of
 from services.vllm_orchestrator.model import ModelDocuments
@@ -63,12 +64,37 @@ def facts_of(request: PlanRequest, documents: ModelDocuments) -> ModelFacts:
         raise type(error)(f"{named}: {error.message}", **error.details) from error
     facts = with_quantisation(with_dtype(facts, request.dtype), request.quantization)
     facts = with_adapters(facts, request.max_loras, request.max_lora_rank)
+    return _with_draft(_measured(facts, request, documents), request, documents.draft)
+
+
+def _measured(facts: ModelFacts, request: PlanRequest, documents: ModelDocuments) -> ModelFacts:
     if request.weights_bytes is not None:
         return with_weights_bytes(facts, request.weights_bytes)
     if request.parameter_count is not None:
         return with_parameter_count(facts, request.parameter_count)
     loaded_otherwise = request.quantization is not None and "quantization_config" not in documents.config
     return facts if loaded_otherwise or not documents.tensors else with_stored_tensors(facts, documents.tensors)
+
+
+def _with_draft(facts: ModelFacts, request: PlanRequest, documents: ModelDocuments | None) -> ModelFacts:
+    if request.speculative_config is None:
+        return facts
+    wanted = wanted_drafts(request.speculative_config)
+    if documents is None:
+        return with_draft(facts, wanted)
+    try:
+        return with_draft(facts, wanted, documents.config, documents.quantisation, documents.tensors)
+    except (Malformed, Unsupported) as error:
+        raise type(error)(f"the draft {documents.model_name}: {error.message}", **error.details) from error
+
+
+def wanted_drafts(asked: SpeculativeConfig) -> Wanted:
+    return Wanted(
+        method=asked.method,
+        model=asked.model,
+        num_speculative_tokens=asked.num_speculative_tokens,
+        draft_tensor_parallel_size=asked.draft_tensor_parallel_size,
+    )
 
 
 def naming_of(request: PlanRequest, documents: ModelDocuments) -> Naming:
@@ -80,4 +106,13 @@ def naming_of(request: PlanRequest, documents: ModelDocuments) -> Naming:
         dtype=request.dtype,
         quantization=request.quantization,
         adapters=Adapters(count=request.max_loras, rank=request.max_lora_rank) if request.max_loras else None,
+        drafts=_named(request.speculative_config, documents.draft),
     )
+
+
+def _named(asked: SpeculativeConfig | None, documents: ModelDocuments | None) -> Mapping[str, object] | None:
+    """What vLLM is told of drafts: what was asked, and where the other model's files are."""
+    if asked is None:
+        return None
+    place = {"model": documents.place} if documents is not None and documents.place else {}
+    return asked.model_dump(exclude_none=True, exclude={"configuration"}) | place

@@ -19,6 +19,7 @@ from libs.inference.vllm_log import logged_start
 from services.vllm_orchestrator.asking import facts_of
 from services.vllm_orchestrator.model import StartedEngine
 from services.vllm_orchestrator.models import ModelSource
+from services.vllm_orchestrator.reading import documents_of
 
 ROUND_SECONDS = 5.0
 STARTS_OF_A_KIND = 8
@@ -107,8 +108,7 @@ class Learning:
         logged = logged_start(await self._read_log(engine))
         version = logged.version or engine.request.vllm_version
         assert engine.request.model_name is not None
-        documents = await self._models.read(engine.request.model_name, engine.request.revision)
-        facts = facts_of(engine.request, documents)
+        facts = facts_of(engine.request, await documents_of(self._models, engine.request))
         found = measured_start(
             facts, engine.arguments, engine_of(version) if version else Engine(), engine.gpus, logged
         )

@@ -18,7 +18,8 @@ GATEWAY_SAID = "\x1e"
 class ModelDocuments:
     """What says how a model is built: its configuration, and what its files hold where that could be read.
 
-    `place` is the folder that an engine is to read it from, where that is not found by the name.
+    `place` is the folder that an engine is to read it from, where that is not found by the name. `draft` is of the
+    model that guesses ahead of it.
     """
 
     model_name: str
@@ -26,6 +27,7 @@ class ModelDocuments:
     config: Mapping[str, object]
     quantisation: Mapping[str, object] | None = None
     tensors: tuple[StoredTensor, ...] = ()
+    draft: "ModelDocuments | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,11 +25,12 @@ from libs.inference.planner.llama import GgufFacts, gguf_facts, llama_need, plan
 from libs.inference.planner.parameters import parameter_count
 from libs.inference.planner.plan import Plan, plan
 from services.vllm_orchestrator.answering import answer_of, answer_of_llama
-from services.vllm_orchestrator.asking import NAMELESS, naming_of, question_of
+from services.vllm_orchestrator.asking import naming_of, question_of
 from services.vllm_orchestrator.machines import from_registry, from_request
 from services.vllm_orchestrator.model import CatalogueEntry, ModelDocuments
 from services.vllm_orchestrator.models import ModelSource
 from services.vllm_orchestrator.placing import claimed, given_back
+from services.vllm_orchestrator.reading import documents_of
 
 QUERY_SECONDS = 5.0
 MOST_NODES = 1000
@@ -109,7 +110,7 @@ class Planning:
     async def plan_on(self, request: PlanRequest, nodes: Sequence[Node]) -> PlanAnswer:
         """The same on these machines, whatever the request names."""
         gguf = await self._gguf(request)
-        documents = None if gguf else await self._documents(request)
+        documents = None if gguf else await documents_of(self._models, request)
         if not any(node.ram or any(gpu.free for gpu in node.gpus) for node in nodes):
             raise NoUsableDevice(
                 f"none of the {len(nodes)} machines has a GPU with free memory, or says how much RAM is free"
@@ -160,12 +161,6 @@ class Planning:
         if entry.config is not None:
             return ModelDocuments(model_name=entry.model_name, config=entry.config)
         return await self._models.read(entry.model_name, None)
-
-    async def _documents(self, request: PlanRequest) -> ModelDocuments:
-        if request.configuration is not None:
-            return ModelDocuments(model_name=request.model_name or NAMELESS, config=request.configuration)
-        assert request.model_name is not None
-        return await self._models.read(request.model_name, request.revision)
 
     async def _gguf(self, request: PlanRequest) -> GgufFacts | None:
         if request.gguf_file is None:

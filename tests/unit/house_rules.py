@@ -76,6 +76,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/vllm_orchestrator/keeping.py",
         "services/vllm_orchestrator/learning.py",
         "services/vllm_orchestrator/planning.py",
+        "services/vllm_orchestrator/reading.py",
         "services/vllm_orchestrator/registering.py",
         "services/vllm_orchestrator/requests.py",
         "services/vllm_orchestrator/seeking.py",

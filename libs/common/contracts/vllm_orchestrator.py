@@ -11,6 +11,7 @@ from libs.common.contracts.node_registry import Engine, GpuLink
 MOST_BYTES = 2**53
 MOST_NODES, MOST_GPUS = 1000, 64
 Bytes = Annotated[int, Field(ge=0, le=MOST_BYTES)]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,128}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=256, examples=["Qwen/Qwen3-8B"])]
 
 
@@ -82,6 +83,44 @@ class PlanNode(Message):
     interface: Annotated[str, Field(max_length=64)] = Field("", description="the network interface of that address")
 
 
+class SpeculativeConfig(Message):
+    """Tokens that are guessed ahead, in the words of vLLM's option of this name. Without a `method` it is found by the
+    model's name, as vLLM does."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    method: Literal["ngram", "mtp", "draft_model", "eagle", "eagle3"] | None = None
+    model: ModelName | None = Field(None, description="the other model, or the head of EAGLE; mtp and ngram have none")
+    revision: Revision | None = None
+    configuration: JsonObject | None = Field(
+        None, alias="model_config", description="the config.json of that model, instead of reading it"
+    )
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="in each step; left out with mtp: as many as the model has layers for that"
+    )
+    draft_tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    prompt_lookup_min: Annotated[int, Field(ge=1, le=2**20)] | None = Field(None, description="with ngram")
+    prompt_lookup_max: Annotated[int, Field(ge=1, le=2**20)] | None = Field(None, description="with ngram")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "SpeculativeConfig":
+        if self.method in ("draft_model", "eagle", "eagle3") and self.model is None:
+            raise ValueError(f"model is wanted with the method {self.method}")
+        if self.method in ("ngram", "mtp") and (self.model or self.configuration):
+            raise ValueError(f"model is not for the method {self.method}")
+        if self.method is None and self.model is None:
+            raise ValueError("method or model is wanted")
+        self._looks_up()
+        return self
+
+    def _looks_up(self) -> None:
+        least, most = self.prompt_lookup_min, self.prompt_lookup_max
+        if (least or most) and self.method != "ngram":
+            raise ValueError("prompt_lookup_min and prompt_lookup_max are for the method ngram")
+        if least and most and least > most:
+            raise ValueError(f"prompt_lookup_min={least} must be <= prompt_lookup_max={most}")
+
+
 class PlanOptions(Message):
     """What is wanted of an engine. What is left out is chosen, and the answer says what was."""
 
@@ -110,6 +149,11 @@ class PlanOptions(Message):
         None, description="LoRA adapters at once that room is kept for; left out: none"
     )
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="of those adapters, at most")
+    speculative_config: SpeculativeConfig | None = Field(
+        None,
+        description="tokens guessed ahead; left out: none",
+        examples=[{"method": "ngram", "num_speculative_tokens": 5}],
+    )
     vllm_version: Annotated[str, Field(max_length=32)] | None = Field(None, examples=["0.33.0"])
 
 
@@ -119,7 +163,7 @@ class PlanRequest(PlanOptions):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     model_name: ModelName | None = Field(None, description="of a hub, or a folder of models here")
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,128}$")] | None = None
+    revision: Revision | None = None
     configuration: JsonObject | None = Field(
         None, alias="model_config", description="the model's config.json, instead of its name"
     )

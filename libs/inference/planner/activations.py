@@ -1,6 +1,7 @@
 """What a forward pass and the choice of the next token take at their peak, beside the weights."""
 
-from libs.inference.planner.facts import Dense, ModelFacts
+from libs.inference.planner.drafts import drafting_layers, drafting_model
+from libs.inference.planner.facts import Dense, DraftMethod, ModelFacts
 from libs.inference.planner.options import Options
 from libs.inference.planner.split import Parallel
 
@@ -11,6 +12,8 @@ SAMPLER_BYTES = 39
 38.4 to 41 for models from 0.6 to 120 billion parameters, whatever the size, the length and the number of GPUs.
 Source: `v1/sample/ops/topk_topp_sampler.py`.
 """
+
+WORD_BYTES = 4
 
 LARGEST_IMAGE_TOKENS = 16384
 """Merged patches of the largest image that the processors of Qwen2-VL and after let through (12.8 million pixels)."""
@@ -29,9 +32,11 @@ def activation_bytes(facts: ModelFacts, parallel: Parallel, options: Options, st
     peaks = [forward_bytes(facts, parallel, tokens)]
     if stage == parallel.pipeline - 1 and not _chunks_hide_the_sampler(options):
         peaks.append(sampler_bytes(facts, options))
+    if stage == parallel.pipeline - 1 and drafting_layers(facts):
+        peaks.append(forward_bytes(drafting_model(facts), parallel, tokens))
     if facts.vision is not None and stage == 0:
         peaks.append(encoder_bytes(facts, tokens))
-    return max(peaks)
+    return max(peaks) + seen_words_bytes(facts, options)
 
 
 def profiled_tokens(options: Options) -> int:
@@ -62,7 +67,22 @@ def forward_bytes(facts: ModelFacts, parallel: Parallel, tokens: int) -> int:
 
 
 def sampler_bytes(facts: ModelFacts, options: Options) -> int:
-    return SAMPLER_BYTES * min(options.max_num_seqs, options.max_num_batched_tokens) * facts.vocabulary
+    """Who guesses ahead also holds the scores of a guessed word and of the one after it while it chooses.
+
+    Source: `v1/worker/gpu_model_runner.py` (`_dummy_sampler_run`).
+    """
+    size = SAMPLER_BYTES + (2 * facts.type_bytes if facts.draft else 0)
+    return size * min(options.max_num_seqs, options.max_num_batched_tokens) * facts.vocabulary
+
+
+def seen_words_bytes(facts: ModelFacts, options: Options) -> int:
+    """Words are looked up among those seen before on the GPU itself since 0.32: all of every sequence lie there.
+
+    Source: `v1/worker/gpu/states.py` (`RequestState.all_token_ids`).
+    """
+    if facts.draft is None or facts.draft.method is not DraftMethod.NGRAM or options.engine.version < (0, 32):
+        return 0
+    return WORD_BYTES * options.max_num_seqs * options.max_model_len
 
 
 def encoder_bytes(facts: ModelFacts, tokens: int) -> int:

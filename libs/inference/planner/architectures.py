@@ -41,7 +41,7 @@ def model_facts(config: Mapping[str, object], quantisation: Mapping[str, object]
         quantisation=quantisation_of(whole, separate),
         cache_type=cache_type_of(whole, separate),
         vision=_vision(whole),
-        draft_layers=text.count("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0),
+        draft_layers=text.count("num_nextn_predict_layers", "mtp_num_hidden_layers", default=family.draft_layers),
         pipeline=family.pipeline,
         certainty=Certainty.EXACT if family.known else Certainty.LOW,
         doubts=doubts,

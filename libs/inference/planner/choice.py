@@ -68,6 +68,7 @@ class Chooser:
         starts: Sequence[MeasuredStart] = (),
     ) -> None:
         self._facts = facts
+        self._engine = engine
         self._goal = self._wanted = goal
         self._sizes = Sizes(facts)
         self._attempts = Attempts(self._sizes, asked, engine, goal, starts)
@@ -278,9 +279,14 @@ class Chooser:
     def _accepted(self, parallel: Parallel) -> tuple[Parallel, Refusal | None]:
         """The division as vLLM accepts it, with experts kept whole where only that makes it divisible."""
         if parallel not in self._accepted_as:
-            refused = refusals(self._facts, parallel)
+            refused = refusals(self._facts, parallel, self._engine)
             whole = replace(parallel, expert_parallel=True)
-            if refused and self._facts.experts and not self._goal.forced and not refusals(self._facts, whole):
+            if (
+                refused
+                and self._facts.experts
+                and not self._goal.forced
+                and not refusals(self._facts, whole, self._engine)
+            ):
                 self._accepted_as[parallel] = (whole, None)
             else:
                 self._accepted_as[parallel] = (parallel, refused[0] if refused else None)

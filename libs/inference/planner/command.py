@@ -1,5 +1,6 @@
 """The command line of `vllm serve` and the environment, node by node."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,10 @@ READY_SECONDS, READY_BYTES_PER_SECOND = 600, 200 * 10**6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
-    """What the command line says of the model itself. `served_name` is what clients call it, where that differs."""
+    """What the command line says of the model itself. `served_name` is what clients call it, where that differs.
+
+    `drafts` is vLLM's `--speculative-config`.
+    """
 
     model_name: str
     served_name: str | None = None
@@ -22,6 +26,7 @@ class Naming:
     dtype: str | None = None
     quantization: str | None = None
     adapters: Adapters | None = None
+    drafts: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,8 @@ def model_arguments(naming: Naming) -> list[str]:
     if naming.adapters is not None:
         found += ["--enable-lora", "--max-loras", str(naming.adapters.count)]
         found += ["--max-lora-rank", str(naming.adapters.rank)]
+    if naming.drafts is not None:
+        found += ["--speculative-config", json.dumps(naming.drafts)]
     return found
 
 

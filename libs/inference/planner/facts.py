@@ -146,13 +146,41 @@ class Adapters:
     rank: int
 
 
+class DraftMethod(StrEnum):
+    """What guesses the next tokens: words seen before, layers of the model itself, another model, or a head on it."""
+
+    NGRAM = "ngram"
+    MTP = "mtp"
+    DRAFT_MODEL = "draft_model"
+    EAGLE = "eagle"
+    EAGLE3 = "eagle3"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """How tokens are guessed ahead, `tokens` in each step. `model` is the other model or the head, where there is one.
+
+    `asked_tensor` is the division a user names for it. `aux_inputs` is the width of the states that a head of EAGLE 3
+    is fed, `head_words` how many words its output layer has. `own_words`: it has an embedding of its own.
+    """
+
+    method: DraftMethod
+    tokens: int
+    model: "ModelFacts | None" = None
+    asked_tensor: int | None = None
+    aux_inputs: int = 0
+    own_words: bool = False
+    head_words: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """A model, as its configuration tells it. `type_bytes` is the size of an unquantised weight.
 
     `scales` say by what part of a model how much larger its files are than computed, `beside` how many bytes they hold
     that are not counted otherwise. `cache_type` is what the cache is kept in where nobody asks otherwise; empty: as
-    weights are that are not quantised.
+    weights are that are not quantised. `draft_layers` are those with which it can guess
+    ahead itself: they are not among its layers, and not loaded unless `draft` wants them.
     """
 
     architecture: str
@@ -173,6 +201,7 @@ class ModelFacts:
     beside: int = 0
     cache_type: str = ""
     adapters: Adapters | None = None
+    draft: Draft | None = None
 
     @property
     def heads(self) -> int:

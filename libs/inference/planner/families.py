@@ -4,7 +4,7 @@ Source: the model classes of vLLM 0.33, `model_executor/models/*.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from libs.inference.planner.fields import Fields, Unsupported
 
@@ -27,6 +27,7 @@ class Family:
     sliding_period: int = 0
     chunk_period: int = 0
     tied: bool = False
+    draft_layers: int = 0
     pipeline: bool = True
     known: bool = True
 
@@ -47,8 +48,8 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "MiniMaxM2ForCausalLM"), NORMED),
     **dict.fromkeys(("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"), NORMED),
     "Glm4MoeForCausalLM": Family(input_bias=True, query_key_norm=True),
-    **dict.fromkeys(("Qwen3NextForCausalLM", "Qwen3_5ForConditionalGeneration"), DELTA),
-    "Qwen3_5MoeForConditionalGeneration": DELTA,
+    "Qwen3NextForCausalLM": replace(DELTA, draft_layers=1),
+    **dict.fromkeys(("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"), DELTA),
     "Gemma2ForCausalLM": Family(norms=4, sliding_period=2, tied=True),
     **dict.fromkeys(("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), GEMMA),
     "Gemma4ForConditionalGeneration": GEMMA,

@@ -8,7 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from libs.common.errors import Malformed
-from libs.inference.planner.facts import Attention, DeltaAttention, LatentAttention, Mixer, ModelFacts, StateSpace
+from libs.inference.planner.drafts import draft_tokens, drafting_layers, drafting_model
+from libs.inference.planner.facts import (
+    Attention,
+    DeltaAttention,
+    LatentAttention,
+    Layer,
+    Mixer,
+    ModelFacts,
+    StateSpace,
+)
 from libs.inference.planner.fields import Unsupported
 from libs.inference.planner.split import Parallel, stage_ranges
 
@@ -49,6 +58,10 @@ class Group:
     window: int | None = None
     chunk: int | None = None
     state: bool = False
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.window is None and self.chunk is None and not self.state
 
     def blocks(self, demand: Demand) -> int:
         """How many blocks one request of the longest length takes."""
@@ -126,7 +139,7 @@ def _latent_bytes(mixer: LatentAttention, size: int) -> int:
 
 
 def state_bytes(facts: ModelFacts, mixer: DeltaAttention | StateSpace, tensor: int) -> int:
-    """Bytes that one layer keeps per sequence on one GPU.
+    """Bytes that one layer keeps per sequence on one GPU. Convolutions also keep what is guessed ahead.
 
     Source: `model_executor/layers/mamba/mamba_utils.py` (`MambaStateShapeCalculator`).
     """
@@ -137,7 +150,7 @@ def state_bytes(facts: ModelFacts, mixer: DeltaAttention | StateSpace, tensor: i
         groups = mixer.groups if mixer.groups % tensor == 0 else tensor
         mixed = mixer.heads * mixer.head_dim + 2 * groups * mixer.state
         inner = mixer.heads * mixer.head_dim * mixer.state
-    convolution = (mixer.kernel - 1) * -(-mixed // tensor) * facts.type_bytes
+    convolution = (mixer.kernel - 1 + draft_tokens(facts)) * -(-mixed // tensor) * facts.type_bytes
     return convolution + -(-inner // tensor) * mixer.state_bytes
 
 
@@ -155,8 +168,12 @@ def kv_layout(
     Raises `Malformed` for an unknown type, `Unsupported` where pages of different sizes cannot share blocks.
     """
     kinds = layer_kinds(facts, parallel, cache_type=cache_type, block_tokens=block_tokens, hybrid=hybrid)
-    held = stage_ranges(len(facts.layers), parallel)[stage]
-    return layout_of(kinds[held.start : held.stop])
+    return layout_of(held_kinds(kinds, stage_ranges(len(facts.layers), parallel)[stage], len(facts.layers)))
+
+
+def held_kinds(kinds: Sequence[Group | None], held: range, layers: int) -> Sequence[Group | None]:
+    """Of a stage that holds some layers; the last one holds those of drafts, too, which come after all others."""
+    return kinds[held.start :] if held.stop == layers else kinds[held.start : held.stop]
 
 
 def layer_kinds(
@@ -167,17 +184,30 @@ def layer_kinds(
     block_tokens: int = BLOCK_TOKENS,
     hybrid: bool = True,
 ) -> list[Group | None]:
-    """What each layer keeps, as a group of one; None for a layer that keeps nothing."""
-    made: dict[Mixer, Group] = {}
-    for mixer in facts.mixers:
-        if mixer not in made:
-            made[mixer] = _kind(facts, mixer, parallel, cache_type, block_tokens, hybrid)
-    return [None if layer.mixer is None else made[layer.mixer] for layer in facts.layers]
+    """What each layer keeps, as a group of one; None for a layer that keeps nothing. Those of drafts come last."""
+
+    def kinds(model: ModelFacts, layers: Sequence[Layer]) -> list[Group | None]:
+        made: dict[Mixer, Group] = {}
+        for mixer in {layer.mixer: None for layer in layers}:
+            if mixer is not None:
+                made[mixer] = _kind(model, mixer, parallel, cache_type, block_tokens, hybrid)
+        return [None if layer.mixer is None else made[layer.mixer] for layer in layers]
+
+    return kinds(facts, facts.layers) + kinds(drafting_model(facts), drafting_layers(facts))
 
 
 def layout_of(layers: Iterable[Group | None]) -> KvLayout:
-    """The layout of layers that are on one GPU. Raises `Unsupported`."""
-    kinds = _with_common_page(Counter(kind for kind in layers if kind is not None))
+    """The layout of layers that are on one GPU. Raises `Unsupported`.
+
+    Layers that all keep every token share blocks whatever their pages are. Source: `v1/kv_cache_interface.py`
+    (`UniformTypeKVCacheSpecs`).
+    """
+    found = Counter(kind for kind in layers if kind is not None)
+    if all(kind.keeps_all for kind in found):
+        size = sum(kind.page * count for kind, count in found.items())
+        groups = [replace(max(found, key=lambda kind: kind.page), layers=found.total())] if found else []
+        return KvLayout(block_bytes=size, groups=tuple(groups))
+    kinds = _with_common_page(found)
     if len(kinds) <= 1:
         groups = [replace(kind, layers=count) for kind, count in kinds.items()]
         return KvLayout(block_bytes=sum(group.page * group.layers for group in groups), groups=tuple(groups))

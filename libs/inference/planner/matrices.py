@@ -90,6 +90,10 @@ def head(facts: ModelFacts) -> Matrix:
     )
 
 
+def final_norm(facts: ModelFacts) -> Matrix:
+    return vector("norm", Part.NORMS, facts.hidden)
+
+
 def layers_differ(facts: ModelFacts) -> bool:
     """Whether layers of the same shapes may be stored differently, because modules are named one by one."""
     kind = facts.quantisation
@@ -111,8 +115,10 @@ def alike(facts: ModelFacts, indexes: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def layer_matrices(facts: ModelFacts, index: int) -> Iterator[Matrix]:
-    layer = facts.layers[index]
-    name = f"layers.{index}"
+    return matrices_of(facts, facts.layers[index], f"layers.{index}")
+
+
+def matrices_of(facts: ModelFacts, layer: Layer, name: str) -> Iterator[Matrix]:
     if layer.mixer is not None:
         yield from _mixer(layer.mixer, facts.hidden, name)
     beside = name if len(layer.feed_forward) > 1 else f"{name}.mlp"  # experts beside a dense block are not within it
@@ -125,10 +131,10 @@ def layer_matrices(facts: ModelFacts, index: int) -> Iterator[Matrix]:
 
 
 def _norms(layer: Layer, hidden: int, name: str) -> Matrix:
-    return _vectors(f"{name}.norms", Part.NORMS, layer.norms * hidden)
+    return vector(f"{name}.norms", Part.NORMS, layer.norms * hidden)
 
 
-def _vectors(module: str, part: Part, count: int) -> Matrix:
+def vector(module: str, part: Part, count: int) -> Matrix:
     return Matrix(module=module, part=part, outputs=1, inputs=count, split=Split.REPLICATED, linear=False)
 
 
@@ -145,7 +151,7 @@ def _mixer(mixer: Mixer, hidden: int, name: str) -> Iterator[Matrix]:
 def _attention(mixer: Attention, hidden: int, name: str) -> Iterator[Matrix]:
     """Source: `model_executor/layers/linear.py` (`QKVParallelLinear`, `RowParallelLinear`)."""
     queries = mixer.heads * mixer.head_dim * (2 if mixer.output_gate else 1)
-    yield _outputs(f"{name}.q_proj", Part.ATTENTION, queries, hidden, bias=mixer.input_bias)
+    yield by_outputs(f"{name}.q_proj", Part.ATTENTION, queries, hidden, bias=mixer.input_bias)
     widths = {"k_proj": mixer.head_dim} | ({} if mixer.values_are_keys else {"v_proj": mixer.value_dim})
     for projection, width in widths.items():
         keys = mixer.kv_heads * width
@@ -161,7 +167,7 @@ def _attention(mixer: Attention, hidden: int, name: str) -> Iterator[Matrix]:
     yield _inputs(f"{name}.o_proj", Part.ATTENTION, hidden, mixer.heads * mixer.value_dim, bias=mixer.output_bias)
     further = (2 * mixer.head_dim if mixer.query_key_norm else 0) + (mixer.heads if mixer.sinks else 0)
     if further:
-        yield _vectors(f"{name}.norm", Part.NORMS, further)
+        yield vector(f"{name}.norm", Part.NORMS, further)
 
 
 def _latent(mixer: LatentAttention, hidden: int, name: str) -> Iterator[Matrix]:
@@ -169,40 +175,40 @@ def _latent(mixer: LatentAttention, hidden: int, name: str) -> Iterator[Matrix]:
     latent = mixer.latent_rank + mixer.rope_dim
     queries = mixer.heads * (mixer.plain_dim + mixer.rope_dim)
     if mixer.query_rank:
-        yield _replicated(f"{name}.q_a_proj", Part.ATTENTION, mixer.query_rank, hidden)
-        yield _outputs(f"{name}.q_b_proj", Part.ATTENTION, queries, mixer.query_rank)
+        yield replicated(f"{name}.q_a_proj", Part.ATTENTION, mixer.query_rank, hidden)
+        yield by_outputs(f"{name}.q_b_proj", Part.ATTENTION, queries, mixer.query_rank)
     else:
-        yield _outputs(f"{name}.q_proj", Part.ATTENTION, queries, hidden)
-    yield _replicated(f"{name}.kv_a_proj_with_mqa", Part.ATTENTION, latent, hidden)
+        yield by_outputs(f"{name}.q_proj", Part.ATTENTION, queries, hidden)
+    yield replicated(f"{name}.kv_a_proj_with_mqa", Part.ATTENTION, latent, hidden)
     unfolded = mixer.heads * (mixer.plain_dim + mixer.value_dim)
-    yield _outputs(f"{name}.kv_b_proj", Part.ATTENTION, unfolded, mixer.latent_rank)
+    yield by_outputs(f"{name}.kv_b_proj", Part.ATTENTION, unfolded, mixer.latent_rank)
     yield _inputs(f"{name}.o_proj", Part.ATTENTION, hidden, mixer.heads * mixer.value_dim)
-    yield _vectors(f"{name}.norm", Part.NORMS, mixer.query_rank + mixer.latent_rank)
+    yield vector(f"{name}.norm", Part.NORMS, mixer.query_rank + mixer.latent_rank)
     if mixer.index_heads:
         wide = mixer.index_heads * mixer.index_dim
-        yield _replicated(f"{name}.indexer.wq_b", Part.INDEXER, wide, mixer.query_rank or hidden)
-        yield _replicated(f"{name}.indexer.wk", Part.INDEXER, mixer.index_dim, hidden)
-        yield _replicated(f"{name}.indexer.weights_proj", Part.INDEXER, mixer.index_heads, hidden, linear=False)
+        yield replicated(f"{name}.indexer.wq_b", Part.INDEXER, wide, mixer.query_rank or hidden)
+        yield replicated(f"{name}.indexer.wk", Part.INDEXER, mixer.index_dim, hidden)
+        yield replicated(f"{name}.indexer.weights_proj", Part.INDEXER, mixer.index_heads, hidden, linear=False)
 
 
 def _delta(mixer: DeltaAttention, hidden: int, name: str) -> Iterator[Matrix]:
     """Source: `model_executor/models/qwen3_next.py` (`Qwen3NextGatedDeltaNet`)."""
     keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
-    yield _outputs(f"{name}.in_proj_qkv", Part.STATE, 2 * keys + values, hidden)
-    yield _outputs(f"{name}.in_proj_z", Part.STATE, values, hidden)
+    yield by_outputs(f"{name}.in_proj_qkv", Part.STATE, 2 * keys + values, hidden)
+    yield by_outputs(f"{name}.in_proj_z", Part.STATE, values, hidden)
     for gate in ("in_proj_b", "in_proj_a"):
-        yield _outputs(f"{name}.{gate}", Part.STATE, mixer.value_heads, hidden)
-    yield _outputs(f"{name}.conv1d", Part.STATE, 2 * keys + values, mixer.kernel, linear=False)
-    yield _vectors(f"{name}.norm", Part.NORMS, 2 * mixer.value_heads + mixer.value_dim)
+        yield by_outputs(f"{name}.{gate}", Part.STATE, mixer.value_heads, hidden)
+    yield by_outputs(f"{name}.conv1d", Part.STATE, 2 * keys + values, mixer.kernel, linear=False)
+    yield vector(f"{name}.norm", Part.NORMS, 2 * mixer.value_heads + mixer.value_dim)
     yield _inputs(f"{name}.out_proj", Part.STATE, hidden, values)
 
 
 def _state_space(mixer: StateSpace, hidden: int, name: str) -> Iterator[Matrix]:
     """Source: `model_executor/layers/mamba/mamba_mixer2.py`."""
     inner, mixed = mixer.heads * mixer.head_dim, 2 * mixer.groups * mixer.state
-    yield _outputs(f"{name}.in_proj", Part.STATE, 2 * inner + mixed + mixer.heads, hidden)
-    yield _outputs(f"{name}.conv1d", Part.STATE, inner + mixed, mixer.kernel + 1, linear=False)
-    yield _vectors(f"{name}.norm", Part.NORMS, 3 * mixer.heads + inner)
+    yield by_outputs(f"{name}.in_proj", Part.STATE, 2 * inner + mixed + mixer.heads, hidden)
+    yield by_outputs(f"{name}.conv1d", Part.STATE, inner + mixed, mixer.kernel + 1, linear=False)
+    yield vector(f"{name}.norm", Part.NORMS, 3 * mixer.heads + inner)
     yield _inputs(f"{name}.out_proj", Part.STATE, hidden, inner)
 
 
@@ -213,7 +219,7 @@ def _dense(block: Dense, hidden: int, name: str) -> Iterator[Matrix]:
 def _experts(block: Experts, hidden: int, name: str) -> Iterator[Matrix]:
     """Source: `model_executor/layers/fused_moe/layer.py`: `w13` is divided by outputs, `w2` by inputs."""
     inside = block.latent or hidden
-    yield _replicated(f"{name}.gate", Part.ROUTER, block.count, hidden, linear=False)
+    yield replicated(f"{name}.gate", Part.ROUTER, block.count, hidden, linear=False)
     yield from _pair(
         f"{name}.experts",
         Part.EXPERTS,
@@ -224,13 +230,13 @@ def _experts(block: Experts, hidden: int, name: str) -> Iterator[Matrix]:
         copies=block.count,
     )
     if block.latent:
-        yield _replicated(f"{name}.fc1_latent_proj", Part.SHARED_EXPERTS, block.latent, hidden)
-        yield _replicated(f"{name}.fc2_latent_proj", Part.SHARED_EXPERTS, hidden, block.latent)
+        yield replicated(f"{name}.fc1_latent_proj", Part.SHARED_EXPERTS, block.latent, hidden)
+        yield replicated(f"{name}.fc2_latent_proj", Part.SHARED_EXPERTS, hidden, block.latent)
     if block.shared:
         module = f"{name}.shared_experts"
         yield from _pair(module, Part.SHARED_EXPERTS, block.shared, hidden, gated=block.gated, bias=False)
     if block.shared_gate:
-        yield _replicated(f"{name}.shared_expert_gate", Part.ROUTER, 1, hidden, linear=False)
+        yield replicated(f"{name}.shared_expert_gate", Part.ROUTER, 1, hidden, linear=False)
 
 
 def _pair(
@@ -264,16 +270,18 @@ def vision_matrices(vision: Vision, hidden: int) -> Iterator[Matrix]:
     for index in range(vision.depth):
         name = f"visual.blocks.{index}"
         for projection, outputs in (("qkv", 3 * vision.hidden), ("proj", vision.hidden)):
-            yield _outputs(f"{name}.attn.{projection}", Part.VISION, outputs, vision.hidden, linear=False)
+            yield by_outputs(f"{name}.attn.{projection}", Part.VISION, outputs, vision.hidden, linear=False)
         wide = vision.intermediate * (2 if vision.gated else 1)
-        yield _outputs(f"{name}.up_proj", Part.VISION, wide, vision.hidden, linear=False)
+        yield by_outputs(f"{name}.up_proj", Part.VISION, wide, vision.hidden, linear=False)
         yield _inputs(f"{name}.down_proj", Part.VISION, vision.hidden, vision.intermediate, linear=False)
-    yield _replicated("visual.patch_embed", Part.VISION, vision.hidden, vision.patch_values, linear=False)
-    yield _outputs("visual.merger.0", Part.VISION, vision.merged, vision.merged, linear=False)
+    yield replicated("visual.patch_embed", Part.VISION, vision.hidden, vision.patch_values, linear=False)
+    yield by_outputs("visual.merger.0", Part.VISION, vision.merged, vision.merged, linear=False)
     yield _inputs("visual.merger.2", Part.VISION, hidden, vision.merged, linear=False)
 
 
-def _outputs(module: str, part: Part, outputs: int, inputs: int, *, bias: bool = False, linear: bool = True) -> Matrix:
+def by_outputs(
+    module: str, part: Part, outputs: int, inputs: int, *, bias: bool = False, linear: bool = True
+) -> Matrix:
     vectors = outputs if bias else 0
     return Matrix(
         module=module,
@@ -293,5 +301,5 @@ def _inputs(module: str, part: Part, outputs: int, inputs: int, *, bias: bool = 
     )
 
 
-def _replicated(module: str, part: Part, outputs: int, inputs: int, *, linear: bool = True) -> Matrix:
+def replicated(module: str, part: Part, outputs: int, inputs: int, *, linear: bool = True) -> Matrix:
     return Matrix(module=module, part=part, outputs=outputs, inputs=inputs, split=Split.REPLICATED, linear=linear)

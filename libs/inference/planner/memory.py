@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from libs.inference.planner.calibration import NONE, Kind, Terms
+from libs.inference.planner.drafts import drafting_layers
 from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.kv_cache import Demand, KvLayout
 from libs.inference.planner.options import Options
 from libs.inference.planner.sizes import Sizes
-from libs.inference.planner.split import Parallel, stage_ranges, stage_sizes
+from libs.inference.planner.split import Parallel, stage_ranges
 
 GIB = 2**30
 ALONE_BYTES = int(0.15 * GIB)
@@ -88,7 +89,7 @@ def range_need(sizes: Sizes, parallel: Parallel, options: Options, stage: int, h
         weights=sizes.weights(parallel, stage, held),
         non_torch=non_torch_bytes(parallel, options),
         activation=int(options.corrections.activation * sizes.activation(parallel, options, stage)),
-        graphs=int(options.corrections.graphs * graph_bytes(sizes.facts, options, len(held))),
+        graphs=int(options.corrections.graphs * graph_bytes(sizes.facts, options, captured_layers(sizes.facts, held))),
         layout=sizes.layout(parallel, options.kv_cache_dtype, held),
     )
 
@@ -102,7 +103,8 @@ def non_torch_bytes(parallel: Parallel, options: Options) -> int:
 
 def estimated_terms(sizes: Sizes, parallel: Parallel, options: Options, stage: int = 0) -> Terms:
     """The terms that a measured start may correct, without any correction."""
-    plain, layers = replace(options, corrections=NONE), stage_sizes(len(sizes.facts.layers), parallel)[stage]
+    plain = replace(options, corrections=NONE)
+    layers = captured_layers(sizes.facts, stage_ranges(len(sizes.facts.layers), parallel)[stage])
     return Terms(
         activation=sizes.activation(parallel, plain, stage),
         graphs=graph_bytes(sizes.facts, plain, layers),
@@ -142,12 +144,17 @@ def gpu_memory(need: StageNeed, options: Options, card: Card) -> GpuMemory:
     )
 
 
+def captured_layers(facts: ModelFacts, held: range) -> int:
+    """Those of a stage that holds some layers: the last one captures what guesses ahead, too."""
+    return len(held) + (len(drafting_layers(facts)) if held.stop == len(facts.layers) else 0)
+
+
 def graph_bytes(facts: ModelFacts, options: Options, layers: int | None = None) -> int:
     """CUDA graphs of the layers of a stage. Source: `v1/worker/gpu_model_runner.py` (`capture_model`)."""
     if options.enforce_eager:
         return 0
-    captured = len(facts.layers) if layers is None else layers
-    return GRAPH_BYTES * captured * options.engine.graph_sizes(options.max_num_seqs)
+    captured = captured_layers(facts, range(len(facts.layers))) if layers is None else layers
+    return GRAPH_BYTES * captured * options.engine.graph_sizes(options.max_num_seqs, 1 + options.draft_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,7 +116,7 @@ def _divided(
     question: Question, naming: Naming, options: Options, parallel: Parallel, nodes: Sequence[Node]
 ) -> CpuPlan | str:
     """On as many nodes as have the same number of stages each; a sentence where that is refused or does not fit."""
-    for refusal in refusals(question.facts, parallel):
+    for refusal in refusals(question.facts, parallel, question.engine):
         return refusal.message
     if parallel.pipeline > 1 and options.enforce_eager:
         return EAGER_STAGES

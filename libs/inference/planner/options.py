@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from libs.inference.planner.calibration import NONE, Corrections
+from libs.inference.planner.drafts import draft_tokens
 from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.kv_cache import Demand
 from libs.inference.planner.split import Parallel
@@ -33,17 +34,19 @@ class Options:
     kv_cache_dtype: str
     enforce_eager: bool
     batched_tokens_given: bool
+    draft_tokens: int = 0
     corrections: Corrections = NONE
 
     def demand(self, parallel: Parallel) -> Demand:
         """What a request may take of the cache.
 
         Source: `v1/kv_cache_interface.py`: a window also holds the tokens of the batches under way, which are two, or
-        one more than there are stages.
+        one more than there are stages. Every token guessed ahead has a state of its own (`MambaSpec`).
         """
         batches = parallel.pipeline + 1 if parallel.pipeline > 1 else 2
         flying = (1 if self.engine.version < (0, 20) else batches) * self.max_num_batched_tokens
-        return Demand(max_model_len=self.max_model_len, tokens_in_flight=flying, state_blocks=self.engine.state_blocks)
+        states = self.engine.state_blocks + self.draft_tokens
+        return Demand(max_model_len=self.max_model_len, tokens_in_flight=flying, state_blocks=states)
 
 
 def options_of(facts: ModelFacts, asked: Asked, engine: Engine, total_bytes: int, *, ampere: bool = False) -> Options:
@@ -58,5 +61,6 @@ def options_of(facts: ModelFacts, asked: Asked, engine: Engine, total_bytes: int
         max_num_seqs=asked.max_num_seqs or sequences,
         kv_cache_dtype=told or asked.kv_cache_dtype,
         enforce_eager=asked.enforce_eager,
+        draft_tokens=draft_tokens(facts),
         batched_tokens_given=asked.max_num_batched_tokens is not None,
     )

@@ -5,7 +5,16 @@ from collections.abc import Iterator, Mapping
 
 from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.families import FAMILIES, UNKNOWN
-from libs.inference.planner.matrices import Matrix, Part, Split, embedding, head, layer_matrices, vision_matrices
+from libs.inference.planner.matrices import (
+    Matrix,
+    Part,
+    embedding,
+    final_norm,
+    head,
+    layer_matrices,
+    replicated,
+    vision_matrices,
+)
 
 
 def all_matrices(facts: ModelFacts) -> Iterator[Matrix]:
@@ -44,14 +53,7 @@ def active_parameter_count(facts: ModelFacts) -> int:
     return parameter_count(facts) - idle
 
 
-def final_norm(facts: ModelFacts) -> Matrix:
-    return _plain("norm", Part.NORMS, 1, facts.hidden)
-
-
 def position_table(facts: ModelFacts, offset: int) -> Matrix:
     """A learned vector per position, where positions are not rotations."""
-    return _plain("embed_positions", Part.EMBEDDING, facts.max_position + offset, facts.hidden)
-
-
-def _plain(module: str, part: Part, outputs: int, inputs: int) -> Matrix:
-    return Matrix(module=module, part=part, outputs=outputs, inputs=inputs, split=Split.REPLICATED, linear=False)
+    count = facts.max_position + offset
+    return replicated("embed_positions", Part.EMBEDDING, count, facts.hidden, linear=False)

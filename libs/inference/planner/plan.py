@@ -9,11 +9,12 @@ from libs.inference.planner.changes import Change, Question, nearest_changes
 from libs.inference.planner.choice import Choice, Declined
 from libs.inference.planner.command import Naming, NodeCommand, node_commands
 from libs.inference.planner.devices import Gpu, bandwidth
+from libs.inference.planner.drafts import drafting_layers
 from libs.inference.planner.facts import Certainty
 from libs.inference.planner.goal import Strategy
 from libs.inference.planner.memory import GIB, Card, GpuMemory, Verdict, gpu_memory
 from libs.inference.planner.on_cpu import CpuPlan, plan_on_cpu
-from libs.inference.planner.weights import weight_bytes
+from libs.inference.planner.weights import draft_bytes, weight_bytes
 
 
 class Confidence(StrEnum):
@@ -149,7 +150,12 @@ def _confidence(question: Question, instances: Sequence[Instance]) -> Confidence
     if any(gpu.is_part for each in instances for gpu in each.seats.gpus):
         return Confidence.LOW
     shared = any(gpu.free < 0.9 * gpu.total for each in instances for gpu in each.seats.gpus)
-    estimated = facts.vision is not None or shared or any(each.parallel.pipeline > 1 for each in instances)
+    estimated = (
+        facts.vision is not None
+        or facts.draft is not None
+        or shared
+        or any(each.parallel.pipeline > 1 for each in instances)
+    )
     return Confidence.MEDIUM if estimated else Confidence.HIGH
 
 
@@ -164,6 +170,7 @@ def _reasons(question: Question, instances: Sequence[Instance]) -> tuple[str, ..
         f"About {first.tokens_per_second:.0f} tokens per second at {first.seconds_per_step * 1000:.1f} ms per step, by "
         "memory bandwidth alone.",
         *_why_weights(question, first),
+        *_why_drafts(question, first),
         *_why_corrected(first),
         *_why_part(first),
         *(f"{doubt}." for doubt in question.facts.doubts),
@@ -217,6 +224,19 @@ def _why_weights(question: Question, instance: Instance) -> list[str]:
     taken = weight_bytes(question.facts, instance.parallel) - bare
     return [
         f"{adapters.count} LoRA adapters of rank {adapters.rank} take {taken / GIB:.2f} GiB of the weights' memory."
+    ]
+
+
+def _why_drafts(question: Question, instance: Instance) -> list[str]:
+    draft = question.facts.draft
+    if draft is None:
+        return []
+    taken = draft_bytes(question.facts, instance.parallel, instance.parallel.pipeline - 1)
+    layers = len(drafting_layers(question.facts))
+    where = " of the last stage" if instance.parallel.pipeline > 1 else ""
+    return [
+        f"{draft.tokens} tokens are guessed ahead ({draft.method}): that takes {taken / GIB:.2f} GiB of the weights' "
+        f"memory{where} and {layers} layers of cache. How much sooner it answers is not estimated."
     ]
 
 

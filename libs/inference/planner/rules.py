@@ -3,16 +3,37 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from libs.inference.planner.facts import ModelFacts
+from libs.inference.planner.facts import Draft, DraftMethod, ModelFacts
 from libs.inference.planner.matrices import Matrix, Part, Split, alike, embedding, layer_matrices
 from libs.inference.planner.quantisation import storage_of
 from libs.inference.planner.split import Parallel
+from libs.inference.planner.versions import NEWEST_ENGINE, Engine
 from libs.inference.planner.weights import VOCABULARY_PADDING, rounded_up
 
 MARLIN_OUTPUTS, MARLIN_INPUTS = 64, 128
 NO_PIPELINE = (
     "Pipeline parallelism is not supported for this model. Supported models implement the `SupportsPP` interface."
 )
+DRAFTS_IN_STAGES = (0, 18)
+"""The first version that keeps drafts on the last stage alone."""
+
+WITHOUT_EAGLE3 = frozenset(
+    {
+        *("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Glm4MoeForCausalLM"),
+        *("MixtralForCausalLM", "OPTForCausalLM", "Qwen2MoeForCausalLM", "Qwen2VLForConditionalGeneration"),
+    }
+)
+"""Architectures that hand no states to a head of EAGLE 3. Source: `SupportsEagle3` in `models/*.py` of 0.32."""
+
+STATES_OVER_STAGES = frozenset(
+    {
+        *("LlamaForCausalLM", "MistralForCausalLM", "Mistral3ForConditionalGeneration", "Qwen2ForCausalLM"),
+        *("Qwen3ForCausalLM", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"),
+        *("Phi3ForCausalLM", "Llama4ForConditionalGeneration"),
+    }
+)
+"""Those that hand them from stage to stage. Source: `supports_aux_hidden_states_over_pp` in `models/*.py` of 0.32."""
+
 MARLIN_METHODS = frozenset({"awq", "gptq", "auto-round", "compressed-tensors"})
 
 
@@ -24,9 +45,10 @@ class Refusal:
     message: str
 
 
-def refusals(facts: ModelFacts, parallel: Parallel) -> list[Refusal]:
+def refusals(facts: ModelFacts, parallel: Parallel, engine: Engine = NEWEST_ENGINE) -> list[Refusal]:
     """Why vLLM would not start this division; empty where it would. The first one is the one it gives."""
     found = [*_heads(facts, parallel), *_vocabulary(facts, parallel), *_pipeline(facts, parallel)]
+    found += _drafts(facts, parallel, engine)
     return found + [each for each in dict.fromkeys(_quantised(facts, parallel)) if each not in found]
 
 
@@ -63,6 +85,69 @@ def _pipeline(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
     if parallel.pipeline > len(facts.layers):
         message = f"{len(facts.layers)} layers cannot be divided over {parallel.pipeline} stages."
         yield Refusal(code="too_many_stages", message=message)
+
+
+def _drafts(facts: ModelFacts, parallel: Parallel, engine: Engine) -> Iterator[Refusal]:
+    """Source: `config/speculative.py` (`__post_init__`, `_verify_and_get_draft_tp`,
+    `verify_equal_vocab_size_if_draft_model`), `v1/spec_decode/draft_model.py`."""
+    draft = facts.draft
+    if draft is None:
+        return
+    if draft.method is DraftMethod.MTP:
+        yield from _own_drafts(facts, draft)
+    if draft.model is not None:
+        yield from _other_model(facts, draft, draft.model, parallel)
+    if parallel.pipeline > 1:
+        yield from _drafts_in_stages(facts, draft, engine)
+
+
+def _own_drafts(facts: ModelFacts, draft: Draft) -> Iterator[Refusal]:
+    ahead, layers = draft.tokens, facts.draft_layers
+    if not layers:
+        yield Refusal(code="draft_method", message="Unsupported speculative method: 'mtp'")
+    elif ahead > layers and ahead % layers:
+        text = f"num_speculative_tokens:{ahead} must be divisible by n_predict={layers}"
+        yield Refusal(code="draft_tokens", message=text)
+
+
+def _other_model(facts: ModelFacts, draft: Draft, model: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
+    asked, ranks = draft.asked_tensor or parallel.tensor, parallel.tensor
+    if asked not in (1, ranks):
+        text = (
+            f"speculative_draft_tensor_parallel_size={asked} cannot be other value than 1 or target model "
+            "tensor_parallel_size"
+        )
+        yield Refusal(code="draft_tensor_parallel_size", message=text)
+    elif asked != ranks and draft.method is DraftMethod.DRAFT_MODEL:
+        text = (
+            "Currently, 'draft_tensor_parallel_size' and 'tensor_parallel_size' must be the same. Got "
+            f"{asked} and {ranks}. Please pass 'draft_tensor_parallel_size' in the speculative_config."
+        )
+        yield Refusal(code="draft_tensor_parallel_size", message=text)
+    if draft.method is DraftMethod.DRAFT_MODEL and model.vocabulary != facts.vocabulary:
+        text = (
+            "Target and draft model should have the same vocabulary size. Target model "
+            f"vocab_size={facts.vocabulary}. Draft model vocab_size={model.vocabulary}. Using models with different "
+            "tokenizers can cause out-of-bounds errors during speculative decoding."
+        )
+        yield Refusal(code="draft_vocabulary", message=text)
+    if draft.method is DraftMethod.EAGLE3 and facts.architecture in WITHOUT_EAGLE3:
+        yield Refusal(code="draft_method", message="Model does not support EAGLE3 interface")
+    yield from refusals(model, Parallel(tensor=ranks))
+
+
+def _drafts_in_stages(facts: ModelFacts, draft: Draft, engine: Engine) -> Iterator[Refusal]:
+    """Before 0.18 a draft was to be in stages as the model is, which only whole models can.
+
+    Source: `config/speculative.py` (`create_draft_parallel_config`), `v1/worker/gpu/spec_decode/eagle/eagle3_utils.py`
+    (`verify_supports_aux_hidden_states_over_pp`).
+    """
+    whole = draft.method in (DraftMethod.NGRAM, DraftMethod.DRAFT_MODEL)
+    if engine.version < DRAFTS_IN_STAGES and not whole:
+        yield Refusal(code="draft_pipeline", message=NO_PIPELINE)
+    elif draft.method is DraftMethod.EAGLE3 and facts.architecture not in STATES_OVER_STAGES:
+        text = f"{facts.architecture} does not support eagle3 with pipeline parallelism"
+        yield Refusal(code="draft_pipeline", message=text)
 
 
 def _quantised(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:

@@ -46,6 +46,11 @@ def option_refusals(facts: ModelFacts, options: Options) -> Iterator[Refusal]:
             ),
         )
 
+    least = options.max_num_seqs * (options.draft_tokens + 1)
+    if facts.adapters and facts.draft and options.max_num_batched_tokens < least:
+        text = "Consider increasing max_num_batched_tokens or decreasing num_speculative_tokens"
+        yield Refusal(code="max_num_batched_tokens", message=text)
+
 
 def capability_refusal(quantisation: Quantisation | None, capability: tuple[int, int] | None) -> Refusal | None:
     """Whether vLLM runs at all on such a GPU; None where it does, or where its capability is not known."""

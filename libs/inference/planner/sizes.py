@@ -4,7 +4,7 @@ from itertools import accumulate
 
 from libs.inference.planner.activations import activation_bytes
 from libs.inference.planner.facts import ModelFacts
-from libs.inference.planner.kv_cache import Group, KvLayout, layer_kinds, layout_of
+from libs.inference.planner.kv_cache import Group, KvLayout, held_kinds, layer_kinds, layout_of
 from libs.inference.planner.options import Options
 from libs.inference.planner.split import Parallel
 from libs.inference.planner.weights import end_bytes, layer_bytes
@@ -45,5 +45,5 @@ class Sizes:
             self._kinds[key] = layer_kinds(self.facts, parallel, cache_type=cache_type)
         place = (*key, held.start, held.stop)
         if place not in self._layouts:
-            self._layouts[place] = layout_of(self._kinds[key][held.start : held.stop])
+            self._layouts[place] = layout_of(held_kinds(self._kinds[key], held, len(self.facts.layers)))
         return self._layouts[place]

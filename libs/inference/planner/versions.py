@@ -65,18 +65,23 @@ class Engine:
             return 16384, 1024
         return (8192, 1024) if gib >= 70 and not ampere else (2048, 256)
 
-    def graph_sizes(self, max_num_seqs: int) -> int:
+    def graph_sizes(self, max_num_seqs: int, tokens_per_step: int = 1) -> int:
         """How many batch sizes graphs are captured for. Source: `config/vllm.py` (`_set_cudagraph_sizes`).
+
+        Who guesses ahead decodes several tokens of a sequence in a step.
 
         Versions that logged 67 sizes went on in steps of eight beyond 256.
         """
-        return _graph_sizes(min(max_num_seqs * 2, 512), 16 if self.version >= (0, 12) else 8)
+        return _graph_sizes(min(max_num_seqs * tokens_per_step * 2, 512), 16 if self.version >= (0, 12) else 8)
 
 
 @cache
 def _graph_sizes(largest: int, step: int) -> int:
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, step)]
     return sum(1 for size in sizes if size <= largest)
+
+
+NEWEST_ENGINE = Engine()
 
 
 def engine_of(version: str) -> Engine:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from libs.inference.planner.drafts import draft_matrices, drafting_model
 from libs.inference.planner.facts import Layer, ModelFacts, Quantisation
 from libs.inference.planner.families import FAMILIES, UNKNOWN
 from libs.inference.planner.matrices import (
@@ -11,12 +12,13 @@ from libs.inference.planner.matrices import (
     Split,
     alike,
     embedding,
+    final_norm,
     head,
     layer_matrices,
     layers_differ,
     vision_matrices,
 )
-from libs.inference.planner.parameters import final_norm, position_table
+from libs.inference.planner.parameters import position_table
 from libs.inference.planner.quantisation import storage_of
 from libs.inference.planner.split import Parallel, stage_ranges
 
@@ -65,8 +67,9 @@ def weight_bytes_by_part(facts: ModelFacts, parallel: Parallel, stage: int = 0) 
 
 def weight_bytes(facts: ModelFacts, parallel: Parallel, stage: int = 0) -> int:
     """Bytes that loading the model takes on each GPU of a stage."""
-    beside = facts.beside if stage == 0 else 0
-    return sum(weight_bytes_by_part(facts, parallel, stage).values()) + rotation_bytes(facts) + beside
+    layers = sum(weight_bytes_by_part(facts, parallel, stage).values())
+    beside = (facts.beside if stage == 0 else 0) + draft_bytes(facts, parallel, stage)
+    return layers + rotation_bytes(facts) + beside
 
 
 def layer_bytes(facts: ModelFacts, parallel: Parallel) -> tuple[int, ...]:
@@ -82,9 +85,19 @@ def layer_bytes(facts: ModelFacts, parallel: Parallel) -> tuple[int, ...]:
 
 def end_bytes(facts: ModelFacts, parallel: Parallel, stage: int) -> int:
     """Bytes of what a stage holds beside its layers, with the table of rotations."""
-    beside = facts.beside if stage == 0 else 0
+    beside = (facts.beside if stage == 0 else 0) + draft_bytes(facts, parallel, stage)
     matrices = end_matrices(facts, parallel, stage)
     return rotation_bytes(facts) + beside + sum(matrix_bytes(facts, matrix, parallel) for matrix in matrices)
+
+
+def draft_bytes(facts: ModelFacts, parallel: Parallel, stage: int) -> int:
+    """Bytes of what guesses ahead on each GPU of a stage: of the last one, divided as the model is."""
+    if facts.draft is None or stage != parallel.pipeline - 1:
+        return 0
+    model = drafting_model(facts)
+    matrices = draft_matrices(facts, alone=parallel.pipeline == 1)
+    beside = rotation_bytes(model) + model.beside if facts.draft.model else 0
+    return beside + sum(matrix_bytes(model, matrix, parallel) for matrix in matrices)
 
 
 def rotation_bytes(facts: ModelFacts) -> int:

@@ -1,5 +1,6 @@
 """Plans through the doors: what is asked, what is answered, and every kind of wrong question."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -434,3 +435,47 @@ async def test_room_for_adapters_is_planned_and_asked_of_the_engine(house: House
     words = " ".join(adapted.vllm_args)
     assert "--enable-lora --max-loras 4 --max-lora-rank 64" in words
     assert any(reason.startswith("4 LoRA adapters of rank 64 take") for reason in adapted.reasons)
+
+
+async def test_drafts_are_planned_and_asked_of_the_engine(house: House):
+    head = {**config(LLAMA), "num_hidden_layers": 1, "draft_vocab_size": 32000}
+    drafts = {"model": "owner/llama-eagle3", "model_config": head, "num_speculative_tokens": 3}
+    bare, ahead = [await house.planning.plan(_request(**each)) for each in ({}, {"speculative_config": drafts})]
+
+    assert ahead.kv_cache_tokens < bare.kv_cache_tokens
+    assert ahead.memory_per_gpu[0].weights_bytes > bare.memory_per_gpu[0].weights_bytes
+    place = ahead.vllm_args.index("--speculative-config")
+    assert json.loads(ahead.vllm_args[place + 1]) == {"model": "owner/llama-eagle3", "num_speculative_tokens": 3}
+    assert any(reason.startswith("3 tokens are guessed ahead (eagle3)") for reason in ahead.reasons)
+
+
+async def test_another_model_that_guesses_is_read_like_any_other(house: House):
+    drafts = {"method": "draft_model", "model": LLAMA, "num_speculative_tokens": 3}
+
+    answer = await house.planning.plan(_request(speculative_config=drafts, nodes=(_node(_gpu(gib=80)),)))
+
+    assert answer.memory_per_gpu[0].weights_bytes > 2 * 14 * GIB
+    with pytest.raises(UnknownModel, match="owner/nothing"):
+        await house.planning.plan(_request(speculative_config={**drafts, "model": "owner/nothing"}))
+
+
+async def test_a_broken_draft_is_told_from_a_broken_model(house: House):
+    drafts = {"model": "owner/draft", "model_config": {"architectures": ["X"]}, "num_speculative_tokens": 3}
+
+    with pytest.raises(Malformed, match="the draft owner/draft: "):
+        await house.planning.plan(_request(speculative_config=drafts))
+
+
+@pytest.mark.parametrize(
+    ("drafts", "sentence"),
+    [
+        ({"method": "eagle", "num_speculative_tokens": 3}, "model is wanted with the method eagle"),
+        ({"method": "mtp", "model": "owner/x"}, "model is not for the method mtp"),
+        ({"num_speculative_tokens": 3}, "method or model is wanted"),
+        ({"method": "ngram", "prompt_lookup_min": 5, "prompt_lookup_max": 2}, "prompt_lookup_min=5 must be <="),
+        ({"method": "mtp", "prompt_lookup_max": 2}, "are for the method ngram"),
+    ],
+)
+def test_drafts_that_contradict_themselves_are_refused(drafts: dict[str, object], sentence: str):
+    with pytest.raises(ValidationError, match=sentence):
+        _request(speculative_config=drafts)
