@@ -64,7 +64,7 @@ def attention(config: Fields, family: Family, kind: str = "full_attention") -> A
     heads = config.count("num_attention_heads", least=1)
     kv_heads = config.count("num_key_value_heads", default=heads, least=1)
     given = config.has("head_dim")
-    head_dim = config.count("head_dim", least=1) if given else config.count("hidden_size", least=1) // heads
+    head_dim = config.count("head_dim", least=1) if given else config.count("hidden_size", least=heads) // heads
     everywhere = kind == "full_attention"
     if everywhere and config.has("global_head_dim"):
         head_dim = config.count("global_head_dim", least=1)

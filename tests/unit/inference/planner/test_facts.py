@@ -160,3 +160,8 @@ def test_each_class_of_weights_is_stored_as_its_checkpoint_says(name: str, modul
 def test_an_unknown_quantisation_is_refused_by_name():
     with pytest.raises(Unsupported, match="brand_new is not a quantisation"):
         model_facts(config("Qwen/Qwen3-8B", quantization_config={"quant_method": "brand_new"}))
+
+
+def test_heads_without_any_width_are_declined():
+    with pytest.raises(Malformed, match="hidden_size must be a whole number of at least 32, not 9"):
+        model_facts(config("meta-llama/Llama-3.1-8B-Instruct", hidden_size=9, head_dim=None))
