@@ -30,7 +30,7 @@ from libs.common.kit import identity, logs, runner
 from libs.common.kit.settings import PlatformSettings, load
 from services.main_job import Mesh, main_job
 from services.node_agent.hosted_folder import DiskHostedFolders
-from services.node_agent.process_posix import rest_of_group
+from services.node_agent.process_posix import rest_of_session
 from services.suite import SUITE, addresses
 
 UP = "The mesh is up."
@@ -190,7 +190,7 @@ def _hosted_left_behind(data_dir: Path) -> dict[str, list[psutil.Process]]:
     for files in DiskHostedFolders(data_dir / "node_agent").kept():
         begun = files.begun()
         if begun is not None and begun.pid is not None and begun.started is not None and files.ended() is None:
-            processes = rest_of_group(begun.pid, begun.started)
+            processes = rest_of_session(begun.pid, begun.started)
             if processes:
                 found[f"{begun.asked.program} of {begun.asked.instance} ({begun.pid})"] = processes
     return found

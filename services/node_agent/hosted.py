@@ -36,11 +36,15 @@ class Begun:
 
 
 class HostedFiles(Protocol):
-    """What is kept of one engine. What is written is on disk when a method returns; `Unavailable` when it cannot be."""
+    """What is kept of one engine. What is written is on disk when a method returns; `Unavailable` when it cannot be.
+
+    `scratch` is a short path for what an engine keeps while it runs; it is removed when it ended.
+    """
 
     lock: Path
     log: Path
     report: Path
+    scratch: Path
 
     def begin(self, begun: Begun) -> None: ...
 

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from libs.common.contracts.engine_hosting import EngineProgram, StartEngine
+from libs.common.contracts.engine_hosting import EngineProgram, RayNode, StartEngine
 from libs.common.errors import Forbidden, Malformed
 
 HOST = "127.0.0.1"
-GATE = 'read -r _ && exec "$@" </dev/null'
-"""Waits for a line, then becomes the engine, with the same process id; ends when whoever would write it is gone."""
+GATE = 'while IFS= read -r line; do [ -n "$line" ] || exec "$@" </dev/null; export "$line"; done'
+"""Takes variables, a line each, and after an empty line becomes the engine, with the same process id; ends when whoever
+would write that is gone. Command lines are open to everybody on the machine, and some variables are secrets."""
 
 _VARIABLES = re.compile(
     r"(VLLM|NCCL|GLOO|CUDA|HIP|ROCR|HF|RAY|OMP|TORCH|TORCHINDUCTOR)_[A-Z0-9_]+|TOKENIZERS_PARALLELISM"
@@ -16,7 +17,8 @@ _VARIABLES = re.compile(
 
 
 def program_of(asked: StartEngine, allowed: Mapping[str, str]) -> str:
-    """Raises `Forbidden` for a program or a variable that the owner of this machine does not let others use."""
+    """Raises `Forbidden` for a program or a variable that this machine's owner does not let others use, `Malformed`
+    for a variable that is not one line."""
     program = allowed.get(asked.program)
     if program is None:
         may = ", ".join(sorted(allowed)) or "none"
@@ -24,26 +26,40 @@ def program_of(asked: StartEngine, allowed: Mapping[str, str]) -> str:
     for name in asked.environment:
         if not _VARIABLES.fullmatch(name):
             raise Forbidden(f"an engine's environment may not set {name}", field="environment")
+    for name, value in asked.environment.items():
+        if "\n" in value:
+            raise Malformed(f"environment: the value of {name} has more than one line", field="environment")
     return program
 
 
 def command_of(
-    asked: StartEngine, program: str, *, port: int, python: str, report: str, test_model: str
+    asked: StartEngine, program: str, *, port: int, python: str, report: str, scratch: str, test_model: str
 ) -> Sequence[str]:
-    """The whole command line. Raises `Malformed` for arguments that are the agent's to choose."""
+    """The whole command line. `scratch` is a folder that does not exist yet. Raises `Malformed` for arguments that are
+    the agent's to choose."""
     for word in asked.arguments:
         if word.split("=", 1)[0] in ("--host", "--port", "--uds", "--report", "--fingerprint"):
             raise Malformed(f"arguments may not hold {word}: the node chooses it", field="arguments")
-    variables = [f"{name}={value}" for name, value in sorted(asked.environment.items())]
     if asked.program is EngineProgram.LLAMA:
         found = [python, "-m", "services.node_agent.llama_server", "--report", report]
         whose = f"{asked.instance}.{asked.replica}.{asked.generation}.{asked.rank}"
         found += ["--fingerprint", whose, "--port", str(port)]
         found += [*asked.arguments] + ([] if "--model" in asked.arguments else ["--model", test_model])
     else:
-        found = [program, "serve", *asked.arguments]
+        found = [program, "serve", *asked.arguments] if asked.arguments or asked.ray is None else []
         found += ["--host", HOST, "--port", str(port)] if asked.serves else []
-    return ["env", *variables, *found]
+        found = found if asked.ray is None else [*_over_ray(asked.ray, program, python, scratch), "--", *found]
+    return found
+
+
+def _over_ray(ray: RayNode, program: str, python: str, scratch: str) -> list[str]:
+    """Ray is the one beside vLLM: both have to come from one environment."""
+    if ray.arguments[0] != "start" or any(word.split("=", 1)[0] == "--temp-dir" for word in ray.arguments):
+        raise Malformed("ray.arguments must begin with start and may not hold --temp-dir", field="ray")
+    folder, slash, _ = program.rpartition("/")
+    found = [python, "-m", "services.node_agent.ray_launch", "--folder", scratch, "--address", ray.address]
+    found += ["--nodes", str(ray.nodes), "--gpus", str(ray.gpus), "--seconds", f"{ray.join_seconds:g}"]
+    return [*found, "--", f"{folder}{slash}ray", *ray.arguments]
 
 
 def model_of(asked: StartEngine) -> str | None:
@@ -63,6 +79,11 @@ def check_claim(claimed_mb: int, needed_mb: int) -> None:
             field="ram_mb",
             limit=needed_mb,
         )
+
+
+def opening(environment: Mapping[str, str]) -> str:
+    """What the gate waits for."""
+    return "".join(f"{name}={value}\n" for name, value in environment.items()) + "\n"
 
 
 def gated(command: Sequence[str]) -> Sequence[str]:

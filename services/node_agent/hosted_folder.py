@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ class HostedFolder:
         self.lock = folder / "engine.lock"
         self.log = folder / "engine.log"
         self.report = (folder / "engine.json").resolve()
+        whose = sha256(str(self.report).encode()).hexdigest()[:12]
+        self.scratch = Path(tempfile.gettempdir()) / f"mesh-{whose}"  # what has sockets needs a short path
         self._earlier = folder / "engine.log.before"
 
     def begin(self, begun: Begun) -> None:
@@ -49,6 +53,7 @@ class HostedFolder:
             return None
 
     def end(self, ended: Ended) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
         told = {"asked": ended.asked, "exit_code": ended.exit_code, "reason": ended.reason}
         self._write("ended.json", told | {"at": ended.at.isoformat()})
 

@@ -18,7 +18,7 @@ from libs.common.contracts.node_registry import Engine, EngineState
 from libs.common.errors import MeshError, Unavailable
 from services.node_agent.engine_metrics import requests_in_hand
 from services.node_agent.hosted import Begun, Ended, HostedFiles
-from services.node_agent.hosted_command import HOST, command_of, gated, program_of
+from services.node_agent.hosted_command import HOST, command_of, gated, opening, program_of
 from services.node_agent.last_words import telling
 from services.node_agent.machine import seems_hung
 from services.node_agent.model import INFERENCE_TYPES
@@ -160,6 +160,7 @@ class HostedProcess:
             port=port,
             python=sys.executable,
             report=str(self._files.report),
+            scratch=str(self._files.scratch),
             test_model=test_model,
         )
         self._begun = Begun(asked=self.asked, port=port, at=self._clock.now())
@@ -175,7 +176,7 @@ class HostedProcess:
                 await process.end(0)
             self._close(asked=True, process=None, reason=str(error) or "the agent was stopped")
             raise
-        process.go()
+        process.go(opening(self.asked.environment))
         log.info("engine_begun", instance=self.asked.instance, rank=self.asked.rank, pid=process.pid, port=port)
 
     async def _begin(self, command: Sequence[str]) -> WaitingProcess:

@@ -26,7 +26,7 @@ class Process(Protocol):
         ...
 
     def memory_mb(self) -> int | None:
-        """Resident memory of its process group, measured; None for one that is gone."""
+        """Resident memory of its session, measured; None for one that is gone."""
         ...
 
     def cpu_seconds(self) -> float | None:
@@ -34,14 +34,16 @@ class Process(Protocol):
         ...
 
     async def end(self, grace_seconds: float) -> None:
-        """SIGTERM, and after the grace SIGKILL for all of its process group. Returns when all of that is gone."""
+        """SIGTERM, and after the grace SIGKILL for all of its session. Returns when all of that is gone."""
         ...
 
 
 class WaitingProcess(Process, Protocol):
     """One that waits for a word before it becomes what it is to be, and ends when we do."""
 
-    def go(self) -> None: ...
+    def go(self, lines: str) -> None:
+        """Give it these lines."""
+        ...
 
 
 class Hold(Protocol):
@@ -62,11 +64,11 @@ class Launcher(Protocol):
         ...
 
     async def start_waiting(self, command: Sequence[str], *, log: Path, hold: Hold) -> WaitingProcess:
-        """The same, for a command that waits for a line on its standard input."""
+        """The same, for a command that waits for lines on its standard input."""
         ...
 
     async def end_rest(self, pid: int, started: float | None) -> None:
-        """SIGKILL for what is left of the group that this process led, if it is still the one that started then."""
+        """SIGKILL for what is left of the session that this process led, if it is still the one that started then."""
         ...
 
     def find(self, pid: int) -> Process | None:

@@ -23,21 +23,25 @@ CLOCK_SECONDS = 5.0
 GONE_SECONDS = 5.0
 
 
-def group_of(pid: int) -> list[psutil.Process]:
-    """What runs of the group that a process leads or led. The kernel gives its number to nobody else while any does."""
+def session_of(pid: int) -> list[psutil.Process]:
+    """What runs of the session that a process leads or led, groups of their own too. The kernel gives its number to
+    nobody else while any does."""
     found = []
     for number in psutil.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
-            if os.getpgid(number) == pid and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+            if (
+                pid in (os.getsid(number), os.getpgid(number))
+                and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(psutil.Process(number))
     return found
 
 
-def rest_of_group(pid: int, started: float) -> list[psutil.Process]:
-    """The same, of a group whose leader started then; nothing where the number has been given away since."""
+def rest_of_session(pid: int, started: float) -> list[psutil.Process]:
+    """The same, of a session whose leader started then; nothing where the number has been given away since."""
     if psutil.boot_time() > started + CLOCK_SECONDS:
         return []
-    found = group_of(pid)
+    found = session_of(pid)
     with contextlib.suppress(psutil.Error):
         for process in found:
             apart = process.create_time() - started
@@ -90,11 +94,11 @@ class PosixProcess:
     def exit_code(self) -> int | None:
         return None if self._child is None else self._child.poll()
 
-    def go(self) -> None:
+    def go(self, lines: str) -> None:
         """One that died meanwhile does not listen: whoever watches it sees that."""
         if self._child is not None and self._child.stdin is not None:
             with contextlib.suppress(OSError):
-                self._child.stdin.write(b"\n")
+                self._child.stdin.write(lines.encode())
             self._close_gate()
 
     def _close_gate(self) -> None:
@@ -104,7 +108,7 @@ class PosixProcess:
 
     def memory_mb(self) -> int | None:
         found = []
-        for process in group_of(self.pid):
+        for process in session_of(self.pid):
             with contextlib.suppress(psutil.Error):
                 found.append(process.memory_info().rss)
         return sum(found) // MIB if found else None
@@ -117,35 +121,40 @@ class PosixProcess:
         return float(times.user + times.system)
 
     async def end(self, grace_seconds: float) -> None:
-        self._signal(signal.SIGTERM, group=False)
+        self._signal(signal.SIGTERM)
         # A stopped process would take the signal only when somebody lets it go on.
-        self._signal(signal.SIGCONT, group=False)
+        self._signal(signal.SIGCONT)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
                 await self._gone()
-        self._signal(signal.SIGKILL, group=True)
+        await _kill_all(self.pid)
         await self._gone()
-        await _all_gone(self.pid)
         self._close_gate()
 
     async def _gone(self) -> None:
         while self.alive():  # noqa: ASYNC110  # a process that is not our child tells nobody that it ended
             await asyncio.sleep(POLL_SECONDS)
 
-    def _signal(self, number: signal.Signals, *, group: bool) -> None:
-        """A process we started leads a group of its own, which may outlive it."""
+    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
-            if group:
-                os.killpg(self.pid, number)
-            elif self.alive():
+            if self.alive():
                 os.kill(self.pid, number)
 
 
-async def _all_gone(pid: int) -> None:
-    """What was killed gives back its memory only when the kernel is done with it."""
+async def _kill_all(pid: int) -> None:
+    """A process we started leads a session, which may outlive it. Its group goes at once, groups that others made in it
+    one process after the other, until none is left that they began meanwhile.
+
+    What was killed gives back its memory only when the kernel is done with it.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(GONE_SECONDS):
-            while group_of(pid):  # noqa: ASYNC110  # not our children: nobody tells us
+            while left := session_of(pid):
+                for process in left:
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
                 await asyncio.sleep(POLL_SECONDS)
 
 
@@ -173,10 +182,8 @@ class PosixLauncher:
         return await self._started(command, log, hold, subprocess.PIPE)
 
     async def end_rest(self, pid: int, started: float | None) -> None:
-        if started is not None and rest_of_group(pid, started):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-            await _all_gone(pid)
+        if started is not None and rest_of_session(pid, started):
+            await _kill_all(pid)
 
     async def _started(self, command: Sequence[str], log: Path, hold: Hold, stdin: int) -> PosixProcess:
         if not isinstance(hold, FileHold):

@@ -126,7 +126,13 @@ def _commands(plan: Plan) -> Iterator[PlannedCommand]:
 
 def _command(found: NodeCommand, replica: int = 0) -> PlannedCommand:
     environment = dict(found.environment)
-    return PlannedCommand(node_id=found.node_id, replica=replica, vllm_args=found.arguments, environment=environment)
+    return PlannedCommand(
+        node_id=found.node_id,
+        replica=replica,
+        vllm_args=found.arguments,
+        environment=environment,
+        ray_args=found.ray,
+    )
 
 
 def _memory(place: int, replica: Replica) -> Iterator[PlannedMemory]:

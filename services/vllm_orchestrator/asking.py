@@ -7,7 +7,7 @@ from libs.common.errors import Malformed
 from libs.inference.planner.architectures import model_facts
 from libs.inference.planner.calibration import MeasuredStart
 from libs.inference.planner.changes import Question
-from libs.inference.planner.command import Naming
+from libs.inference.planner.command import Backend, Naming
 from libs.inference.planner.devices import Node
 from libs.inference.planner.facts import Adapters, ModelFacts
 from libs.inference.planner.fields import Unsupported
@@ -107,6 +107,7 @@ def naming_of(request: PlanRequest, documents: ModelDocuments) -> Naming:
         quantization=request.quantization,
         adapters=Adapters(count=request.max_loras, rank=request.max_lora_rank) if request.max_loras else None,
         drafts=_named(request.speculative_config, documents.draft),
+        backend=Backend(request.distributed_executor_backend),
     )
 
 

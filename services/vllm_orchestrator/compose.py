@@ -14,6 +14,8 @@ def compose_file(name: str, engine: EngineChoice, part: InstancePart) -> Compose
     """A container sees only its GPUs, so that which of the machine's they are is not told. Raises `Conflict`."""
     if engine is not EngineChoice.VLLM or not part.gpu_uuids:
         raise Conflict(f"{name} is not vLLM on GPUs: there is no image to name for it")
+    if part.ray:
+        raise Conflict(f"{name} runs over Ray, which the image does not begin by itself: there is no such file for it")
     environment = {name: value for name, value in part.environment.items() if name not in _OF_THE_MACHINE}
     spread = "--nnodes" in part.arguments
     service: JsonObject = {

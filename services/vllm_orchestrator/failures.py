@@ -69,6 +69,24 @@ _SIGNS: tuple[tuple[str, str, Remedy, str], ...] = (
         "the cache holds too few states",
     ),
     ("short_cache", r"KV cache is needed[^\n]*", Remedy.EASE, "the KV cache is too small for one request"),
+    (
+        "no_ray",
+        r"Ray is not installed[^\n]*|Please install Ray[^\n]*",
+        Remedy.GIVE_UP,
+        "it was asked for over Ray",
+    ),
+    (
+        "ray_incomplete",
+        r"Ray has \d+ of [^\n]*|Ray's head at [^\n]*",
+        Remedy.LATER,
+        "not every node joined its Ray cluster",
+    ),
+    (
+        "ray_placement",
+        r"Cannot provide a placement group[^\n]*|is not included in a placement group[^\n]*",
+        Remedy.LATER,
+        "Ray found no place for every rank",
+    ),
     ("port_taken", r"Address already in use", Remedy.LATER, "its port was taken meanwhile"),
     (
         "nccl",

@@ -97,6 +97,13 @@ class Settings(BaseSettings):
         validation_alias="VLLM_START_SECONDS",
         description="How long an engine may take until it serves; then it is ended and started anew.",
     )
+    ray_join_seconds: float = Field(
+        120.0,
+        gt=0,
+        le=86400,
+        validation_alias="VLLM_RAY_JOIN_SECONDS",
+        description="How long the nodes of an engine over Ray may take to find each other; then it is started anew.",
+    )
     drain_seconds: float = Field(
         30.0,
         ge=0,

@@ -5,7 +5,6 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import structlog
 
@@ -17,7 +16,6 @@ from libs.common.contracts.engine_hosting import (
     STOP_ENGINE,
     HostedEngine,
     LookAtEngines,
-    StartEngine,
     StopEngine,
 )
 from libs.common.contracts.gpu_orchestrator import RELEASE, RESERVE, Release, ReserveRequest
@@ -37,7 +35,8 @@ from services.vllm_orchestrator.externals import Externals
 from services.vllm_orchestrator.failures import Failure, Remedy
 from services.vllm_orchestrator.keeping import Term
 from services.vllm_orchestrator.machine import Effect, Sight, become, failed, step
-from services.vllm_orchestrator.placing import base_of
+from services.vllm_orchestrator.orders import key_of, start_of
+from services.vllm_orchestrator.placing import base_of, guarded
 from services.vllm_orchestrator.rollout import SERVING, changed, proceed, without
 from services.vllm_orchestrator.seeking import Seeking
 from services.vllm_orchestrator.stranding import Stranding
@@ -59,7 +58,8 @@ _log = structlog.get_logger()
 
 
 class Tending:
-    """`chance` gives a number in [0, 1). `seen` is what agents told last, for those who ask."""
+    """`chance` gives a number in [0, 1), `new_secret` what nobody can guess. `seen` is what agents told last,
+    for those who ask."""
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class Tending:
         *,
         start_seconds: float,
         wait_seconds: float,
+        join_seconds: float,
         chance: Callable[[], float],
+        new_secret: Callable[[], str],
         count_failure: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
@@ -85,6 +87,8 @@ class Tending:
         self._start_seconds = start_seconds
         self._wait_seconds = wait_seconds
         self._chance = chance
+        self._join_seconds = join_seconds
+        self._new_secret = new_secret
         self._wake = wake
         self._count_failure = count_failure
 
@@ -157,7 +161,7 @@ class Tending:
             planned = replica.model_copy(
                 update={
                     "generation": instance.generation + 1,
-                    "parts": tuple(sorted(place.parts, key=lambda part: part.rank)),
+                    "parts": guarded(sorted(place.parts, key=lambda part: part.rank), self._new_secret()),
                     "strategy": place.strategy,
                     "slots": place.slots,
                     "context_tokens": place.context_tokens,
@@ -209,7 +213,7 @@ class Tending:
     async def _start(self, term: Term, name: str, replica: Replica) -> None:
         for part in replica.parts:
             try:
-                asked = _asked(name, replica, part)
+                asked = start_of(name, replica, part, self._join_seconds)
                 await self._bus.request(START_ENGINE, asked, node_id=part.node_id, timeout=START_SECONDS)
             except MeshError as error:
                 if error.retryable and self._clock.now() - replica.since < PATIENCE:
@@ -223,7 +227,7 @@ class Tending:
     async def _stop(self, term: Term, name: str, replica: Replica) -> None:
         drain = {"drain_seconds": replica.drain_seconds}
         for part in self._to_be_ended(name, replica):
-            asked = StopEngine.model_validate(_key(name, replica, part) | drain)
+            asked = StopEngine.model_validate(key_of(name, replica, part) | drain)
             try:
                 await self._bus.request(STOP_ENGINE, asked, node_id=part.node_id, timeout=LOOK_SECONDS)
             except Unavailable as error:
@@ -232,7 +236,7 @@ class Tending:
 
     def _to_be_ended(self, name: str, replica: Replica) -> Sequence[InstancePart]:
         """First what takes requests: the ranks behind it are needed for those it has in hand."""
-        doors = [part for part in replica.parts if "--headless" not in part.arguments]
+        doors = [part for part in replica.parts if part.serves]
         seen = (self.seen.get((name, replica.number, replica.generation, part.rank)) for part in doors)
         drains = replica.drain_seconds > 0 and any(each and each.ended_at is None for each in seen)
         return doors if drains else replica.parts
@@ -354,10 +358,6 @@ def _key_of(engine: HostedEngine) -> Key:
     return (engine.instance, engine.replica, engine.generation, engine.rank)
 
 
-def _key(name: str, replica: Replica, part: InstancePart) -> dict[str, Any]:
-    return {"instance": name, "replica": replica.number, "generation": replica.generation, "rank": part.rank}
-
-
 def _served(request: DeployRequest) -> Served | None:
     """By an engine that somebody else runs."""
     return None if request.url is None else (base_of(request.url), request.model_name or "")
@@ -369,21 +369,4 @@ def _claims(parts: Iterable[InstancePart]) -> list[Claim]:
 
 def _stranded(name: str, replica: Replica, part: InstancePart) -> Stranded:
     place = {"node_id": part.node_id, "reservation_id": part.reservation_id}
-    return Stranded.model_validate(_key(name, replica, part) | place)
-
-
-def _asked(name: str, replica: Replica, part: InstancePart) -> StartEngine:
-    fields: dict[str, Any] = {
-        "program": replica.request.engine,
-        "model_name": replica.request.model_name,
-        "arguments": part.arguments,
-        "environment": part.environment,
-        "serves": "--headless" not in part.arguments,
-        "slots": replica.slots,
-        "context_tokens": replica.context_tokens,
-        "device": "cuda" if part.gpu_uuids else "cpu",
-        "reservation_id": part.reservation_id,
-        "reservation_token": part.token,
-        "more_reservations": [claim.model_dump(include={"reservation_id", "token"}) for claim in part.more],
-    }
-    return StartEngine.model_validate(_key(name, replica, part) | fields)
+    return Stranded.model_validate(key_of(name, replica, part) | place)

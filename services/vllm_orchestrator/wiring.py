@@ -1,6 +1,7 @@
 """The only place where the orchestrator's parts meet."""
 
 import random
+import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -164,7 +165,9 @@ def _tending(
         externals,
         start_seconds=chosen.start_seconds,
         wait_seconds=chosen.wait_seconds,
+        join_seconds=chosen.ray_join_seconds,
         chance=random.random,
+        new_secret=partial(secrets.token_hex, 32),
         count_failure=lambda kind: failures.labels(kind=kind).inc(),
         wake=keeping.wake,
     )

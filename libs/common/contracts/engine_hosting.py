@@ -41,6 +41,19 @@ class HeldReservation(Message):
     token: int = Field(ge=1)
 
 
+class RayNode(Message):
+    """A Ray cluster that an engine runs on. Its head is on the node that serves; `vllm serve` waits there until the
+    cluster is whole. Other nodes join it, and run nothing else."""
+
+    arguments: tuple[_Argument, ...] = Field(min_length=1, max_length=MOST_ARGUMENTS, description="after `ray`")
+    address: Annotated[str, Field(pattern=r"^\S{1,256}:\d{1,5}$")] = Field(
+        description="of the head", examples=["10.0.0.2:6379"]
+    )
+    nodes: int = Field(1, ge=1, le=1000, description="of the whole cluster")
+    gpus: int = Field(0, ge=0, le=64_000, description="of the whole cluster")
+    join_seconds: float = Field(120.0, gt=0, le=86_400, description="until all have joined")
+
+
 class StartEngine(EngineKey):
     """Start it once, however often it is asked. With a reservation: only when that became the process's own."""
 
@@ -57,6 +70,8 @@ class StartEngine(EngineKey):
     more_reservations: tuple[HeldReservation, ...] = Field(
         (), max_length=64, description="of GPUs that take another amount"
     )
+
+    ray: RayNode | None = Field(None, description="for vLLM over Ray: what is begun before it, and ends with it")
 
     @field_validator("arguments", "environment")
     @classmethod

@@ -108,6 +108,7 @@ class InstancePart(Message):
     rank: int
     node_id: Identifier
     arguments: tuple[str, ...]
+    ray: tuple[str, ...] = Field((), description="arguments of `ray`, which is started before")
     environment: dict[str, str] = {}
     gpu_uuids: tuple[str, ...] = ()
     required_mb: int = 0
@@ -115,6 +116,11 @@ class InstancePart(Message):
     reservation_id: Identifier
     token: int | None = None
     more: tuple[Claim, ...] = ()
+
+    @property
+    def serves(self) -> bool:
+        """The first node's process takes requests, the others compute for it."""
+        return self.rank == 0
 
     @property
     def claims(self) -> tuple[Claim, ...]:

@@ -54,6 +54,13 @@ class Device(StrEnum):
     CPU = "cpu"
 
 
+class ExecutorBackend(StrEnum):
+    """What starts the ranks of an engine and lets them talk. `mp`: vLLM's own processes."""
+
+    MP = "mp"
+    RAY = "ray"
+
+
 class PlanGpu(Message):
     """A GPU to plan with. `index` is its place in the order of the PCI bus; left out: its place in the list."""
 
@@ -155,6 +162,10 @@ class PlanOptions(Message):
         examples=[{"method": "ngram", "num_speculative_tokens": 5}],
     )
     vllm_version: Annotated[str, Field(max_length=32)] | None = Field(None, examples=["0.33.0"])
+    distributed_executor_backend: ExecutorBackend = Field(
+        ExecutorBackend.MP,
+        description="ray: over a Ray cluster of the engine's own, which begins and ends with it; not on processors",
+    )
 
 
 class PlanRequest(PlanOptions):
@@ -215,12 +226,16 @@ class PlannedMemory(Message):
 
 
 class PlannedCommand(Message):
-    """What to start on one node: `vllm serve` with these arguments, and with this added to the environment."""
+    """What to start on one node: `vllm serve` with these arguments, and with this added to the environment.
+
+    Over Ray `ray` with `ray_args` runs before, on every node, and `vllm serve` on the first alone, as soon as the
+    cluster is whole; the others have no `vllm_args`."""
 
     node_id: str
     replica: int = Field(0, ge=0)
     vllm_args: tuple[str, ...]
     environment: dict[str, str]
+    ray_args: tuple[str, ...] = ()
 
 
 class RefusedDivision(Message):

@@ -3,14 +3,25 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from libs.inference.planner.attempt import Instance
 from libs.inference.planner.devices import Gpu, Node
 from libs.inference.planner.facts import Adapters
 
 MASTER_PORT = 29501
+RAY_PORT = 6379
+RAY_STORE_BYTES = 512 * 2**20
+"""Room for what Ray's processes hand each other: vLLM hands on little there. Ray takes 30 % of the RAM by itself."""
 READY_SECONDS, READY_BYTES_PER_SECOND = 600, 200 * 10**6
 """The engine's default patience, and how slowly weights may be read before it is raised."""
+
+
+class Backend(StrEnum):
+    """How the ranks of an engine are started and talk: by vLLM itself, or over a Ray cluster."""
+
+    MP = "mp"
+    RAY = "ray"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +38,20 @@ class Naming:
     quantization: str | None = None
     adapters: Adapters | None = None
     drafts: Mapping[str, object] | None = None
+    backend: Backend = Backend.MP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCommand:
-    """What to start on one node: the arguments after `vllm serve`, and the environment to add."""
+    """What to start on one node: the arguments after `vllm serve`, and the environment to add.
+
+    `ray` are those after `ray`, which is started before; where that is all there is, `arguments` is empty.
+    """
 
     node_id: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    ray: tuple[str, ...] = ()
 
 
 def node_commands(instance: Instance, naming: Naming, nodes: Mapping[str, Node]) -> tuple[NodeCommand, ...]:
@@ -48,12 +64,16 @@ def node_commands(instance: Instance, naming: Naming, nodes: Mapping[str, Node])
     found = []
     for rank, node_id in enumerate(ids):
         here = [gpu for gpu in instance.seats.gpus if gpu.node_id == node_id]
-        together = together_arguments([nodes[each] for each in ids], rank)
-        arguments = [*_arguments(instance, naming), *together]
         environment = _environment(instance, here)
-        if len(ids) > 1:
-            environment |= network_environment(nodes[node_id])
-        found.append(NodeCommand(node_id=node_id, arguments=tuple(arguments), environment=environment))
+        if naming.backend is Backend.RAY:
+            arguments = [] if rank else [*_arguments(instance, naming), "--distributed-executor-backend", "ray"]
+            ray = ray_arguments(nodes[ids[0]], nodes[node_id], rank, len(here))
+            environment |= network_environment(nodes[node_id]) | ray_environment(nodes[ids[0]])
+        else:
+            arguments = [*_arguments(instance, naming), *together_arguments([nodes[each] for each in ids], rank)]
+            ray = ()
+            environment |= network_environment(nodes[node_id]) if len(ids) > 1 else {}
+        found.append(NodeCommand(node_id=node_id, arguments=tuple(arguments), environment=environment, ray=ray))
     return tuple(found)
 
 
@@ -104,8 +124,30 @@ def together_arguments(nodes: Sequence[Node], rank: int) -> list[str]:
         return []
     head = nodes[0]
     found = ["--nnodes", str(len(nodes)), "--node-rank", str(rank)]
-    found += ["--master-addr", head.address or head.node_id, "--master-port", str(MASTER_PORT)]
+    found += ["--master-addr", _address(head), "--master-port", str(MASTER_PORT)]
     return found + (["--headless"] if rank else [])
+
+
+def ray_arguments(head: Node, node: Node, rank: int, gpus: int) -> tuple[str, ...]:
+    """How a node begins a Ray cluster or joins that of the head.
+
+    One processor: Ray begins as many idle workers as it is told of, and vLLM's ranks ask for GPUs alone. `--block`
+    keeps what Ray starts below the process that started it.
+    """
+    own = ["--node-ip-address", _address(node), "--num-gpus", str(gpus), "--num-cpus", "1"]
+    own += ["--object-store-memory", str(RAY_STORE_BYTES), "--block"]
+    if rank:
+        return ("start", "--address", f"{_address(head)}:{RAY_PORT}", *own)
+    return ("start", "--head", "--port", str(RAY_PORT), "--include-dashboard", "false", "--disable-usage-stats", *own)
+
+
+def ray_environment(head: Node) -> dict[str, str]:
+    """Where the cluster is, so that nobody takes another one that runs on the machine."""
+    return {"RAY_ADDRESS": f"{_address(head)}:{RAY_PORT}"}
+
+
+def _address(node: Node) -> str:
+    return node.address or node.node_id
 
 
 def _environment(instance: Instance, here: Sequence[Gpu]) -> dict[str, str]:

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 from libs.inference.planner.activations import activation_bytes
 from libs.inference.planner.changes import Question
-from libs.inference.planner.command import Naming, NodeCommand, model_arguments, network_environment, together_arguments
+from libs.inference.planner.command import (
+    Backend,
+    Naming,
+    NodeCommand,
+    model_arguments,
+    network_environment,
+    together_arguments,
+)
 from libs.inference.planner.devices import Node
 from libs.inference.planner.kv_cache import KvLayout, kv_layout
 from libs.inference.planner.memory import GIB
@@ -33,6 +40,10 @@ BATCHED_TOKENS, SEQUENCES = 2048, 128
 EAGER_STAGES = "With enforce_eager vLLM's CPU backend dies of the first request to a pipeline: leave it out."
 """The pass that makes what stages hand on is skipped then. Source: `v1/worker/cpu_worker.py` of 0.32
 (`_should_warm_up_model`); seen there: `assert self.intermediate_tensors is not None`."""
+
+NO_RAY = "vLLM's CPU backend does not run over Ray: leave distributed_executor_backend out, or ask for mp."
+"""Source: `v1/executor/ray_utils.py` of 0.32 ("current platform cpu does not support ray"): `platforms/cpu.py` names no
+`ray_device_key`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,8 @@ def plan_on_cpu(question: Question, naming: Naming) -> tuple[CpuPlan | None, str
     Stages go to machines of their own where there are enough: a processor answers as fast as its memory is read, and a
     second machine's is read beside the first one's. Ranks of a stage share the cores of one machine.
     """
+    if naming.backend is Backend.RAY:
+        return None, NO_RAY
     nodes = sorted((node for node in question.nodes if node.ram), key=lambda node: node.ram, reverse=True)
     if not nodes:
         return None, "There is no GPU that could be used, and no node says how much RAM is free."

@@ -7,7 +7,7 @@ from enum import StrEnum
 from libs.inference.planner.attempt import Instance
 from libs.inference.planner.changes import Change, Question, nearest_changes
 from libs.inference.planner.choice import Choice, Declined
-from libs.inference.planner.command import Naming, NodeCommand, node_commands
+from libs.inference.planner.command import Backend, Naming, NodeCommand, node_commands
 from libs.inference.planner.devices import Gpu, bandwidth
 from libs.inference.planner.drafts import drafting_layers
 from libs.inference.planner.facts import Certainty
@@ -130,6 +130,7 @@ def _nearness(declined: Declined) -> tuple[int, int]:
 
 def _on_cpu(question: Question, naming: Naming) -> Plan:
     found, refusal = plan_on_cpu(question, naming)
+    changes = () if found else _changes_on_cpu(question, naming)
     return Plan(
         strategy=Strategy.CPU if found else None,
         replicas=(),
@@ -137,9 +138,18 @@ def _on_cpu(question: Question, naming: Naming) -> Plan:
         reasons=found.reasons if found else (),
         declined=(),
         missing=refusal,
-        changes=() if found else nearest_changes(question),
+        changes=changes,
         confidence=Confidence.LOW if question.facts.certainty is Certainty.LOW else Confidence.MEDIUM,
     )
+
+
+def _changes_on_cpu(question: Question, naming: Naming) -> tuple[Change, ...]:
+    """Over Ray nothing else helps."""
+    if naming.backend is not Backend.RAY:
+        return nearest_changes(question)
+    found, _ = plan_on_cpu(question, replace(naming, backend=Backend.MP))
+    without = Change(option="distributed_executor_backend", value="", message="Leave it to vLLM's own processes.")
+    return (without,) if found else ()
 
 
 def _confidence(question: Question, instances: Sequence[Instance]) -> Confidence:

@@ -29,7 +29,7 @@ from services.node_agent.hosted_command import check_claim, model_of
 from services.node_agent.hosted_folder import LOG_BYTES, DiskHostedFolders, HostedFolder
 from services.node_agent.hosted_process import HostedProcess
 from services.node_agent.hosting import Hosting
-from services.node_agent.process_posix import PosixLauncher, rest_of_group
+from services.node_agent.process_posix import PosixLauncher, rest_of_session
 from services.node_agent.wiring import engine_client
 from tests.fake_engine import begun, fake_vllm
 from tests.integration.node_agent.conftest import runs, until
@@ -264,10 +264,10 @@ def test_a_number_that_was_given_away_since_is_nobody_of_ours():
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
         started = psutil.Process(child.pid).create_time()
-        assert [process.pid for process in rest_of_group(child.pid, started)] == [child.pid]
-        assert rest_of_group(child.pid, started - 60) == []
-        assert rest_of_group(child.pid, started + 60) == []
-        assert rest_of_group(child.pid, psutil.boot_time() - 60) == []
+        assert [process.pid for process in rest_of_session(child.pid, started)] == [child.pid]
+        assert rest_of_session(child.pid, started - 60) == []
+        assert rest_of_session(child.pid, started + 60) == []
+        assert rest_of_session(child.pid, psutil.boot_time() - 60) == []
     finally:
         child.kill()
         child.wait()

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.deploying import Deploying, runs
 from tests.fake_engine import begun, fake_vllm
+from tests.fake_ray import fake_ray, ray_begun
 from tests.mesh_process import MeshProcess, mesh_process
 from tests.nvml import machines
 from tests.nvml.machines import Machine
@@ -83,6 +84,19 @@ def test_two_machines_of_four_a100_serve_one_model_together_and_the_other_takes_
         deploying.call("DELETE", "/instances/one")
         deploying.until_gone()
         assert deploying.claims() == []
+
+        fake_ray(deploying.programs)
+        division = {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}
+        deploying.deploy(model_name=LARGE, distributed_executor_backend="ray", **division, **asked)
+        ready = deploying.until_ready()
+        assert nodes_of(ready) == ["first", "second"]
+        assert "--distributed-executor-backend" in begun(deploying.programs)[-1]["arguments"]
+        clusters = ray_begun(deploying.programs)
+        assert sorted(start["environment"]["CUDA_VISIBLE_DEVICES"] for start in clusters) == ["0,1,2,3", "0,1,2,3"]
+        deploying.call("DELETE", "/instances/one")
+        deploying.until_gone()
+        assert deploying.claims() == []
+        assert not any(runs(pid) for start in clusters for pid in (start["pid"], *start["children"]))
 
         deploying.deploy(model_name=SMALL, replicas=2, **asked)
         ready = deploying.until_ready()

@@ -1,7 +1,7 @@
 """What the processes of an instance claim on their nodes: GPUs' memory, RAM, and the port where they meet."""
 
 from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedCommand, PlannedMemory
-from services.vllm_orchestrator.placing import HOST_MB_PER_GPU, MIB, place_of_plan
+from services.vllm_orchestrator.placing import HOST_MB_PER_GPU, MIB, RAY_MB, guarded, place_of_plan
 
 
 def row(node_id: str, number: int, budget_mb: int) -> PlannedMemory:
@@ -54,3 +54,31 @@ def test_the_nodes_of_one_start_meet_at_one_port_and_those_of_the_next_elsewhere
     assert ports[0] != ports[1]
     assert all(29501 <= int(port) <= 30500 for each in ports for port in each)
     assert starts[0][0].arguments[0::3] == ("serve", "--headless")
+
+
+def test_over_ray_the_nodes_of_one_start_meet_at_one_port_with_a_secret_and_claim_what_ray_takes():
+    ray = (("start", "--head", "--port", "6379", "--block"), ("start", "--address", "10.0.0.1:6379", "--block"))
+    environment = {"RAY_ADDRESS": "10.0.0.1:6379", "VLLM_HOST_IP": "10.0.0.2"}
+    commands = tuple(
+        PlannedCommand(node_id=name, vllm_args=(), environment=environment, ray_args=words)
+        for name, words in zip("ab", ray, strict=True)
+    )
+    rows = (row("a", 0, 1000), row("b", 0, 1000))
+    answer = PlanAnswer(fits=True, replicas=1, memory_per_gpu=rows, commands=commands)
+
+    head, other = guarded(place_of_plan("one", 1, answer).parts, "secret")
+
+    port = head.ray[3]
+    assert 29501 <= int(port) <= 30500
+    assert other.ray[2] == f"10.0.0.1:{port}"
+    for each in (head, other):
+        assert (each.environment["RAY_ADDRESS"], each.environment["VLLM_HOST_IP"]) == (f"10.0.0.1:{port}", "10.0.0.2")
+        assert (each.environment["RAY_AUTH_MODE"], each.environment["RAY_AUTH_TOKEN"]) == ("token", "secret")
+        assert each.ram_mb == HOST_MB_PER_GPU + RAY_MB
+
+
+def test_without_ray_there_is_no_secret():
+    answer = PlanAnswer(fits=True, replicas=1, ram_bytes=MIB, commands=(command("a"),))
+
+    parts = place_of_plan("one", 1, answer).parts
+    assert guarded(parts, "secret") == parts

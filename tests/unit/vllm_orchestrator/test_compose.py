@@ -41,3 +41,10 @@ def test_llama_cpp_has_no_image():
     on_gpu = replica_of().parts[0].model_copy(update={"gpu_uuids": ("GPU-a",)})
     with pytest.raises(Conflict, match="no image"):
         compose_file("one", EngineChoice.LLAMA, on_gpu)
+
+
+def test_an_engine_over_ray_is_no_single_container():
+    part = replica_of().parts[0].model_copy(update={"gpu_uuids": ("GPU-a",), "ray": ("start", "--head")})
+
+    with pytest.raises(Conflict, match="Ray"):
+        compose_file("one", EngineChoice.VLLM, part)

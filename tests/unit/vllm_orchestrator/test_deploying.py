@@ -79,6 +79,30 @@ async def test_two_nodes_serve_one_model_together_or_not_at_all(tmp_path):
         assert (first.running(), second.running(), first.held, second.held) == ([], [], {}, {})
 
 
+async def test_two_nodes_serve_one_model_over_ray(tmp_path):
+    first, second = Machine("n1", [A100] * 4), Machine("n22", [A100] * 4)
+    async with house_of(tmp_path, first, second) as house, house.orchestrator():
+        asked = {"tensor_parallel_size": 4, "pipeline_parallel_size": 2, "distributed_executor_backend": "ray"}
+        await house.deploy(model_name=LARGE, max_model_len=8192, **asked)
+        ready = await house.until_ready()
+
+        head, other = first.asked[0], second.asked[0]
+        assert head.ray is not None
+        assert other.ray is not None
+        assert (head.serves, other.serves, other.arguments) == (True, False, ())
+        assert value_of(head.arguments, "--distributed-executor-backend") == "ray"
+        assert head.ray.address == other.ray.address == f"10.0.0.2:{value_of(head.ray.arguments, '--port')}"
+        assert [(each.ray.nodes, each.ray.gpus) for each in (head, other) if each.ray] == [(2, 8), (2, 8)]
+        secrets = {each.environment["RAY_AUTH_TOKEN"] for each in (head, other)}
+        assert [len(each) for each in secrets] == [64]
+        assert not any(secret in ready.model_dump_json() for secret in secrets)
+        assert ready.urls == ("http://n1:8000",)
+
+        second.fail("crash")
+        await house.until(lambda told: told.state == "READY" and told.generation > ready.generation)
+        assert first.asked[1].environment["RAY_AUTH_TOKEN"] not in secrets
+
+
 async def test_a_node_that_is_lost_is_replaced_and_its_engine_ends_should_it_come_back(tmp_path):
     first, second = Machine("a", [H100]), Machine("b", [H100])
     async with house_of(tmp_path, first, second) as house:

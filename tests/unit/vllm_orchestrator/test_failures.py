@@ -11,6 +11,7 @@ from libs.common.contracts.engine_hosting import EngineProgram, HostedEngine
 from libs.common.contracts.node_registry import EngineState
 from services.node_agent.hosted_process import LAST_WORDS
 from services.node_agent.last_words import telling
+from services.node_agent.ray_status import Seen, incomplete
 from services.vllm_orchestrator.failures import Failure, Remedy, classify
 from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, Line
 
@@ -54,6 +55,32 @@ def test_what_the_real_one_wrote_says_why(log: str, kind: str, remedy: Remedy, s
 
     assert (found.kind, found.remedy) == (kind, remedy)
     assert said in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "remedy"),
+    [
+        ("Ray is not installed here: there is no ray. Install it …", "no_ray", Remedy.GIVE_UP),
+        ("ValueError: Failed to import Ray: None.Please install Ray with `pip install ray`.", "no_ray", Remedy.GIVE_UP),
+        (incomplete(Seen(1, 4), 2, 8, 120), "ray_incomplete", Remedy.LATER),
+        ("Ray's head at 10.0.0.1:29777 did not answer within 120 s.", "ray_incomplete", Remedy.LATER),
+        (
+            "ValueError: Cannot provide a placement group requiring 8 GPUs (placement_group_specs=[…]) within 1800 s",
+            "ray_placement",
+            Remedy.LATER,
+        ),
+        (
+            "RuntimeError: driver node id 5ae3 is not included in a placement group 77f1. Node id -> bundles {}",
+            "ray_placement",
+            Remedy.LATER,
+        ),
+    ],
+)
+def test_over_ray_what_is_lacking_is_told(words: str, kind: str, remedy: Remedy):
+    """The agent's words, and those of `v1/executor/ray_utils.py` of vLLM 0.32."""
+    found = why(words)
+
+    assert (found.kind, found.remedy) == (kind, remedy)
 
 
 def test_an_engine_that_was_ended_in_order_says_nothing_that_explains_a_failure():

@@ -3,11 +3,11 @@
 import pytest
 
 from libs.inference.planner.changes import Question
-from libs.inference.planner.command import Naming
+from libs.inference.planner.command import Backend, Naming
 from libs.inference.planner.devices import Node
 from libs.inference.planner.goal import Goal
 from libs.inference.planner.memory import GIB
-from libs.inference.planner.on_cpu import EAGER_STAGES, CpuPlan
+from libs.inference.planner.on_cpu import EAGER_STAGES, NO_RAY, CpuPlan
 from libs.inference.planner.options import Asked
 from libs.inference.planner.plan import Plan, plan
 from libs.inference.planner.versions import Engine
@@ -25,7 +25,9 @@ def planned(found: Plan) -> CpuPlan:
     return found.on_cpu
 
 
-def on(*nodes: Node, model: str = SMALL, asked: Asked | None = None, **goal: int) -> Plan:
+def on(
+    *nodes: Node, model: str = SMALL, asked: Asked | None = None, backend: Backend = Backend.MP, **goal: int
+) -> Plan:
     question = Question(
         facts=facts(model),
         asked=asked or Asked(max_model_len=2048),
@@ -33,7 +35,7 @@ def on(*nodes: Node, model: str = SMALL, asked: Asked | None = None, **goal: int
         nodes=nodes,
         goal=Goal(**goal),
     )
-    return plan(question, Naming(model_name=model))
+    return plan(question, Naming(model_name=model, backend=backend))
 
 
 def test_ranks_of_one_machine_get_cores_and_a_cache_each():
@@ -44,6 +46,13 @@ def test_ranks_of_one_machine_get_cores_and_a_cache_each():
     assert command.arguments[-2:] == ("--tensor-parallel-size", "2")
     assert two.kv_cache_tokens == pytest.approx(2 * one.kv_cache_tokens, rel=0.01)
     assert GIB < two.ram - one.ram < 3 * GIB
+
+
+def test_processors_do_not_serve_over_ray_and_that_is_all_that_is_in_the_way():
+    found = on(machine("a", 32), backend=Backend.RAY)
+
+    assert (found.fits, found.missing) == (False, NO_RAY)
+    assert [change.option for change in found.changes] == ["distributed_executor_backend"]
 
 
 def test_cores_that_do_not_divide_are_all_given_away():

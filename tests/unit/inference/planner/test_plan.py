@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.inference.planner.changes import Question
-from libs.inference.planner.command import Naming
+from libs.inference.planner.command import Backend, Naming
 from libs.inference.planner.devices import Gpu, Node, bandwidth
 from libs.inference.planner.goal import Goal, Strategy
 from libs.inference.planner.memory import GIB
@@ -64,6 +64,33 @@ def test_every_node_but_the_first_starts_without_a_door():
     assert [_value(each.arguments, "--node-rank") for each in (head, other)] == ["0", "1"]
     assert _value(other.arguments, "--master-addr") == head.node_id
     assert _value(head.arguments, "--nnodes") == "2"
+
+
+def test_over_ray_every_node_has_its_part_of_the_cluster_and_the_first_alone_the_engine():
+    machines = [replace(node(name, *[80] * 8, linked=True), address=f"10.0.0.{n}") for n, name in enumerate("ab", 1)]
+    naming = Naming(model_name=DEEPSEEK, backend=Backend.RAY)
+
+    found = plan(_question(DEEPSEEK, *machines), naming).replicas[0]
+    head, other = found.commands
+    assert _value(head.arguments, "--distributed-executor-backend") == "ray"
+    assert "--nnodes" not in head.arguments
+    assert other.arguments == ()
+    assert head.ray[:4] == ("start", "--head", "--port", "6379")
+    assert other.ray[:3] == ("start", "--address", "10.0.0.1:6379")
+    for number, each in enumerate((head, other), 1):
+        address = f"10.0.0.{number}"
+        assert (_value(each.ray, "--node-ip-address"), each.environment["VLLM_HOST_IP"]) == (address, address)
+        assert (_value(each.ray, "--num-gpus"), each.environment["RAY_ADDRESS"]) == ("8", "10.0.0.1:6379")
+        assert "--block" in each.ray
+
+
+def test_over_ray_one_machine_has_a_cluster_of_its_own_too():
+    (command,) = (
+        plan(_question(LLAMA, node("a", 24)), Naming(model_name=LLAMA, backend=Backend.RAY)).replicas[0].commands
+    )
+
+    assert "--head" in command.ray
+    assert command.environment["RAY_ADDRESS"] == "a:6379"
 
 
 def test_a_partition_of_ones_own_is_in_the_environment():
