@@ -243,6 +243,11 @@ class Bus:
         """How many streams and buckets were gone, and were made again."""
         return self._transport.made_again
 
+    @property
+    def away_seconds(self) -> float | None:
+        """For how long there has been no connection; None while there is one."""
+        return self._transport.away_seconds
+
     def problem(self) -> str | None:
         """Why this is not working now; None when it is."""
         return self._transport.problem()

@@ -139,6 +139,15 @@ class Transport(Protocol):
         """Why this is not working now; None when it is."""
         ...
 
+    @property
+    def away_seconds(self) -> float | None:
+        """For how long there has been no connection; None while there is one."""
+        ...
+
+    async def connected(self) -> None:
+        """Wait for the first connection, however long that takes. Raises what `failed` raises."""
+        ...
+
     async def failed(self) -> None:
         """Returns only by raising: the reason why this connection can never work (permissions, credentials)."""
         ...
@@ -267,4 +276,4 @@ class Transport(Protocol):
 
 
 Connect = Callable[[str], AbstractAsyncContextManager[Transport]]
-"""From a client's name to its connection."""
+"""From a client's name to its connection, which may not be there yet."""

@@ -4,7 +4,7 @@ The page at `/docs` loads its scripts from a public server; without the internet
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,16 @@ from starlette.responses import JSONResponse, Response
 
 from libs.common.clock import Clock
 from libs.common.errors import MeshError
-from libs.common.kit.http_guards import MIB, BodyLimit, LastNet, Observed, OpenStreams, StreamsEnd, TokenRequired
+from libs.common.kit.http_guards import (
+    MIB,
+    BodyLimit,
+    LastNet,
+    Observed,
+    OpenStreams,
+    Started,
+    StreamsEnd,
+    TokenRequired,
+)
 from libs.common.kit.metrics import CONTENT_TYPE, Metrics
 from libs.common.kit.problems import MEDIA_TYPE, Problem, install
 from libs.common.kit.service import Check, Degraded, Remark
@@ -80,8 +89,12 @@ def http_door(
     token: str | None = None,
     body_limit_mb: int = 32,
     tracing: Tracing | None = None,
+    starting: Callable[[], MeshError | None] = lambda: None,
 ) -> Door:
-    """The app of one service. `checks` decide about `/readyz`; `token`, when given, guards all but `/healthz`."""
+    """The app of one service. `checks` decide about `/readyz`; `token`, when given, guards all but `/healthz`.
+
+    While `starting` says why, only these and the other routes of the kit are answered.
+    """
     app = FastAPI(title=version.service, version=version.version, redoc_url=None, telemetry=_NO_TELEMETRY)
     app.include_router(router)
     app.include_router(_kit_routes(version, checks, metrics))
@@ -89,6 +102,7 @@ def http_door(
     streams = OpenStreams()
     app.add_middleware(StreamsEnd, streams=streams)
     app.add_middleware(BodyLimit, limit_bytes=body_limit_mb * MIB)
+    app.add_middleware(Started, starting=starting)
     if token is not None:
         app.add_middleware(TokenRequired, token=token)
     app.add_middleware(LastNet)
@@ -125,6 +139,7 @@ def _kit_routes(version: Version, checks: Mapping[str, Check], metrics: Metrics)
 
 async def readiness(checks: Mapping[str, Check], *, timeout: float = CHECK_SECONDS) -> Readiness:
     """Run all checks at once. One that takes longer than `timeout` seconds counts as failed."""
+    checks = dict(checks)
     reasons = await asyncio.gather(*(_reason(name, check, timeout) for name, check in checks.items()))
     told = {name: _words(reason) for name, reason in zip(checks, reasons, strict=True)}
     return Readiness(ready=all(not reason or isinstance(reason, Degraded | Remark) for reason in reasons), checks=told)

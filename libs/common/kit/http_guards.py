@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import structlog
@@ -101,6 +101,23 @@ class TokenRequired:
         scheme, _, token = authorization.partition(" ")
         fits = hmac.compare_digest(token.strip().encode("latin-1"), self._token)
         return fits and scheme.lower() == "bearer"
+
+
+OPEN_FROM_THE_START = frozenset({"/healthz", "/readyz", "/metrics", "/version", "/docs", "/openapi.json"})
+
+
+class Started:
+    """Declines what the service cannot answer yet, with what `starting` says; None: it can."""
+
+    def __init__(self, app: ASGIApp, *, starting: Callable[[], MeshError | None]) -> None:
+        self._app = app
+        self._starting = starting
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        waits = None if scope["path"] in OPEN_FROM_THE_START else self._starting()
+        if waits is None:
+            return await self._app(scope, receive, send)
+        return await _answer(waits, scope, receive, send)
 
 
 class BodyLimit:

@@ -1,9 +1,10 @@
-"""One service's life: connected, built, its port bound, its streams declared, its doors open; and all of it back."""
+"""One service's life: built, its port bound, connected, its streams declared, its doors open; and all of it back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from socket import socket
 
@@ -11,8 +12,9 @@ import structlog
 
 from libs.common.bus.bus import Bus
 from libs.common.bus.transport import Transport
+from libs.common.clock import Clock
 from libs.common.contracts.streams import STREAMS
-from libs.common.errors import Unavailable, WrongSetting
+from libs.common.errors import Disconnected, MeshError, Unavailable, WrongSetting
 from libs.common.kit.http import http_door, readiness
 from libs.common.kit.http_server import bind, serving
 from libs.common.kit.loops import Periodic
@@ -37,7 +39,7 @@ class Life:
     process: Process
     leads: bool
     up: asyncio.Event = field(default_factory=asyncio.Event)
-    checks: Mapping[str, Check] = field(default_factory=dict)
+    checks: dict[str, Check] = field(default_factory=dict)
 
     async def live(self) -> None:
         """Until the process is to stop. Raises nothing: what goes wrong is told to the process."""
@@ -64,6 +66,7 @@ class Life:
         async with _closing(tracing), process.connect(self.name) as transport:
             bus = Bus(transport, name=self.name, observer=KitObserver(metrics, tracing), clock=process.clock)
             metrics.watch_connection(bus)
+            self.checks = {"nats": partial(_nats_problem, bus, process.clock), "start": self._not_up}
             with ExitStack() as held:
                 made = self._make(self._platform(bus, metrics), held)
                 await process.meeting.arrive()
@@ -71,11 +74,14 @@ class Life:
                     process.stop.set()
                     return
                 service, listener = made
-                async with self._guarded({"connection to NATS": transport.failed}):
+                async with AsyncExitStack() as http, self._guarded({"connection to NATS": transport.failed}):
+                    await http.enter_async_context(self._http(service, bus, metrics, tracing, listener))
+                    await transport.connected()
                     await self._declare(transport, service)
                     async with service.lifespan():
                         await service.subscriptions()
-                        await self._open(service, bus, metrics, tracing, listener)
+                        log.info("service_up", port=listener.getsockname()[1])
+                        await self._open(service, bus, metrics, http)
 
     def _make(self, platform: Platform, held: ExitStack) -> tuple[Service, socket] | None:
         """The service and its bound port; None when a setting is wrong, which is told once all have spoken."""
@@ -87,10 +93,11 @@ class Life:
             return None
         return service, held.enter_context(closing(listener))
 
-    async def _open(self, service: Service, bus: Bus, metrics: Metrics, tracing: Tracing, listener: socket) -> None:
-        """Loops and HTTP, until the process is to stop; then both doors close side by side, and the loops end."""
+    def _http(
+        self, service: Service, bus: Bus, metrics: Metrics, tracing: Tracing, listener: socket
+    ) -> AbstractAsyncContextManager[None]:
+        """The HTTP door, which tells how the service is as soon as it is there, and lets in more once it is `up`."""
         process, settings = self.process, self.process.settings
-        self.checks = {"nats": _nats_check(bus), **service.checks}
         door = http_door(
             service.router,
             version=process.version_of(self.name),
@@ -100,17 +107,30 @@ class Life:
             token=settings.api_token.get_secret_value() if settings.api_token else None,
             body_limit_mb=settings.http_body_limit_mb,
             tracing=tracing,
+            starting=partial(self._starting, bus),
         )
-        seconds = settings.shutdown_seconds
-        async with (
-            self._guarded(_named(service.loops, metrics)),
-            asyncio.TaskGroup() as leaving,
-            serving(door.app, listener, drain_seconds=seconds, closing=door.streams.end),
-        ):
-            log.info("service_up", port=listener.getsockname()[1])
+        return serving(door.app, listener, drain_seconds=settings.shutdown_seconds, closing=door.streams.end)
+
+    def _starting(self, bus: Bus) -> MeshError | None:
+        if self.up.is_set():
+            return None
+        problem = _problem_since(bus, self.process.clock)
+        return Disconnected(problem) if problem else Unavailable(f"{self.name} is starting")
+
+    async def _not_up(self) -> str | None:
+        return "it is starting"
+
+    async def _open(self, service: Service, bus: Bus, metrics: Metrics, http: AsyncExitStack) -> None:
+        """Loops, and all of HTTP, until the process is to stop; then both doors close side by side, and the loops
+        end."""
+        process = self.process
+        async with self._guarded(_named(service.loops, metrics)), asyncio.TaskGroup() as leaving:
+            del self.checks["start"]
+            self.checks.update(service.checks)
             self.up.set()
             await process.stop.wait()
-            leaving.create_task(bus.drain(seconds))
+            leaving.create_task(bus.drain(process.settings.shutdown_seconds))
+            await http.aclose()
 
     async def _declare(self, transport: Transport, service: Service) -> None:
         # Every service makes every stream: strangers' work is kept even when its own service is away. But only one says
@@ -177,11 +197,15 @@ def _named(loops: Sequence[Loop], metrics: Metrics) -> dict[str, Loop]:
     return named
 
 
-def _nats_check(bus: Bus) -> Check:
-    async def check() -> str | None:
-        return bus.problem()
+async def _nats_problem(bus: Bus, clock: Clock) -> str | None:
+    return _problem_since(bus, clock)
 
-    return check
+
+def _problem_since(bus: Bus, clock: Clock) -> str | None:
+    problem, away = bus.problem(), bus.away_seconds
+    if problem is None or away is None:
+        return problem
+    return f"{problem} (since {clock.now() - timedelta(seconds=away):%Y-%m-%dT%H:%M:%SZ})"
 
 
 @asynccontextmanager

@@ -232,5 +232,6 @@ def _connecting(url: str, settings: PlatformSettings) -> Connect:
             WORK_OBJECTS.stream.name: settings.work_objects_max_mb * MIB,
         },
         service_version=version(DISTRIBUTION),
+        at_once=True,
     )
     return lambda name: connected(name=name)

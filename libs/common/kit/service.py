@@ -66,9 +66,10 @@ class Platform:
 class Service:
     """What a service consists of.
 
-    Brought up in the order of the fields below and taken down in the reverse: streams are declared, `lifespan` is
-    entered, `subscriptions` opens the NATS door, `loops` start, the HTTP door opens on `port`. `streams` are those that
-    this service owns: its settings say how large they are. Those it only `uses` it makes where they are missing.
+    Brought up in the order of the fields below and taken down in the reverse: the HTTP door opens on `port`, to tell of
+    the start alone, streams are declared, `lifespan` is entered, `subscriptions` opens the NATS door, `loops` start,
+    the HTTP door lets in everything. `streams` are those that this service owns: its settings say how large they are.
+    Those it only `uses` it makes where they are missing.
     """
 
     port: int

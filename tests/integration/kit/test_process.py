@@ -118,6 +118,25 @@ def test_readiness_names_nats_while_it_is_away_and_recovers(small_mesh: SmallMes
     assert told == ["loop_waits", "loop_goes_on"]
 
 
+def test_before_nats_was_reached_the_doors_are_open_and_say_where_it_should_be(
+    small_mesh: SmallMesh, nats: NatsProcess
+) -> None:
+    nats.kill()
+    small_mesh.environment["NATS_URL"] = nats.url
+    small_mesh.start()
+    away = small_mesh.wait_for_status("asker", 503)
+    while "not connected yet" in away.text:
+        away = small_mesh.wait_for_status("asker", 503)
+    assert f"no connection to the nats-server at {nats.url}" in away.json()["checks"]["nats"]
+    assert httpx.get(small_mesh.url("asker", "/healthz")).status_code == 200
+    assert "mesh_nats_connected 0.0" in httpx.get(small_mesh.url("asker", "/metrics")).text
+    declined = httpx.get(small_mesh.url("asker", "/ask/hello"))
+    assert (declined.status_code, declined.json()["code"]) == (503, "disconnected")
+    nats.start()
+    small_mesh.wait_ready()
+    assert httpx.get(small_mesh.url("asker", "/ask/hello")).json() == {"text": "hello"}
+
+
 def test_the_process_ends_while_it_waits_for_nats(small_mesh: SmallMesh) -> None:
     small_mesh.environment["NATS_URL"] = f"nats://127.0.0.1:{free_port()}"
     small_mesh.start()

@@ -1,6 +1,7 @@
 """A process full of services: brought up together, taken down in order, never half dead."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -203,18 +204,62 @@ async def test_readiness_waits_for_the_checks_and_names_nats_while_it_is_away(me
     assert back.status_code == 200
 
 
-async def test_a_service_waits_for_nats_at_the_start(mesh: Running) -> None:
+async def test_before_nats_was_reached_the_doors_tell_why_and_everything_else_is_declined(mesh: Running) -> None:
+    port, router = free_port(), APIRouter()
+    router.add_api_route("/api/v1/words", lambda: ["one"])
     mesh.server.stop()
-    async with asyncio.TaskGroup() as tasks:
-        with structlog.testing.capture_logs() as lines:
-            tasks.create_task(mesh.run({"one": service()}))
-            while not any(line["event"] == "start_waits" for line in lines):
-                await asyncio.sleep(0)
+    async with asyncio.TaskGroup() as tasks, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        tasks.create_task(mesh.run({"one": service(port=port, router=router)}))
+        told = {path: await _answer(client, path) for path in ("/healthz", "/readyz", "/metrics", "/api/v1/words")}
         mesh.server.start()
         async with asyncio.timeout(5):
             await mesh.ready.wait()
+        words = await client.get("/api/v1/words")
         mesh.stop.set()
     assert mesh.failure is None
+    assert {path: answer.status_code for path, answer in told.items()} == {
+        "/healthz": 200,
+        "/readyz": 503,
+        "/metrics": 200,
+        "/api/v1/words": 503,
+    }
+    checks = told["/readyz"].json()["checks"]
+    assert re.fullmatch(r"the in-memory server is stopped \(since \d{4}-\d\d-\d\dT.*Z\)", checks["nats"])
+    assert checks["start"] == "it is starting"
+    problem = told["/api/v1/words"].json()
+    assert (problem["code"], problem["detail"]) == ("disconnected", checks["nats"])
+    assert told["/api/v1/words"].headers["retry-after"] == "1"
+    assert words.json() == ["one"]
+
+
+async def _answer(client: httpx.AsyncClient, path: str) -> httpx.Response:
+    """As soon as the door is open."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                return await client.get(path)
+            except httpx.ConnectError:
+                await asyncio.sleep(0)
+
+
+async def test_while_it_starts_a_service_is_not_ready(mesh: Running) -> None:
+    port, entered, go_on = free_port(), asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        entered.set()
+        await go_on.wait()
+        yield
+
+    async with asyncio.TaskGroup() as tasks, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        tasks.create_task(mesh.run({"one": service(port=port, lifespan=slow)}))
+        await entered.wait()
+        readiness, other = await client.get("/readyz"), await client.get("/api/v1/words")
+        go_on.set()
+        await mesh.ready.wait()
+        mesh.stop.set()
+    assert (readiness.status_code, readiness.json()["checks"]) == (503, {"nats": "ok", "start": "it is starting"})
+    assert (other.status_code, other.json()["code"]) == (503, "unavailable")
 
 
 def test_an_unknown_service_is_told_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,7 @@ class MemoryCore:
         self.max_payload = max_payload
         self.starts = 1
         self.running = True
+        self.stopped_at = 0.0
         self.made_again = 0
         self.buckets: dict[str, MemoryBucket] = {}
         self._streams: dict[str, MemoryStream] = {}

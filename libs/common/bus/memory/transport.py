@@ -50,6 +50,7 @@ class MemoryServer:
     def stop(self) -> None:
         """Be away, as after a crash: what was kept stays."""
         self._core.running = False
+        self._core.stopped_at = self._core.clock.monotonic()
         self._core.tell()
 
     def start(self, *, emptied: bool = False) -> None:
@@ -110,6 +111,14 @@ class MemoryTransport:
 
     def problem(self) -> str | None:
         return None if self._core.running else "the in-memory server is stopped"
+
+    @property
+    def away_seconds(self) -> float | None:
+        return None if self._core.running else self._core.clock.monotonic() - self._core.stopped_at
+
+    async def connected(self) -> None:
+        while not self._core.running:
+            await self._core.changed.wait()
 
     async def failed(self) -> None:
         await asyncio.Event().wait()

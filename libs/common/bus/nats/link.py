@@ -61,6 +61,7 @@ class Link:
         self._problem: str | None = "not connected yet"
         self._closed = False
         self._opened = 0
+        self._away_since = asyncio.get_running_loop().time()
         self._servers = list(address.servers)
         self._refused_since: float | None = None
         self._told: type[MeshError] | None = None
@@ -79,6 +80,10 @@ class Link:
         if self._fatal.done() and self._fatal.exception() is not None:
             return str(self._fatal.exception())
         return None if self.current is not None else self._problem or "the connection was lost"
+
+    @property
+    def away_seconds(self) -> float | None:
+        return None if self.current is not None else asyncio.get_running_loop().time() - self._away_since
 
     async def failed(self) -> None:
         """Never returns; raises the reason why this can never work."""
@@ -153,6 +158,8 @@ class Link:
             except Disconnected as error:
                 self._problem = str(error)
             finally:
+                if self._current is not None:
+                    self._away_since = asyncio.get_running_loop().time()
                 self._current = None
                 self._up.clear()
                 for part in self._parts:

@@ -79,6 +79,13 @@ class NatsTransport:
     def problem(self) -> str | None:
         return self._link.problem() or self._declarations.problem
 
+    @property
+    def away_seconds(self) -> float | None:
+        return self._link.away_seconds
+
+    async def connected(self) -> None:
+        await self._link.first_connection()
+
     async def failed(self) -> None:
         await self._link.failed()
 
@@ -243,8 +250,10 @@ async def connect(
     replicas: int = 1,
     max_bytes: Mapping[str, int] | None = None,
     timing: Timing = _default_timing,
+    at_once: bool = False,
 ) -> AsyncIterator[NatsTransport]:
-    """Connect as `name` and stay connected until left; entered once the first connection is there, however long.
+    """Connect as `name` and stay connected until left; entered once the first connection is there, however long that
+    takes, or `at_once`.
 
     `url` may hold user and password, or a token, and several servers separated by commas. `max_bytes` overrides the
     size limits of streams by name. Raises `Unauthorized`, `WrongSetting` (no such URL, server too old, no JetStream).
@@ -256,7 +265,8 @@ async def connect(
     for task in life:
         task.add_done_callback(lambda done: _tell(link, done))
     try:
-        await link.first_connection()
+        if not at_once:
+            await transport.connected()
         yield transport
     finally:
         try:
