@@ -56,8 +56,9 @@ def own_groups(root: Path = Path("/")) -> Groups:
     mounted = root / "sys/fs/cgroup"
     unified = tuple(_unified(mounted, groups))
     memory = [_files_v1(folder) for folder in _upwards(mounted / "memory", groups.get("memory"))]
+    memory += [_files_v2(folder) for folder in unified]
     return Groups(
-        memory=(*memory, *(_files_v2(folder) for folder in unified)),
+        memory=tuple(files for files in memory if files.limit.exists()),
         processors_v1=tuple(_upwards(mounted / "cpu", groups.get("cpu"))),
         processors_v2=unified,
     )

@@ -1,5 +1,6 @@
 """RAM and swap, as far as this machine or its container may use them."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from libs.hardware.reading import mib, text
 
 KIB = 1024
 _MEMINFO = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
+_AMOUNT = re.compile(rf"^({'|'.join(_MEMINFO)}):\s*(\d+)\b", re.MULTILINE | re.ASCII)
 
 
 def read_memory(limits: Limits, root: Path = Path("/")) -> Memory:
@@ -27,12 +29,7 @@ def read_memory(limits: Limits, root: Path = Path("/")) -> Memory:
 
 def _meminfo(root: Path) -> tuple[int, int, int, int] | None:
     """Bytes of RAM, of these available, of swap, of these free; None where there is no such table."""
-    found: dict[str, int] = {}
-    for line in (text(root / "proc/meminfo") or "").splitlines():
-        name, _, amount = line.partition(":")
-        words = amount.split()
-        if name in _MEMINFO and words and words[0].isdecimal():
-            found[name] = int(words[0]) * KIB
+    found = {name: int(kib) * KIB for name, kib in _AMOUNT.findall(text(root / "proc/meminfo") or "")}
     return tuple(found[name] for name in _MEMINFO) if len(found) == len(_MEMINFO) else None  # type: ignore[return-value]  # as many as there are names
 
 

@@ -5,8 +5,8 @@ handlers at once, correlation ids.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -16,7 +16,7 @@ from libs.common.bus.consuming import Consuming
 from libs.common.bus.dead_letters import letter_about, letter_id
 from libs.common.bus.handlers import Handlers
 from libs.common.bus.objects import Objects
-from libs.common.bus.observer import CORRELATION_HEADER, Kind, Observer, correlated, correlation_id, outcome_of
+from libs.common.bus.observer import CORRELATION_HEADER, Correlated, Kind, Observer, correlation_id, outcome_of
 from libs.common.bus.transport import (
     MESSAGE_ID_HEADER,
     Delivery,
@@ -289,20 +289,8 @@ class Bus:
     def _sending(self, kind: Kind, subject: str) -> "_Sending":
         return _Sending(self._observer, kind, subject)
 
-    @contextmanager
-    def _handling(self, kind: Kind, subject: str, headers: Headers, payload: bytes) -> Iterator[None]:
-        """Around a handler: its correlation id, its observation, and one line in the log if it did not succeed."""
-        with correlated(headers.get(CORRELATION_HEADER)):
-            try:
-                with self._observer.handling(kind, subject, headers):
-                    yield
-            except MeshError as error:
-                if kind != "consume":  # there it is told what becomes of the message
-                    _log_declined(kind, subject, error, payload)
-                raise
-            except Exception:
-                _log.exception("handler_failed", kind=kind, subject=subject)
-                raise
+    def _handling(self, kind: Kind, subject: str, headers: Headers, payload: bytes) -> "_Handling":
+        return _Handling(self._observer, kind, subject, headers, payload)
 
     async def _answer(self, incoming: Incoming, payload: bytes, headers: Headers) -> None:
         if incoming.reply is not None:
@@ -314,6 +302,34 @@ class Bus:
             await self._answer(incoming, payload, headers)
         except MeshError as unsent:
             _log.warning("error_not_answered", subject=incoming.subject, code=unsent.code)
+
+
+class _Handling:
+    """Around a handler: its correlation id, its observation, and one line in the log if it did not succeed."""
+
+    __slots__ = ("_correlated", "_kind", "_observed", "_payload", "_subject")
+
+    def __init__(self, observer: Observer, kind: Kind, subject: str, headers: Headers, payload: bytes) -> None:
+        self._correlated = Correlated(headers.get(CORRELATION_HEADER))
+        self._observed = observer.handling(kind, subject, headers)
+        self._kind: Kind = kind
+        self._subject = subject
+        self._payload = payload
+
+    def __enter__(self) -> None:
+        self._correlated.__enter__()
+        self._observed.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            self._observed.__exit__(kind, error, trace)
+            if isinstance(error, MeshError):
+                if self._kind != "consume":  # there it is told what becomes of the message
+                    _log_declined(self._kind, self._subject, error, self._payload)
+            elif isinstance(error, Exception):
+                _log.error("handler_failed", kind=self._kind, subject=self._subject, exc_info=error)
+        finally:
+            self._correlated.__exit__()
 
 
 class _Sending:

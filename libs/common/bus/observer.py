@@ -5,10 +5,10 @@ Prometheus and OpenTelemetry).
 """
 
 import re
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+import secrets
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar, Token
 from typing import Literal, Protocol
 
 from libs.common.errors import MeshError
@@ -77,12 +77,22 @@ def correlation_id() -> str | None:
     return _correlation_id.get()
 
 
-@contextmanager
-def correlated(given: str | None) -> Iterator[str]:
-    """Everything sent inside carries this correlation id; a new one where none, or an unfit one, was given."""
-    chosen = given if given is not None and _TRUSTED.fullmatch(given) else uuid.uuid4().hex
-    token = _correlation_id.set(chosen)
-    try:
-        yield chosen
-    finally:
-        _correlation_id.reset(token)
+class Correlated:
+    """Everything sent inside carries this correlation id; a new one where none, or an unfit one, was given.
+
+    Around every message: a generator would take three times as long.
+    """
+
+    __slots__ = ("_chosen", "_token")
+
+    def __init__(self, given: str | None) -> None:
+        self._chosen = given if given is not None and _TRUSTED.fullmatch(given) else secrets.token_hex(16)
+        self._token: Token[str | None] | None = None
+
+    def __enter__(self) -> str:
+        self._token = _correlation_id.set(self._chosen)
+        return self._chosen
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            _correlation_id.reset(self._token)

@@ -96,8 +96,8 @@ def http_door(
     While `starting` says why, only these and the other routes of the kit are answered.
     """
     app = FastAPI(title=version.service, version=version.version, redoc_url=None, telemetry=_NO_TELEMETRY)
-    app.include_router(router)
-    app.include_router(_kit_routes(version, checks, metrics))
+    # Not `include_router`: FastAPI would look through an included router twice for each request.
+    app.router.routes.extend([*router.routes, *_kit_routes(version, checks, metrics).routes])
     install(app)
     streams = OpenStreams()
     app.add_middleware(StreamsEnd, streams=streams)

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from libs.common.bus.observer import CORRELATION_HEADER, correlated
+from libs.common.bus.observer import CORRELATION_HEADER, Correlated
 from libs.common.clock import Clock
 from libs.common.errors import Internal, MeshError, TooLarge, Unauthorized
 from libs.common.kit.metrics import Metrics
@@ -37,7 +37,7 @@ class Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
         started, status = self._clock.monotonic(), 500
-        with correlated(headers.get(_CORRELATION)) as correlation:
+        with Correlated(headers.get(_CORRELATION)) as correlation:
 
             async def sending(message: Message) -> None:
                 nonlocal status

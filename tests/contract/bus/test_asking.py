@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from libs.common.bus.observer import correlated, correlation_id
+from libs.common.bus.observer import Correlated, correlation_id
 from libs.common.errors import (
     Conflict,
     Internal,
@@ -218,7 +218,7 @@ async def test_the_asked_sees_the_correlation_id_of_the_asker(mesh: Mesh) -> Non
         return Answer(text=correlation_id() or "")
 
     await (await mesh.bus()).serve(call, tell)
-    with correlated("abc"):
+    with Correlated("abc"):
         assert (await (await mesh.bus()).request(call, Note(text="?"))).text == "abc"
 
 

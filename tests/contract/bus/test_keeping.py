@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from libs.common.bus.observer import CORRELATION_HEADER, correlated
+from libs.common.bus.observer import CORRELATION_HEADER, Correlated
 from libs.common.bus.transport import Expect, Stored
 from libs.common.errors import Conflict, Malformed, NobodyAnswers, NotFound, StreamFull, TooLarge, WrongRevision
 from tests.contract.bus.parts import Heard, Mesh, Note, soon
@@ -263,7 +263,7 @@ async def test_two_streams_cannot_keep_the_same_subject(mesh: Mesh) -> None:
 
 async def test_the_correlation_id_is_kept_with_the_message(mesh: Mesh) -> None:
     stream, bus = await mesh.declare(mesh.stream()), await mesh.bus()
-    with correlated("abc"):
+    with Correlated("abc"):
         await bus.append(mesh.topic(), Note(text="x"), message_id=None)
 
     found = await bus.message(stream, 1)

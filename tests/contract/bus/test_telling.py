@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from libs.common.bus.observer import correlated, correlation_id
+from libs.common.bus.observer import Correlated, correlation_id
 from libs.common.errors import TimedOut
 from tests.contract.bus.parts import Heard, Mesh, Note, soon, until
 from tests.recording import RecordingObserver
@@ -131,7 +131,7 @@ async def test_what_a_handler_sends_carries_the_correlation_id_of_what_it_handle
     await (await mesh.bus("end")).subscribe(second, look)
     await middle.subscribe(first, pass_on)
     bus = await mesh.bus("start")
-    with correlated("one-request"):
+    with Correlated("one-request"):
         await bus.publish(first, Note(text="x"))
 
     assert await soon(seen.get()) == "one-request"

@@ -9,12 +9,12 @@ from libs.common.kit.logs import BoundedFile
 
 SAY = """
 import logging, warnings, structlog
-from libs.common.bus.observer import correlated
+from libs.common.bus.observer import Correlated
 from libs.common.kit.logs import configure
 configure({format!r}, {level!r})
 log = structlog.get_logger()
 log.debug("hidden")
-with structlog.contextvars.bound_contextvars(service="work_marshaling"), correlated("abc"):
+with structlog.contextvars.bound_contextvars(service="work_marshaling"), Correlated("abc"):
     log.info("work_accepted", work_id="w\\n1", count=2)
     logging.getLogger("some.library").warning("it %s", "happened")
     logging.getLogger("httpx").info("a request")
