@@ -68,7 +68,7 @@ def main(folder: Path, words: list[str]) -> None:
         parser.add_argument(f"--{name}", action="store_true")
     for name in ("address", "node-ip-address", "include-dashboard", "temp-dir"):
         parser.add_argument(f"--{name}")
-    for name in ("port", "num-gpus", "num-cpus", "object-store-memory"):
+    for name in ("port", "num-gpus", "num-cpus", "object-store-memory", "min-worker-port", "max-worker-port"):
         parser.add_argument(f"--{name}", type=int, default=0)
     wanted = parser.parse_args(words)
     address = wanted.address or f"{wanted.node_ip_address}:{wanted.port}"

@@ -131,11 +131,19 @@ def together_arguments(nodes: Sequence[Node], rank: int) -> list[str]:
 def ray_arguments(head: Node, node: Node, rank: int, gpus: int) -> tuple[str, ...]:
     """How a node begins a Ray cluster or joins that of the head.
 
-    One processor: Ray begins as many idle workers as it is told of, and vLLM's ranks ask for GPUs alone. `--block`
-    keeps what Ray starts below the process that started it.
+    Workers get any free ports. One processor: Ray begins as many idle workers as it is told of, and vLLM's ranks ask
+    for GPUs alone. `--block` keeps what Ray starts below the process that started it.
     """
     own = ["--node-ip-address", _address(node), "--num-gpus", str(gpus), "--num-cpus", "1"]
-    own += ["--object-store-memory", str(RAY_STORE_BYTES), "--block"]
+    own += [
+        "--min-worker-port",
+        "0",
+        "--max-worker-port",
+        "0",
+        "--object-store-memory",
+        str(RAY_STORE_BYTES),
+        "--block",
+    ]
     if rank:
         return ("start", "--address", f"{_address(head)}:{RAY_PORT}", *own)
     return ("start", "--head", "--port", str(RAY_PORT), "--include-dashboard", "false", "--disable-usage-stats", *own)
