@@ -16,11 +16,16 @@ from libs.inference.planner.kv_cache import ELEMENT_BYTES
 from libs.inference.planner.options import Asked
 from libs.inference.planner.overrides import with_adapters, with_dtype, with_quantisation
 from libs.inference.planner.speculation import Wanted, with_draft
+from libs.inference.planner.split import Manner
 from libs.inference.planner.stored import with_parameter_count, with_stored_tensors, with_weights_bytes
 from libs.inference.planner.versions import Engine, engine_of
 from services.vllm_orchestrator.model import ModelDocuments
 
 NAMELESS = "model"
+NO_DATA_PARALLEL = (
+    "data_parallel_size must be 1: every rank would hold the whole model but for its experts, and these are only dealt "
+    "out over the ranks of one stage here. Ask for replicas"
+)
 
 
 def question_of(
@@ -32,6 +37,8 @@ def question_of(
         raise Malformed(
             f"kv_cache_dtype must be one of {known}, not {request.kv_cache_dtype!r}", field="kv_cache_dtype"
         )
+    if request.data_parallel_size not in (None, 1):
+        raise Malformed(NO_DATA_PARALLEL, field="data_parallel_size")
     return Question(
         facts=facts_of(request, documents),
         asked=Asked(
@@ -51,6 +58,13 @@ def question_of(
             pipeline=request.pipeline_parallel_size,
             replicas=request.replicas,
             tokens_per_second=request.tokens_per_second,
+            manner=Manner(
+                context=request.decode_context_parallel_size,
+                balanced=request.enable_eplb,
+                redundant=request.num_redundant_experts,
+                whole_encoder=request.mm_encoder_tp_mode == "data",
+            ),
+            expert_parallel=request.enable_expert_parallel,
         ),
         starts=starts,
     )

@@ -147,6 +147,18 @@ class PlanOptions(Message):
     quantization: Annotated[str, Field(max_length=32)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     pipeline_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    data_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="1: an engine that is to serve more is asked for with replicas"
+    )
+    decode_context_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="ranks that share the tokens of each request's cache, where heads of keys would be replicated"
+    )
+    enable_expert_parallel: bool = Field(False, description="keep experts whole; chosen where only that is divisible")
+    enable_eplb: bool = Field(False, description="move experts to where they are wanted; needs expert parallelism")
+    num_redundant_experts: Annotated[int, Field(ge=0, le=65536)] = Field(0, description="with enable_eplb")
+    mm_encoder_tp_mode: Literal["weights", "data"] = Field(
+        "weights", description="data: the whole image encoder on every rank"
+    )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=2**20)] | None = None
     max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**24)] | None = None

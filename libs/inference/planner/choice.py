@@ -279,8 +279,9 @@ class Chooser:
     def _accepted(self, parallel: Parallel) -> tuple[Parallel, Refusal | None]:
         """The division as vLLM accepts it, with experts kept whole where only that makes it divisible."""
         if parallel not in self._accepted_as:
-            refused = refusals(self._facts, parallel, self._engine)
-            whole = replace(parallel, expert_parallel=True)
+            shared = self._goal.shared(parallel)
+            refused = refusals(self._facts, shared, self._engine)
+            whole = replace(shared, expert_parallel=True)
             if (
                 refused
                 and self._facts.experts
@@ -289,7 +290,7 @@ class Chooser:
             ):
                 self._accepted_as[parallel] = (whole, None)
             else:
-                self._accepted_as[parallel] = (parallel, refused[0] if refused else None)
+                self._accepted_as[parallel] = (shared, refused[0] if refused else None)
         return self._accepted_as[parallel]
 
     def _first(self, parallel: Parallel, seats: Sequence[Seats], concurrency: float) -> Instance | None:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from libs.inference.planner.attempt import Instance
 from libs.inference.planner.devices import Gpu, Node
 from libs.inference.planner.facts import Adapters
+from libs.inference.planner.split import Parallel
 
 MASTER_PORT = 29501
 RAY_PORT = 6379
@@ -94,7 +95,19 @@ def _arguments(instance: Instance, naming: Naming) -> list[str]:
     if options.kv_cache_dtype != "auto":
         found += ["--kv-cache-dtype", options.kv_cache_dtype]
     found += ["--enforce-eager"] if options.enforce_eager else []
-    return found + (["--enable-expert-parallel"] if parallel.expert_parallel else [])
+    return found + shared_arguments(parallel)
+
+
+def shared_arguments(parallel: Parallel) -> list[str]:
+    """How ranks share what could be shared in several ways."""
+    manner = parallel.manner
+    found = ["--enable-expert-parallel"] if parallel.expert_parallel else []
+    found += ["--enable-eplb"] if manner.balanced else []
+    if manner.redundant:
+        found += ["--eplb-config", json.dumps({"num_redundant_experts": manner.redundant})]
+    if manner.context > 1:
+        found += ["--decode-context-parallel-size", str(manner.context)]
+    return found + (["--mm-encoder-tp-mode", "data"] if manner.whole_encoder else [])
 
 
 def model_arguments(naming: Naming) -> list[str]:

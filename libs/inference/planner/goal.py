@@ -1,9 +1,9 @@
 """What is wanted of a plan, beside the options of the engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from libs.inference.planner.split import Parallel
+from libs.inference.planner.split import USUAL, Manner, Parallel
 
 
 class Strategy(StrEnum):
@@ -29,7 +29,7 @@ class Goal:
     """`concurrency` counts requests of the longest length at once, over all replicas.
 
     `tensor` and `pipeline` force the division, `replicas` their number. `tokens_per_second` is wanted of all replicas
-    together.
+    together. `manner` and `expert_parallel` are taken with every division.
     """
 
     concurrency: float = 1.0
@@ -38,6 +38,8 @@ class Goal:
     pipeline: int | None = None
     replicas: int | None = None
     tokens_per_second: float | None = None
+    manner: Manner = USUAL
+    expert_parallel: bool = False
 
     @property
     def forced(self) -> bool:
@@ -46,6 +48,10 @@ class Goal:
 
     def allows(self, parallel: Parallel) -> bool:
         return self.tensor in (None, parallel.tensor) and self.pipeline in (None, parallel.pipeline)
+
+    def shared(self, parallel: Parallel) -> Parallel:
+        """A division in the manner that is wanted."""
+        return replace(parallel, manner=self.manner, expert_parallel=self.expert_parallel)
 
 
 def strategy_of(parallel: Parallel) -> Strategy:

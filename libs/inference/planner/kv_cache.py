@@ -50,7 +50,10 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Layers that share a table of blocks. `page` is one layer's bytes of a block of `tokens` tokens."""
+    """Layers that share a table of blocks. `page` is one layer's bytes of a block of `tokens` tokens.
+
+    `sharers` ranks keep some tokens of each request each.
+    """
 
     layers: int
     page: int
@@ -58,6 +61,7 @@ class Group:
     window: int | None = None
     chunk: int | None = None
     state: bool = False
+    sharers: int = 1
 
     @property
     def keeps_all(self) -> bool:
@@ -73,7 +77,7 @@ class Group:
             return -(-seen // self.tokens) + 1
         if self.chunk is not None:
             length = min(self.chunk + demand.tokens_in_flight, length)
-        return -(-length // self.tokens)
+        return -(-length // (self.tokens * self.sharers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,8 @@ class KvLayout:
 
     def tokens_before_0_21(self, blocks: int) -> int:
         """What vLLM printed before 0.21: the tokens of all blocks, shared by the groups."""
-        return blocks * self.groups[0].tokens // len(self.groups) if self.groups else 0
+        first = self.groups[0] if self.groups else None
+        return blocks * first.tokens * first.sharers // len(self.groups) if first else 0
 
 
 def element_bytes(facts: ModelFacts, cache_type: str) -> int:
@@ -193,7 +198,8 @@ def layer_kinds(
                 made[mixer] = _kind(model, mixer, parallel, cache_type, block_tokens, hybrid)
         return [None if layer.mixer is None else made[layer.mixer] for layer in layers]
 
-    return kinds(facts, facts.layers) + kinds(drafting_model(facts), drafting_layers(facts))
+    drafts = kinds(drafting_model(facts), drafting_layers(facts))
+    return kinds(facts, facts.layers) + [replace(kind, sharers=1) if kind else None for kind in drafts]
 
 
 def layout_of(layers: Iterable[Group | None]) -> KvLayout:
@@ -203,7 +209,7 @@ def layout_of(layers: Iterable[Group | None]) -> KvLayout:
     (`UniformTypeKVCacheSpecs`).
     """
     found = Counter(kind for kind in layers if kind is not None)
-    if all(kind.keeps_all for kind in found):
+    if all(kind.keeps_all for kind in found) and len({kind.sharers for kind in found}) <= 1:
         size = sum(kind.page * count for kind, count in found.items())
         groups = [replace(max(found, key=lambda kind: kind.page), layers=found.total())] if found else []
         return KvLayout(block_bytes=size, groups=tuple(groups))
@@ -215,7 +221,10 @@ def layout_of(layers: Iterable[Group | None]) -> KvLayout:
 
 
 def _kind(facts: ModelFacts, mixer: Mixer, parallel: Parallel, cache_type: str, tokens: int, hybrid: bool) -> Group:
-    """A group of one layer, before it is known how many there are."""
+    """A group of one layer, before it is known how many there are.
+
+    Ranks share the tokens of what keeps all of them. Source: `v1/kv_cache_interface.py` (`FullAttentionSpec`).
+    """
     if isinstance(mixer, (DeltaAttention, StateSpace)):
         return Group(layers=1, page=state_bytes(facts, mixer, parallel.tensor), tokens=tokens, state=True)
     page = token_bytes(facts, mixer, parallel.tensor, cache_type) * tokens
@@ -226,7 +235,12 @@ def _kind(facts: ModelFacts, mixer: Mixer, parallel: Parallel, cache_type: str, 
         tokens=tokens,
         window=limited.window if limited else None,
         chunk=limited.chunk if limited else None,
+        sharers=parallel.manner.context if limited is None or not _is_limited(limited) else 1,
     )
+
+
+def _is_limited(mixer: Attention) -> bool:
+    return mixer.window is not None or mixer.chunk is not None
 
 
 def _with_common_page(kinds: Counter[Group]) -> Counter[Group]:

@@ -1,5 +1,6 @@
 """From a start that was logged to one that corrects the next: what was predicted of it, beside what it took."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 from libs.inference.planner.calibration import MeasuredStart, Terms
@@ -8,7 +9,7 @@ from libs.inference.planner.facts import ModelFacts
 from libs.inference.planner.memory import budget_of, estimated_terms, kind_of
 from libs.inference.planner.options import Asked, options_of
 from libs.inference.planner.sizes import Sizes
-from libs.inference.planner.split import Parallel
+from libs.inference.planner.split import Manner, Parallel
 from libs.inference.planner.versions import Engine
 from libs.inference.vllm_log import LoggedStart
 
@@ -35,6 +36,7 @@ def measured_start(
     parallel = Parallel(
         tensor=int(given.get("--tensor-parallel-size", 1)),
         expert_parallel="--enable-expert-parallel" in given,
+        manner=_manner(given),
     )
     if int(given.get("--pipeline-parallel-size", 1)) > 1 or not gpus:
         return None
@@ -59,6 +61,15 @@ def measured_start(
         return None
     return MeasuredStart(
         kind=kind_of(facts, parallel, engine.version, gpus[0].name), predicted=predicted, measured=measured
+    )
+
+
+def _manner(given: Mapping[str, str]) -> Manner:
+    return Manner(
+        context=int(given.get("--decode-context-parallel-size", 1)),
+        balanced="--enable-eplb" in given,
+        redundant=json.loads(given.get("--eplb-config", "{}")).get("num_redundant_experts", 0),
+        whole_encoder=given.get("--mm-encoder-tp-mode") == "data",
     )
 
 

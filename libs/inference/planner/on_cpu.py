@@ -13,6 +13,7 @@ from libs.inference.planner.command import (
     NodeCommand,
     model_arguments,
     network_environment,
+    shared_arguments,
     together_arguments,
 )
 from libs.inference.planner.devices import Node
@@ -94,7 +95,7 @@ def plan_on_cpu(question: Question, naming: Naming) -> tuple[CpuPlan | None, str
         return None, refusal.message
     first = ""
     for parallel in _divisions(question, nodes):
-        found = _divided(question, naming, options, parallel, nodes)
+        found = _divided(question, naming, options, question.goal.shared(parallel), nodes)
         if isinstance(found, CpuPlan):
             return found, ""
         first = first or found
@@ -212,6 +213,7 @@ def _arguments(naming: Naming, options: Options, parallel: Parallel) -> list[str
     found += ["--max-num-batched-tokens", str(options.max_num_batched_tokens)]
     found += ["--tensor-parallel-size", str(parallel.tensor)] if parallel.tensor > 1 else []
     found += ["--pipeline-parallel-size", str(parallel.pipeline)] if parallel.pipeline > 1 else []
+    found += shared_arguments(parallel)
     found += ["--dtype", naming.dtype] if naming.dtype else []
     found += ["--kv-cache-dtype", options.kv_cache_dtype] if options.kv_cache_dtype != "auto" else []
     return found + (["--enforce-eager"] if options.enforce_eager else [])

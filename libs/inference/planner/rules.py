@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from libs.inference.planner.facts import Draft, DraftMethod, ModelFacts
+from libs.inference.planner.facts import Attention, Draft, DraftMethod, ModelFacts
 from libs.inference.planner.matrices import Matrix, Part, Split, alike, embedding, layer_matrices
 from libs.inference.planner.quantisation import storage_of
 from libs.inference.planner.split import Parallel
 from libs.inference.planner.versions import NEWEST_ENGINE, Engine
-from libs.inference.planner.weights import VOCABULARY_PADDING, rounded_up
+from libs.inference.planner.weights import VOCABULARY_PADDING, encoder_is_whole, rounded_up
 
 MARLIN_OUTPUTS, MARLIN_INPUTS = 64, 128
 NO_PIPELINE = (
@@ -48,7 +48,7 @@ class Refusal:
 def refusals(facts: ModelFacts, parallel: Parallel, engine: Engine = NEWEST_ENGINE) -> list[Refusal]:
     """Why vLLM would not start this division; empty where it would. The first one is the one it gives."""
     found = [*_heads(facts, parallel), *_vocabulary(facts, parallel), *_pipeline(facts, parallel)]
-    found += _drafts(facts, parallel, engine)
+    found += [*_experts(facts, parallel), *_context(facts, parallel), *_drafts(facts, parallel, engine)]
     return found + [each for each in dict.fromkeys(_quantised(facts, parallel)) if each not in found]
 
 
@@ -66,9 +66,70 @@ def _heads(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
             text = f"{larger} is not divisible by {smaller}"  # the words of `QKVParallelLinear`
             message = f"{text}: {count} heads of keys can neither be divided nor replicated over {ranks} ranks."
             yield Refusal(code="kv_heads", message=message)
-    if facts.vision is not None and facts.vision.heads % ranks:
+    if facts.vision is not None and facts.vision.heads % ranks and not encoder_is_whole(facts, parallel):
         message = f"{facts.vision.heads} is not divisible by {ranks}"
         yield Refusal(code="vision_heads", message=message)
+
+
+def _experts(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
+    """Source: `config/model.py` (`_verify_with_expert_parallelism`), `config/parallel.py`
+    (`_validate_parallel_config`), `model_executor/layers/fused_moe/layer.py`."""
+    manner, ranks = parallel.manner, parallel.tensor
+    if parallel.expert_parallel and not facts.experts:
+        text = "Number of experts in the model must be greater than 0 when expert parallelism is enabled."
+        yield Refusal(code="experts", message=text)
+    if manner.redundant and not manner.balanced:
+        text = (
+            f"num_redundant_experts is set to {manner.redundant} but EPLB is not enabled. Either enable EPLB or unset "
+            "num_redundant_experts."
+        )
+        yield Refusal(code="balanced_experts", message=text)
+    if not manner.balanced:
+        return
+    if not parallel.expert_parallel:
+        yield Refusal(code="balanced_experts", message="enable_expert_parallel must be True to use EPLB.")
+    if ranks == 1:
+        text = "EPLB requires tensor, prefill-context, or data parallelism, but got TP=1, PCP=1, DP=1."
+        yield Refusal(code="balanced_experts", message=text)
+    for count in sorted({block.count + manner.redundant for block in facts.experts}):
+        if count % ranks:
+            text = (
+                f"EPLB currently only supports even distribution of experts across ranks. Got {count} experts and "
+                f"{ranks} EP ranks."
+            )
+            yield Refusal(code="balanced_experts", message=text)
+
+
+def _context(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
+    """Source: `config/parallel.py` (`_validate_parallel_config`), `config/model.py` (`verify_with_parallel_config`)."""
+    sharers, ranks = parallel.manner.context, parallel.tensor
+    if sharers == 1:
+        return
+    if ranks % sharers:
+        text = f"tp_size={ranks} must be divisible by dcp_size={sharers}."
+        yield Refusal(code="context_parallel", message=text)
+    keys = max((mixer.kv_heads for mixer in facts.mixers if isinstance(mixer, Attention)), default=0)
+    if not keys:
+        return
+    if ranks <= keys:
+        text = (
+            f"Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({ranks}) to be greater than "
+            f"the model's total number of KV heads ({keys}). Increase `--tensor-parallel-size` or set "
+            "`--decode-context-parallel-size 1`."
+        )
+        yield Refusal(code="context_parallel", message=text)
+    elif sharers > ranks // keys:
+        text = (
+            f"`--decode-context-parallel-size` ({sharers}) exceeds the maximum supported value ({ranks // keys}) for "
+            f"`--tensor-parallel-size` ({ranks}) and {keys} model KV heads."
+        )
+        yield Refusal(code="context_parallel", message=text)
+    elif facts.heads // keys % sharers:
+        text = (
+            f"The model's number of query heads per KV head ({facts.heads // keys}) must be divisible by "
+            f"`--decode-context-parallel-size` ({sharers}) for GQA/MQA."
+        )
+        yield Refusal(code="context_parallel", message=text)
 
 
 def _vocabulary(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:

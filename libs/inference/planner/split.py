@@ -7,6 +7,24 @@ from libs.common.errors import Malformed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How the ranks of a stage share what could be shared in several ways.
+
+    `context` ranks share the tokens of each request's cache (decode context parallelism). `balanced`: experts move to
+    where they are wanted (EPLB), with `redundant` more of them. `whole_encoder`: every rank holds all of the image
+    encoder and takes images of its own (`--mm-encoder-tp-mode data`).
+    """
+
+    context: int = 1
+    balanced: bool = False
+    redundant: int = 0
+    whole_encoder: bool = False
+
+
+USUAL = Manner()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
     """The division of one replica. `partition` names the layers of each stage where they are not vLLM's own.
 
@@ -17,6 +35,7 @@ class Parallel:
     pipeline: int = 1
     expert_parallel: bool = False
     partition: tuple[int, ...] = ()
+    manner: Manner = USUAL
 
     @property
     def gpus(self) -> int:

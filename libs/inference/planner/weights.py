@@ -108,7 +108,7 @@ def rotation_bytes(facts: ModelFacts) -> int:
 def matrix_bytes(facts: ModelFacts, matrix: Matrix, parallel: Parallel) -> int:
     """Bytes of one matrix, or of all experts of a layer, on one GPU."""
     stored = _storage(facts, matrix)
-    copies, outputs, inputs = rank_shape(matrix, parallel)
+    copies, outputs, inputs = rank_shape(facts, matrix, parallel)
     unfolded = _unfolded(facts, matrix, outputs, inputs) if stored is not None else 0
     if stored is not None and stored.method == "mxfp4" and matrix.part is Part.EXPERTS:
         outputs, inputs = _padded_for_mxfp4(matrix, outputs, inputs)
@@ -130,7 +130,7 @@ def adapter_bytes(facts: ModelFacts, matrix: Matrix, parallel: Parallel) -> int:
     """
     if facts.adapters is None or not (matrix.linear or matrix.part is Part.EMBEDDING) or matrix.part is Part.VISION:
         return 0
-    copies, outputs, inputs = rank_shape(matrix, parallel)
+    copies, outputs, inputs = rank_shape(facts, matrix, parallel)
     if matrix.split is Split.VOCABULARY:
         outputs = rounded_up(matrix.outputs, VOCABULARY_PADDING)
     narrow = matrix.merged * inputs + outputs
@@ -161,11 +161,13 @@ def _storage(facts: ModelFacts, matrix: Matrix) -> Quantisation | None:
     return storage_of(kind, matrix.module)
 
 
-def rank_shape(matrix: Matrix, parallel: Parallel) -> tuple[int, int, int]:
+def rank_shape(facts: ModelFacts, matrix: Matrix, parallel: Parallel) -> tuple[int, int, int]:
     """Copies, outputs and inputs of a matrix on one GPU."""
     ranks = parallel.tensor
     if matrix.part is Part.EXPERTS and parallel.expert_parallel:
-        return -(-matrix.copies // ranks), matrix.outputs, matrix.inputs
+        return -(-(matrix.copies + parallel.manner.redundant) // ranks), matrix.outputs, matrix.inputs
+    if matrix.part is Part.VISION and encoder_is_whole(facts, parallel):
+        return matrix.copies, matrix.outputs, matrix.inputs
     if matrix.split is Split.OUTPUTS:
         return matrix.copies, -(-matrix.outputs // ranks), matrix.inputs
     if matrix.split is Split.INPUTS:
@@ -176,6 +178,23 @@ def rank_shape(matrix: Matrix, parallel: Parallel) -> tuple[int, int, int]:
     if matrix.split is Split.VOCABULARY:
         return matrix.copies, -(-rounded_up(matrix.outputs, VOCABULARY_PADDING) // ranks), matrix.inputs
     return matrix.copies, matrix.outputs, matrix.inputs
+
+
+ENCODERS_AS_WANTED = frozenset(
+    {
+        *("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"),
+        *("Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForConditionalGeneration"),
+        *("Qwen3_5MoeForConditionalGeneration", "Llama4ForConditionalGeneration", "KimiK25ForConditionalGeneration"),
+    }
+)
+"""Architectures whose encoder may be whole on every rank; of others vLLM divides it all the same.
+
+Source: `supports_encoder_tp_data` in `models/*.py`.
+"""
+
+
+def encoder_is_whole(facts: ModelFacts, parallel: Parallel) -> bool:
+    return parallel.manner.whole_encoder and facts.architecture in ENCODERS_AS_WANTED
 
 
 def _padded_for_mxfp4(matrix: Matrix, outputs: int, inputs: int) -> tuple[int, int]:

@@ -479,3 +479,35 @@ async def test_a_broken_draft_is_told_from_a_broken_model(house: House):
 def test_drafts_that_contradict_themselves_are_refused(drafts: dict[str, object], sentence: str):
     with pytest.raises(ValidationError, match=sentence):
         _request(speculative_config=drafts)
+
+
+async def test_how_ranks_share_is_planned_and_asked_of_the_engine(house: House):
+    machine = _node(*(_gpu(f"GPU-{place}", 80) for place in range(4)), linked=True)
+    moe = {
+        "model_name": None,
+        "model_config": config("deepseek-ai/DeepSeek-V3", num_hidden_layers=8),
+        "tensor_parallel_size": 4,
+        "nodes": (machine,),
+    }
+    shared = {
+        "decode_context_parallel_size": 4,
+        "enable_expert_parallel": True,
+        "enable_eplb": True,
+        "num_redundant_experts": 4,
+        "mm_encoder_tp_mode": "data",
+    }
+    plain, asked = [await house.planning.plan(_request(**moe, **more)) for more in ({}, shared)]
+
+    assert asked.kv_cache_tokens > 3 * plain.kv_cache_tokens
+    assert (
+        '--enable-expert-parallel --enable-eplb --eplb-config {"num_redundant_experts": 4} '
+        "--decode-context-parallel-size 4 --mm-encoder-tp-mode data"
+    ) in " ".join(asked.vllm_args)
+
+
+async def test_what_the_engine_refuses_of_it_is_refused(house: House):
+    refused = await house.planning.plan(_request(decode_context_parallel_size=2))
+
+    assert (refused.fits, refused.missing) == (False, "tp_size=1 must be divisible by dcp_size=2.")
+    with pytest.raises(Malformed, match=r"data_parallel_size must be 1: .* Ask for replicas"):
+        await house.planning.plan(_request(data_parallel_size=2))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from libs.common.errors import Malformed
 from libs.inference.planner.kv_cache import Demand, Group, KvLayout, group_size, kv_layout, token_bytes
-from libs.inference.planner.split import Parallel
+from libs.inference.planner.split import Manner, Parallel
 from tests.unit.inference.planner.published import facts
 
 GIB = 2**30
@@ -117,3 +117,18 @@ def test_more_bytes_never_hold_fewer_tokens(size: int, more: int):
     demand = Demand(max_model_len=4096)
 
     assert layout.tokens(layout.blocks_in(size), demand) <= layout.tokens(layout.blocks_in(size + more), demand)
+
+
+@given(length=st.integers(1, 200_000), context=st.sampled_from([1, 2, 4, 8]))
+def test_ranks_that_share_tokens_need_that_many_fewer_blocks(length: int, context: int):
+    layout = kv_layout(facts("deepseek-ai/DeepSeek-V3"), Parallel(tensor=8, manner=Manner(context=context)))
+    plain = kv_layout(facts("deepseek-ai/DeepSeek-V3"), Parallel(tensor=8))
+
+    assert layout.block_bytes == plain.block_bytes
+    assert layout.request_blocks(Demand(max_model_len=length)) == -(-length // (16 * context))
+
+
+def test_windows_and_states_are_not_shared_by_ranks():
+    groups = kv_layout(facts("openai/gpt-oss-20b"), Parallel(tensor=16, manner=Manner(context=2))).groups
+
+    assert {(group.window is None, group.sharers) for group in groups} == {(True, 2), (False, 1)}

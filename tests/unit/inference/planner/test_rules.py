@@ -1,5 +1,7 @@
 """Divisions that vLLM refuses, as users met them, and divisions that it takes."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from libs.inference.planner.options import Asked, options_of
 from libs.inference.planner.rules import NO_PIPELINE, refusals
 from libs.inference.planner.sentences import capability_refusal, option_refusals, too_small
 from libs.inference.planner.sizes import Sizes
-from libs.inference.planner.split import Parallel
+from libs.inference.planner.split import Manner, Parallel
 from libs.inference.planner.versions import Engine, engine_of
 from tests.unit.inference.planner.published import config, facts
 
@@ -243,3 +245,102 @@ def test_a_checkpoint_says_what_its_cache_is_kept_in_unless_somebody_asks_otherw
         for kind, version in (("auto", "0.33.0"), ("auto", "0.9.0"), ("bfloat16", "0.33.0"))
     )
     assert (new, old, asked) == ("fp8", "auto", "bfloat16")
+
+
+def _shared(context: int, tensor: int) -> Parallel:
+    return Parallel(tensor=tensor, manner=Manner(context=context))
+
+
+@pytest.mark.parametrize(
+    ("name", "parallel", "sentence"),
+    [
+        (LLAMA, _shared(3, 16), "tp_size=16 must be divisible by dcp_size=3."),
+        (
+            LLAMA,
+            _shared(2, 8),
+            "Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` (8) to be greater than the "
+            "model's total number of KV heads (8). Increase `--tensor-parallel-size` or set "
+            "`--decode-context-parallel-size 1`.",
+        ),
+        (
+            LLAMA,
+            _shared(4, 16),
+            "`--decode-context-parallel-size` (4) exceeds the maximum supported value (2) for "
+            "`--tensor-parallel-size` (16) and 8 model KV heads.",
+        ),
+    ],
+)
+def test_ranks_share_the_tokens_of_a_cache_only_where_heads_are_replicated(
+    name: str, parallel: Parallel, sentence: str
+):
+    assert sentence in [refusal.message for refusal in refusals(facts(name), parallel)]
+
+
+def test_every_head_of_keys_needs_queries_for_all_that_share_it():
+    changed = {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 96 * 64}
+
+    assert _messages(changed, _shared(2, 12)) == [
+        "The model's number of query heads per KV head (3) must be divisible by `--decode-context-parallel-size` (2) "
+        "for GQA/MQA."
+    ]
+
+
+def test_ranks_of_latent_attention_may_share_its_tokens():
+    assert refusals(facts("deepseek-ai/DeepSeek-V3"), _shared(8, 8)) == []
+    assert refusals(facts(LLAMA), _shared(2, 16)) == []
+
+
+QWEN_MOE = "Qwen/Qwen3-30B-A3B"
+
+
+@pytest.mark.parametrize(
+    ("name", "parallel", "sentence"),
+    [
+        (
+            LLAMA,
+            Parallel(tensor=2, expert_parallel=True),
+            "Number of experts in the model must be greater than 0 when expert parallelism is enabled.",
+        ),
+        (
+            QWEN_MOE,
+            Parallel(tensor=2, manner=Manner(balanced=True)),
+            "enable_expert_parallel must be True to use EPLB.",
+        ),
+        (
+            QWEN_MOE,
+            Parallel(expert_parallel=True, manner=Manner(balanced=True)),
+            "EPLB requires tensor, prefill-context, or data parallelism, but got TP=1, PCP=1, DP=1.",
+        ),
+        (
+            QWEN_MOE,
+            Parallel(tensor=4, expert_parallel=True, manner=Manner(balanced=True, redundant=2)),
+            "EPLB currently only supports even distribution of experts across ranks. Got 130 experts and 4 EP ranks.",
+        ),
+        (
+            QWEN_MOE,
+            Parallel(tensor=4, expert_parallel=True, manner=Manner(redundant=4)),
+            "num_redundant_experts is set to 4 but EPLB is not enabled. Either enable EPLB or unset "
+            "num_redundant_experts.",
+        ),
+    ],
+)
+def test_experts_move_only_as_the_engine_lets_them(name: str, parallel: Parallel, sentence: str):
+    assert [refusal.message for refusal in refusals(facts(name), parallel)] == [sentence]
+
+
+def test_experts_that_are_dealt_out_evenly_may_move():
+    parallel = Parallel(tensor=4, expert_parallel=True, manner=Manner(balanced=True, redundant=4))
+
+    assert refusals(facts(QWEN_MOE), parallel) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "refused"),
+    [("Qwen2_5_VLForConditionalGeneration", False), ("Gemma3ForConditionalGeneration", True)],
+)
+def test_an_encoder_that_every_rank_holds_need_not_divide(architecture: str, refused: bool):
+    model = replace(facts("Qwen/Qwen2.5-VL-72B-Instruct"), architecture=architecture)
+
+    codes = [each.code for each in refusals(model, Parallel(tensor=32, manner=Manner(whole_encoder=True)))]
+
+    assert ("vision_heads" in codes) == refused

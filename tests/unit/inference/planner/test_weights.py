@@ -8,7 +8,7 @@ from libs.common.errors import Malformed
 from libs.inference.planner.matrices import Part
 from libs.inference.planner.overrides import with_adapters
 from libs.inference.planner.parameters import parameter_count
-from libs.inference.planner.split import Parallel, stage_ranges, stage_sizes
+from libs.inference.planner.split import Manner, Parallel, stage_ranges, stage_sizes
 from libs.inference.planner.weights import rotation_bytes, weight_bytes, weight_bytes_by_part
 from tests.unit.inference.planner.published import facts
 
@@ -124,3 +124,24 @@ def test_every_expert_has_adapters_of_its_own():
 
     assert whole > 5 * _adapters(LLAMA, Parallel(tensor=8))
     assert spread < whole
+
+
+def test_more_experts_than_there_are_weigh_as_much_as_their_like():
+    moe = facts("Qwen/Qwen3-30B-A3B")
+    plain, more = (
+        weight_bytes_by_part(moe, Parallel(tensor=4, expert_parallel=True, manner=Manner(redundant=extra)))[
+            Part.EXPERTS
+        ]
+        for extra in (0, 4)
+    )
+    assert more * 32 == plain * 33
+
+
+def test_an_encoder_is_whole_on_every_rank_where_that_is_wanted():
+    model = facts("Qwen/Qwen2.5-VL-72B-Instruct")
+    alone, divided, whole = (
+        weight_bytes_by_part(model, parallel)[Part.VISION]
+        for parallel in (Parallel(), Parallel(tensor=4), Parallel(tensor=4, manner=Manner(whole_encoder=True)))
+    )
+    assert divided < alone / 3
+    assert whole == alone
