@@ -1,11 +1,10 @@
 """Every change of a reservation: decided, on disk, and only then in the book."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from weakref import WeakValueDictionary
+from collections.abc import Callable
 
 from libs.common.clock import Clock
-from libs.common.errors import MeshError, NotFound
+from libs.common.errors import NotFound, Unavailable
 from services.gpu_orchestrator.book import Book
 from services.gpu_orchestrator.machine import Held, after_boot
 from services.gpu_orchestrator.store import Journal
@@ -19,7 +18,7 @@ class Bookkeeping:
         self.machine_boot = machine_boot
         self._journal = journal
         self._clock = clock
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._writing: dict[str, asyncio.Future[None]] = {}
 
     async def open(self) -> None:
         """With what the journal kept. Raises `WrongSetting`, `Unavailable`."""
@@ -35,35 +34,50 @@ class Bookkeeping:
         await self._journal.close()
 
     async def add(self, name: str, make: Callable[[Held | None], Held]) -> Held:
-        """`make` is given what has this name already. Raises what it raises, and `Unavailable`."""
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            before = self.book.find(name)
-            held = make(before)
-            if held is before:
-                return held
-            self.book.put([held])
-            try:
-                await self._journal.write([held])
-            except MeshError:
-                self.book.remove(held)
-                raise
+        """`make` is given what has this name already. Raises what it raises, and `Unavailable`.
+
+        What is given counts before it is on disk: nobody else is given the same.
+        """
+        await self._turn(name)
+        before = self.book.find(name)
+        held = make(before)
+        if held is before:
             return held
+        self.book.put([held])
+        try:
+            writing = self._write(held, lambda written: None if written else self.book.remove(held))
+        except Unavailable:
+            self.book.remove(held)
+            raise
+        await writing
+        return held
 
     async def change(self, reservation_id: str, decide: Callable[[Held], Held]) -> Held:
         """One change of a reservation after another. Raises `NotFound`, `Unavailable`, and what `decide` raises."""
-        return await asyncio.shield(self._changed(reservation_id, decide))
+        await self._turn(reservation_id)
+        before = self.known(reservation_id)
+        after = decide(before)
+        if after is not before:
+            await self._write(after, lambda written: self.book.put([after]) if written else None)
+        return after
 
-    async def _changed(self, reservation_id: str, decide: Callable[[Held], Held]) -> Held:
-        async with self._turns.setdefault(reservation_id, asyncio.Lock()):
-            before = self.known(reservation_id)
-            after = decide(before)
-            if after is not before:
-                await self._keep([after])
-            return after
+    async def _turn(self, reservation_id: str) -> None:
+        """Until nothing of it is on its way to the disk."""
+        while (writing := self._writing.get(reservation_id)) is not None:
+            await asyncio.wait({writing})
 
-    async def _keep(self, changed: Sequence[Held]) -> None:
-        await self._journal.write(changed)
-        self.book.put(changed)
+    def _write(self, held: Held, then: Callable[[bool], None]) -> asyncio.Future[None]:
+        """`then` is told whether it is on disk, even if who asked for it is gone: book and journal never part."""
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ended(error: BaseException | None) -> None:
+            then(error is None)
+            del self._writing[held.reservation_id]
+            over.set_result(None)
+
+        writing = self._journal.write([held], ended)
+        self._writing[held.reservation_id] = over
+        return writing
 
     def known(self, reservation_id: str) -> Held:
         """Raises `NotFound`."""

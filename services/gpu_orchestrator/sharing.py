@@ -15,30 +15,41 @@ class Shared(Generic[T]):
 
     def __init__(self, run: Callable[[], Awaitable[T]]) -> None:
         self._run = run
-        self._now: asyncio.Task[T] | None = None
-        self._next: asyncio.Task[T] | None = None
+        self._asked: list[asyncio.Future[T]] = []
+        self._task: asyncio.Task[None] | None = None
 
     async def __call__(self) -> T:
         """Raises what the run raises, to all of them. Who is cancelled does not cancel the others."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._after(self._now), name="shared")
-            self._next.add_done_callback(_known)
-        return await asyncio.shield(self._next)
+        told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._asked.append(told)
+        if self._task is None:
+            self._task = asyncio.create_task(self._while_asked(), name="shared")
+        return await told
 
     async def close(self) -> None:
-        for task in (self._next, self._now):
-            if task is not None and not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _after(self, before: asyncio.Task[T] | None) -> T:
-        if before is not None:
-            await asyncio.wait({before})
-        self._now, self._next = self._next, None
-        return await self._run()
+    async def _while_asked(self) -> None:
+        now: list[asyncio.Future[T]] = []
+        try:
+            while self._asked:
+                now, self._asked = self._asked, []
+                await self._once(now)
+        finally:
+            self._task = None
+            for told in (*now, *self._asked):
+                told.cancel()
 
-
-def _known(task: asyncio.Task[T]) -> None:
-    """All who waited may be gone: then its failure is of interest to nobody."""
-    if not task.cancelled():
-        task.exception()
+    async def _once(self, asked: list["asyncio.Future[T]"]) -> None:
+        try:
+            outcome = await self._run()
+        except Exception as error:  # noqa: BLE001  # raised to all who asked
+            for told in asked:
+                if not told.done():
+                    told.set_exception(error)
+        else:
+            for told in asked:
+                if not told.done():
+                    told.set_result(outcome)

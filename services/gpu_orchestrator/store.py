@@ -1,9 +1,12 @@
 """What is kept on the machine: every open reservation, the last ones that ended, and the last token."""
 
-from collections.abc import Sequence
+from asyncio import Future
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from services.gpu_orchestrator.machine import Held
+
+Then = Callable[[BaseException | None], None]
 
 
 class Journal(Protocol):
@@ -17,8 +20,13 @@ class Journal(Protocol):
         """Why it cannot be written at the moment."""
         ...
 
-    async def write(self, changed: Sequence[Held]) -> None:
-        """All of them or none; on disk when this returns. Raises `Unavailable`."""
+    def write(
+        self, changed: Sequence[Held], then: Callable[[BaseException | None], None] | None = None
+    ) -> Future[None]:
+        """All of them or none; on disk when this is done. Raises `Unavailable`, now or then.
+
+        `then` is called first, with what went wrong or None, also when who waits was cancelled.
+        """
         ...
 
     async def read(self) -> tuple[Sequence[Held], int]:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from asyncio import Future
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -11,7 +12,7 @@ from pydantic_core import to_json
 
 from libs.common.contracts.gpu_orchestrator import ReservationState
 from libs.common.errors import WrongSetting
-from libs.common.journal.journal_sqlite import LOCK_SECONDS, SqliteFile
+from libs.common.journal.journal_sqlite import LOCK_SECONDS, SqliteFile, Then
 from services.gpu_orchestrator.machine import OPEN, Held
 
 KEPT_ENDED = 1000
@@ -55,7 +56,7 @@ class SqliteJournal:
     async def close(self) -> None:
         await self._file.close()
 
-    async def write(self, changed: Sequence[Held]) -> None:
+    def write(self, changed: Sequence[Held], then: Then | None = None) -> Future[None]:
         rows = [(each.token, each.reservation_id, int(each.is_open), _text(each)) for each in changed]
 
         def work(database: sqlite3.Connection) -> None:
@@ -65,7 +66,7 @@ class SqliteJournal:
                 self._ended = 0
                 database.execute(_FORGET, (KEPT_ENDED,))
 
-        await self._file.do(work)
+        return self._file.begin(work, then)
 
     async def read(self) -> tuple[Sequence[Held], int]:
         def work(database: sqlite3.Connection) -> tuple[Sequence[Held], int]:

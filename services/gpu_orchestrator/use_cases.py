@@ -1,6 +1,5 @@
 """Measure, reckon, decide, keep, tell."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -156,7 +155,7 @@ class GpuOrchestrator:
             return await self._bus.request(RESERVE, asked, node_id=asked.node_id)
         name = asked.reservation_id or f"r-{uuid4().hex}"
         try:
-            held = await asyncio.shield(self._reserve(name, asked))
+            held = await self._reserve(name, asked)
         except Conflict:
             self._observer.asked("refused")
             raise

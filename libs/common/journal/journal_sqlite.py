@@ -5,6 +5,7 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -16,8 +17,18 @@ Work = Callable[[sqlite3.Connection], T]
 """Runs on the journal's thread, inside a transaction that others may share."""
 Unreadable = Callable[[Path, sqlite3.Error], None]
 """What becomes of a file that is no journal: raise, or take it away so that a new one is made."""
-Waiting = tuple[Work[Any], "asyncio.Future[Any]"]
-Done = tuple["asyncio.Future[Any]", Any, BaseException | None]
+Then = Callable[[BaseException | None], None]
+"""Runs on the event loop once it is on disk (None) or known not to be, also when nobody waits for it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    work: Work[Any]
+    done: "asyncio.Future[Any]"
+    then: Then | None
+
+
+Done = tuple[_Waiting, Any, BaseException | None]
 
 MOST_AT_ONCE = 1000
 LOCK_SECONDS = 5.0
@@ -39,7 +50,7 @@ class SqliteFile:
         self._owner = owner
         self._unreadable = unreadable
         self._lock_seconds = lock_seconds
-        self._waiting: SimpleQueue[Waiting | None] = SimpleQueue()
+        self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._problem: str | None = "the journal is not open yet"
 
@@ -67,29 +78,33 @@ class SqliteFile:
 
     async def do(self, work: Work[T]) -> T:
         """Returns when it is on disk. Raises `Unavailable`: then nothing of it is there."""
+        return await self.begin(work)
+
+    def begin(self, work: Work[T], then: Then | None = None) -> "asyncio.Future[T]":
+        """As `do`. Who is cancelled while waiting cancels nothing: `then` is told what became of it all the same."""
         if self._thread is None:
             raise Unavailable("the journal is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.put((work, done))
-        return await done
+        self._waiting.put(_Waiting(work, done, then))
+        return done
 
     def _run(self, loop: asyncio.AbstractEventLoop, opened: "asyncio.Future[None]") -> None:
         """The journal's own thread."""
         try:
             database = self._open()
         except Exception as error:  # noqa: BLE001  # told to the one who waits
-            loop.call_soon_threadsafe(_resolve, [(opened, None, error)])
+            loop.call_soon_threadsafe(_settle, opened, None, error)
             return
-        loop.call_soon_threadsafe(_resolve, [(opened, None, None)])
+        loop.call_soon_threadsafe(_settle, opened, None, None)
         with contextlib.closing(database):
             while batch := self._next_batch():
                 results = self._commit(database, batch)
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     loop.call_soon_threadsafe(_resolve, results)
 
-    def _next_batch(self) -> list[Waiting]:
+    def _next_batch(self) -> list[_Waiting]:
         """Empty: it is to be closed."""
-        batch: list[Waiting] = []
+        batch: list[_Waiting] = []
         item = self._waiting.get()
         while item is not None:
             batch.append(item)
@@ -103,17 +118,17 @@ class SqliteFile:
             self._waiting.put(None)
         return batch
 
-    def _commit(self, database: sqlite3.Connection, batch: Sequence[Waiting]) -> list[Done]:
+    def _commit(self, database: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[Done]:
         """All in one transaction; if it fails, nothing of it is there and everyone is told."""
         try:
             database.execute("BEGIN IMMEDIATE")
-            results: list[Done] = [(done, work(database), None) for work, done in batch]
+            results: list[Done] = [(each, each.work(database), None) for each in batch]
             database.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  # told to all who wait
             with contextlib.suppress(sqlite3.Error):
                 database.execute("ROLLBACK")
             self._problem = f"the journal {self._path} cannot be written: {error}"
-            return [(done, None, Unavailable(self._problem)) for _, done in batch]
+            return [(each, None, Unavailable(self._problem)) for each in batch]
         self._problem = None
         return results
 
@@ -165,10 +180,16 @@ def _make_room(database: sqlite3.Connection) -> None:
 
 
 def _resolve(results: Sequence[Done]) -> None:
-    for done, value, error in results:
-        if done.done():
-            continue
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(value)
+    for each, value, error in results:
+        if each.then is not None:
+            each.then(error)
+        _settle(each.done, value, error)
+
+
+def _settle(done: "asyncio.Future[Any]", value: object, error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(value)

@@ -140,6 +140,29 @@ async def test_a_repeated_request_reserves_once_and_another_of_the_same_id_is_re
         await world.orchestrator.reserve(wish(2000, reservation_id="a/1/n"))
 
 
+async def test_a_release_whose_asker_is_gone_holds_after_a_restart_as_before(tmp_path: Path):
+    async with made_world(tmp_path) as world:
+        held = await world.orchestrator.reserve(wish())
+        asking = asyncio.create_task(world.orchestrator.release(Release(reservation_id=held.reservation_id)))
+        await asyncio.sleep(0)  # it has begun, and waits for the disk
+        asking.cancel()
+        with pytest.raises(Conflict, match="released"):
+            await world.orchestrator.renew(Renew(reservation_id=held.reservation_id))
+        assert asking.cancelled()
+    async with made_world(tmp_path) as world:
+        assert world.orchestrator.reservation(held.reservation_id).state == ReservationState.RELEASED
+
+
+async def test_a_reservation_that_is_not_on_disk_yet_cannot_be_released_before_it(world: World):
+    asking = asyncio.create_task(world.orchestrator.reserve(wish(reservation_id="mine")))
+    while not world.orchestrator.reservations(only_open=True).reservations:
+        await asyncio.sleep(0)
+
+    released = await world.orchestrator.release(Release(reservation_id="mine"))
+
+    assert (asking.done(), released.state) == (True, ReservationState.RELEASED)
+
+
 async def test_a_reservation_that_nobody_commits_expires_and_one_that_is_renewed_does_not(world: World):
     lost, kept = [await world.orchestrator.reserve(wish()) for _ in range(2)]
     world.clock.advance(299)
