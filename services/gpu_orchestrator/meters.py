@@ -69,6 +69,10 @@ class Processes(Protocol):
         """When a process started, to tell it apart from a later one of its number; None: there is none."""
         ...
 
+    async def obstacle(self, pid: int) -> str | None:
+        """Why a process can hold no reservation: what it is, or that most of what runs here descends from it."""
+        ...
+
     async def has_container(self, container_id: str) -> bool:
         """Whether a process of that container can be seen from here."""
         ...

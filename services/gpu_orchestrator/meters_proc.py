@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import resource
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,25 @@ PAGE_BYTES = resource.getpagesize()
 _OWN_KIB = re.compile(r"^Rss(?:Anon|Shmem):\s*(\d+)", re.MULTILINE)
 
 
+_FIRST = 1
+_KERNEL_THREAD = 0x0020_0000
+"""`PF_KTHREAD` of the kernel's flags."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Stat:
     parent: int
     start: int
     zombie: bool
+    kernel: bool
 
 
 class ProcProcesses:
-    """Reads beside the event loop, in one thread of its own."""
+    """Reads beside the event loop, in one thread of its own. `own_pid`: of the process that asks."""
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), *, own_pid: int | None = None) -> None:
         self._proc = root / "proc"
+        self._own_pid = os.getpid() if own_pid is None else own_pid
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu-processes")
 
     def close(self) -> None:
@@ -40,6 +47,9 @@ class ProcProcesses:
 
     async def start_of(self, pid: int) -> int | None:
         return await self._aside(lambda: self._start(pid))
+
+    async def obstacle(self, pid: int) -> str | None:
+        return await self._aside(lambda: self._obstacle(pid))
 
     async def has_container(self, container_id: str) -> bool:
         return await self._aside(lambda: any(container_id in self._group(pid) for pid in self._pids()))
@@ -82,6 +92,24 @@ class ProcProcesses:
             commands=self._commands(pids),
         )
 
+    def _obstacle(self, pid: int) -> str | None:
+        if pid == _FIRST:
+            return "is the first process, from which all others descend"
+        stat = self._stat(pid)
+        if stat is not None and stat.kernel:
+            return "is a thread of the kernel"
+        if pid == self._own_pid:
+            return "is the GPU orchestrator itself"
+        return "is one from which the GPU orchestrator descends" if pid in self._ancestors(self._own_pid) else None
+
+    def _ancestors(self, pid: int) -> Iterator[int]:
+        for _ in range(MOST_ANCESTORS):
+            stat = self._stat(pid)
+            if stat is None:
+                return
+            pid = stat.parent
+            yield pid
+
     def _is(self, root: Root, stats: Mapping[int, _Stat]) -> bool:
         stat = stats.get(root.pid or 0)
         return stat is not None and stat.start == root.pid_start
@@ -112,7 +140,10 @@ class ProcProcesses:
     def _stat(self, pid: int) -> _Stat | None:
         # The name is in parentheses and may hold anything: what follows the last one is numbers.
         fields = self._text(pid, "stat").rpartition(")")[2].split()
-        return _Stat(int(fields[1]), int(fields[19]), fields[0] in "ZX") if len(fields) > 19 else None
+        if len(fields) <= 19:
+            return None
+        is_kernel = bool(int(fields[6]) & _KERNEL_THREAD)
+        return _Stat(parent=int(fields[1]), start=int(fields[19]), zombie=fields[0] in "ZX", kernel=is_kernel)
 
     def _group(self, pid: int) -> str:
         return self._text(pid, "cgroup")

@@ -176,7 +176,7 @@ class GpuOrchestrator:
         )
 
     async def commit(self, asked: Commit, node_id: str | None = None) -> Reservation:
-        """Raises `NotFound`, `Forbidden`, `Conflict`, `Malformed` when there is no such process, `Unavailable`."""
+        """Raises `NotFound`, `Forbidden`, `Conflict`, `Malformed` when no such process can hold it, `Unavailable`."""
         if self._is_elsewhere(node_id):
             return await self._bus.request(COMMIT, asked, node_id=node_id)
         holder = await self._holder(asked)
@@ -269,6 +269,10 @@ class GpuOrchestrator:
         if asked.container_id is not None:
             seen = await self._processes.has_container(asked.container_id)
             return Holder(container_id=asked.container_id, container_seen=seen)
+        obstacle = await self._processes.obstacle(asked.pid or 0)
+        if obstacle is not None:
+            reason = f"process {asked.pid} {obstacle}; name the process that uses the memory."
+            raise Malformed(f"pid: {reason}", field="pid", pid=asked.pid)
         start = await self._processes.start_of(asked.pid or 0)
         if start is None:
             raise Malformed(f"pid: there is no process {asked.pid} on this machine.", field="pid", pid=asked.pid)

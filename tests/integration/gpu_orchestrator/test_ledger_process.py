@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +56,17 @@ def test_the_documented_calls_work_as_they_are_written(tmp_path: Path, shared_na
     assert (bad.status_code, bad.json()["details"]["field"]) == (422, "gpu_indices")
 
 
-def test_a_kill_loses_no_committed_claim_and_no_token(tmp_path: Path, shared_nats: NatsProcess, simulator: Simulator):
+@pytest.fixture
+def engine() -> Iterator[int]:
+    """The number of a process that does nothing."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_a_kill_loses_no_committed_claim_and_no_token(
+    tmp_path: Path, shared_nats: NatsProcess, simulator: Simulator, engine: int
+):
     simulator.show(IDLE_H100S)
     with mesh_process(tmp_path / "data", NATS_URL=shared_nats.url, NODE_ID="killed", **simulator.settings) as mesh:
         with started(mesh) as door:
@@ -63,7 +74,8 @@ def test_a_kill_loses_no_committed_claim_and_no_token(tmp_path: Path, shared_nat
                 door.post("/reserve", json=DOCUMENTED | {"reservation_id": "model/1/killed"}).raise_for_status().json()
             )
             path = f"/reservations/{held['reservation_id']}"
-            body = {"token": held["token"], "pid": os.getpid()}
+            body = {"token": held["token"], "pid": engine}
+            ours = door.post(f"{path}/commit", json=body | {"pid": os.getpid()})
             committed = door.post(f"{path}/commit", json=body).raise_for_status().json()
             mesh.kill()
         with started(mesh) as door:
@@ -74,6 +86,7 @@ def test_a_kill_loses_no_committed_claim_and_no_token(tmp_path: Path, shared_nat
 
     assert {**after, "at": None} == {**committed, "at": None}
     assert (ledger["claimed_mb"], new["token"] > held["token"], stranger.status_code) == (24576, True, 403)
+    assert (ours.status_code, ours.json()["details"]["field"]) == (422, "pid")
 
 
 async def _crowd(url: str, mesh: MeshProcess) -> tuple[list[dict[str, object]], int]:

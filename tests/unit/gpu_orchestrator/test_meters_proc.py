@@ -17,10 +17,19 @@ GROUPS = {
 }
 
 
-def add(root: Path, pid: int, parent: int, *, group: str = "0::/user.slice", state: str = "S", kib: int = 2048) -> None:
+def add(
+    root: Path,
+    pid: int,
+    parent: int,
+    *,
+    group: str = "0::/user.slice",
+    state: str = "S",
+    kib: int = 2048,
+    flags: int = 0x0040_0000,
+) -> None:
     folder = root / "proc" / str(pid)
     folder.mkdir(parents=True)
-    numbers = " ".join(["0"] * 17)
+    numbers = " ".join(["0", "0", "0", "0", str(flags), *["0"] * 12])
     (folder / "stat").write_text(f"{pid} (a (strange) name) {state} {parent} {numbers} {1000 + pid} 0\n")
     (folder / "cgroup").write_text(group + "\n")
     (folder / "status").write_text(f"Name:\tx\nRssAnon:\t{kib} kB\nRssFile:\t99999 kB\nRssShmem:\t{kib} kB\n")
@@ -29,7 +38,7 @@ def add(root: Path, pid: int, parent: int, *, group: str = "0::/user.slice", sta
 
 @pytest.fixture
 async def processes(tmp_path: Path) -> AsyncIterator[ProcProcesses]:
-    made = ProcProcesses(tmp_path)
+    made = ProcProcesses(tmp_path, own_pid=30)
     yield made
     made.close()
 
@@ -95,3 +104,23 @@ async def test_a_process_of_nobody_and_one_that_is_not_to_be_seen_here_belong_to
     family = await processes.families([by_pid("r", 99)], [10, 4_000_000])
 
     assert (family.owners, family.alive, family.commands) == ({}, {"r": False}, {10: "program 10"})
+
+
+async def test_what_others_descend_from_can_hold_no_reservation(tmp_path: Path, processes: ProcProcesses):
+    add(tmp_path, 1, 0)
+    add(tmp_path, 2, 0, flags=0x0020_8040)
+    add(tmp_path, 3, 2, flags=0x0420_8060)
+    add(tmp_path, 20, 1)
+    add(tmp_path, 30, 20)
+    add(tmp_path, 31, 30)
+    add(tmp_path, 40, 1)
+
+    refused = {pid: obstacle for pid in (1, 2, 3, 20, 30, 31, 40) if (obstacle := await processes.obstacle(pid))}
+
+    assert refused == {
+        1: "is the first process, from which all others descend",
+        2: "is a thread of the kernel",
+        3: "is a thread of the kernel",
+        20: "is one from which the GPU orchestrator descends",
+        30: "is the GPU orchestrator itself",
+    }

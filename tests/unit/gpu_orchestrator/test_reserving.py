@@ -219,6 +219,16 @@ async def test_a_committed_reservation_ends_with_its_process_and_not_before(worl
     assert await free(world) == [FREE_MB] * 2
 
 
+async def test_a_process_that_would_hold_everything_is_refused_and_the_reservation_stays_as_it_was(world: World):
+    world.processes.running[1], world.processes.obstacles[1] = 0, "is the first process"
+    held = await world.orchestrator.reserve(wish())
+
+    with pytest.raises(Malformed, match="process 1 is the first process; name the process that uses") as caught:
+        await world.orchestrator.commit(Commit(reservation_id=held.reservation_id, pid=1))
+
+    assert (caught.value.details["field"], await state(world, held)) == ("pid", ReservationState.HELD)
+
+
 async def test_two_reservations_of_one_process_both_live_as_long_as_it(world: World):
     held = [await world.orchestrator.reserve(wish(gpu_indices=[number], ram_mb=10)) for number in range(2)]
     for each in held:

@@ -67,13 +67,17 @@ class MadeUpMeters:
 
 @dataclass
 class MadeUpProcesses:
-    """`running`: when each process started."""
+    """`running`: when each process started. `obstacles`: why one can hold no reservation."""
 
     running: dict[int, int] = field(default_factory=lambda: {42: 1})
+    obstacles: dict[int, str] = field(default_factory=dict)
     ram_mb: dict[int, int] = field(default_factory=dict)
 
     async def start_of(self, pid: int) -> int | None:
         return self.running.get(pid)
+
+    async def obstacle(self, pid: int) -> str | None:
+        return self.obstacles.get(pid)
 
     async def has_container(self, container_id: str) -> bool:
         return False
