@@ -63,7 +63,18 @@ def forward_bytes(facts: ModelFacts, parallel: Parallel, tokens: int) -> int:
     for block in {block for layer in facts.layers for block in layer.feed_forward}:
         inner = 3 * -(-block.intermediate // parallel.tensor)
         widest = max(widest, inner if isinstance(block, Dense) else block.chosen * (inner + facts.hidden))
-    return tokens * (3 * facts.hidden + widest) * facts.type_bytes
+    return tokens * (3 * facts.hidden + widest + _added_width(facts)) * facts.type_bytes
+
+
+def _added_width(facts: ModelFacts) -> int:
+    """What each layer adds, looked up and projected at once for all, and copies of the hidden state before and after.
+
+    Source: `models/gemma3n.py` (`project_per_layer_inputs`, `altup_embed`).
+    """
+    inputs = facts.layer_inputs
+    if inputs is None:
+        return 0
+    return 2 * len(facts.layers) * inputs.width + 2 * (inputs.streams - 1) * facts.hidden
 
 
 def sampler_bytes(facts: ModelFacts, options: Options) -> int:

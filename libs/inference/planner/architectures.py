@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from libs.common.errors import Malformed
-from libs.inference.planner.facts import Certainty, Layer, ModelFacts, Vision
+from libs.inference.planner.facts import Certainty, Layer, LayerInputs, ModelFacts, Vision
 from libs.inference.planner.families import Family, family_of
 from libs.inference.planner.feed_forward import feed_forward_of
 from libs.inference.planner.fields import Fields
@@ -41,6 +41,7 @@ def model_facts(config: Mapping[str, object], quantisation: Mapping[str, object]
         quantisation=quantisation_of(whole, separate),
         cache_type=cache_type_of(whole, separate),
         vision=_vision(whole),
+        layer_inputs=_layer_inputs(text),
         draft_layers=text.count("num_nextn_predict_layers", "mtp_num_hidden_layers", default=family.draft_layers),
         pipeline=family.pipeline,
         certainty=Certainty.EXACT if family.known else Certainty.LOW,
@@ -64,12 +65,24 @@ def _tied(whole: Fields, text: Fields, family: Family) -> bool:
 
 def _rope_dim(text: Fields, family: Family) -> int:
     """The width of the table of rotations: the whole head, or the part that latent attention rotates."""
-    if family.embedded_positions or text.has("hybrid_override_pattern"):
+    if family.embedded_positions or text.has("hybrid_override_pattern") or text.flag("mla_use_nope"):
         return 0
     if text.has("qk_rope_head_dim"):
         return text.count("qk_rope_head_dim")
     default = text.count("hidden_size", least=1) // text.count("num_attention_heads", least=1)
     return text.count("head_dim", default=default)
+
+
+def _layer_inputs(text: Fields) -> LayerInputs | None:
+    width = text.count("hidden_size_per_layer_input", default=0)
+    if not width:
+        return None
+    return LayerInputs(
+        words=text.count("vocab_size_per_layer_input", "vocab_size", least=1),
+        width=width,
+        streams=text.count("altup_num_inputs", default=1, least=1),
+        narrow=text.count("laurel_rank", default=0),
+    )
 
 
 def _vision(whole: Fields) -> Vision | None:

@@ -14,7 +14,10 @@ class Certainty(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Attention with heads of keys and values: at most `window` tokens back, or in chunks of `chunk` tokens, or all."""
+    """Attention with heads of keys and values: at most `window` tokens back, or in chunks of `chunk` tokens, or all.
+
+    `shared`: it has queries only, and reads the cache of a layer before it.
+    """
 
     heads: int
     kv_heads: int
@@ -28,6 +31,7 @@ class Attention:
     output_gate: bool = False
     values_are_keys: bool = False
     sinks: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,10 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaAttention:
-    """Gated linear attention (Qwen3-Next and after): a constant state per sequence instead of keys and values."""
+    """Gated linear attention (Qwen3-Next and after): a constant state per sequence instead of keys and values.
+
+    With a `gate_rank` every channel of the keys has a gate of its own, by two narrow matrices (Kimi Linear).
+    """
 
     key_heads: int
     value_heads: int
@@ -54,6 +61,7 @@ class DeltaAttention:
     value_dim: int
     kernel: int
     state_bytes: int
+    gate_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +112,20 @@ class Layer:
     mixer: Mixer | None
     feed_forward: tuple[Dense | Experts, ...] = ()
     norms: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerInputs:
+    """What every layer adds to its states from tables of its own: `words` rows of `width` numbers for each layer.
+
+    `streams` are the copies of the hidden state that layers work on in turn (AltUp), `narrow` the rank of a second way
+    past attention (LAuReL); both are Gemma 3n's.
+    """
+
+    words: int
+    width: int
+    streams: int = 1
+    narrow: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +224,7 @@ class ModelFacts:
     cache_type: str = ""
     adapters: Adapters | None = None
     draft: Draft | None = None
+    layer_inputs: LayerInputs | None = None
 
     @property
     def heads(self) -> int:

@@ -38,6 +38,7 @@ NORMED = Family(query_key_norm=True)
 LATENT = Family(latent=True)
 DELTA = Family(query_key_norm=True, output_gate=True, shared_gate=True)
 GEMMA = Family(norms=4, query_key_norm=True, sliding_period=6, tied=True)
+GEMMA_3N = replace(GEMMA, sliding_period=5, pipeline=False)
 
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Mistral3ForConditionalGeneration"), PLAIN),
@@ -53,6 +54,8 @@ FAMILIES: Mapping[str, Family] = {
     "Gemma2ForCausalLM": Family(norms=4, sliding_period=2, tied=True),
     **dict.fromkeys(("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), GEMMA),
     "Gemma4ForConditionalGeneration": GEMMA,
+    **dict.fromkeys(("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"), GEMMA_3N),
+    "KimiLinearForCausalLM": LATENT,
     "GptOssForCausalLM": Family(input_bias=True, output_bias=True, feed_forward_bias=True, sinks=True),
     "Llama4ForConditionalGeneration": Family(chunk_period=4),
     **dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"), LATENT),
@@ -65,12 +68,23 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 UNKNOWN = Family(pipeline=False, known=False)
+NOBODY: frozenset[str] = frozenset()
 
-STRANGE = (
-    *("compress_ratios", "hc_mult", "linear_attn_config", "sparse_attention_config", "block_configs", "ssm_cfg"),
-    *("hybrid_layer_pattern", "share_expert_dim", "attn_config", "ffn_config", "encoder_layers", "altup_num_inputs"),
-)
-"""Fields that change how a model is built in ways that are not counted here."""
+SHARING = frozenset({"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration"})
+"""Architectures whose layers share a cache or add from tables of their own, as it is counted here.
+
+Source: `models/gemma3n.py`, `models/gemma4.py`.
+"""
+
+STRANGE: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("compress_ratios", "hc_mult", "sparse_attention_config", "block_configs", "ssm_cfg"), NOBODY),
+    **dict.fromkeys(("hybrid_layer_pattern", "share_expert_dim", "attn_config", "ffn_config"), NOBODY),
+    **dict.fromkeys(("encoder_layers", "attn_res_block_size", "routed_expert_hidden_size"), NOBODY),
+    **dict.fromkeys(("mla_use_output_gate",), NOBODY),
+    "linear_attn_config": frozenset({"KimiLinearForCausalLM"}),
+    **dict.fromkeys(("altup_num_inputs", "num_kv_shared_layers", "hidden_size_per_layer_input"), SHARING),
+}
+"""Fields that change how a model is built, and the architectures of which that is counted here."""
 
 
 def family_of(architecture: str, config: Fields) -> Family:
@@ -78,12 +92,8 @@ def family_of(architecture: str, config: Fields) -> Family:
 
     Raises `Unsupported` where a field says that layers are built in a way that is not counted here.
     """
-    for name in STRANGE:
-        if config.values.get(name):
+    for name, counted in STRANGE.items():
+        if config.values.get(name) and architecture not in counted:
             field = f"{config.where}{name}"
             raise Unsupported(f"{field}: {architecture} is built in a way this planner cannot size", field=field)
-    for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
-        if config.count(name, default=0):
-            field = f"{config.where}{name}"
-            raise Unsupported(f"{field}: layers that share what they hold cannot be sized", field=field)
     return FAMILIES.get(architecture, UNKNOWN)

@@ -1,5 +1,8 @@
 """What follows the mixer in each layer: one dense block, experts, or both."""
 
+from dataclasses import replace
+
+from libs.common.errors import Malformed
 from libs.inference.planner.facts import Dense, Experts
 from libs.inference.planner.families import Family
 from libs.inference.planner.fields import Fields
@@ -16,7 +19,7 @@ def feed_forward_of(config: Fields, family: Family, layers: int) -> list[Blocks]
         made = {"E": (_experts(config, family),) if "E" in pattern else (), "-": (_dense(config, family),)}
         return [made.get(letter, ()) for letter in pattern]
     if not config.count(*EXPERTS, default=0):
-        return [(_dense(config, family),)] * layers
+        return _all_dense(config, family, layers)
     experts = _experts(config, family)
     if config.flag("enable_moe_block"):
         return [(_dense(config, family), experts)] * layers
@@ -29,6 +32,23 @@ def _routed(config: Fields, index: int) -> bool:
         return False
     step = config.count("interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_freq", default=1)
     return step <= 1 or (index + 1) % step == 0
+
+
+def _all_dense(config: Fields, family: Family, layers: int) -> list[Blocks]:
+    """Gemma 3n names the width of each layer; where layers that share a cache are wider, they are twice as wide.
+
+    Source: `models/gemma3n.py` (`Gemma3nDecoderLayer`), `models/gemma4.py` (`use_double_wide_mlp`).
+    """
+    if isinstance(config.values.get("intermediate_size"), list):
+        widths = config.counts("intermediate_size")
+        if len(widths) != layers or min(widths) < 1:
+            field = f"{config.where}intermediate_size"
+            raise Malformed(f"{field} must name {layers} widths of at least 1, not {len(widths)}", field=field)
+        return [(Dense(intermediate=width, gated=family.gated),) for width in widths]
+    plain = _dense(config, family)
+    wide = replace(plain, intermediate=2 * plain.intermediate) if config.flag("use_double_wide_mlp") else plain
+    own = layers - config.count("num_kv_shared_layers", default=0)
+    return [(plain if index < own else wide,) for index in range(layers)]
 
 
 def _dense(config: Fields, family: Family) -> Dense:

@@ -192,10 +192,11 @@ def layer_kinds(
     """What each layer keeps, as a group of one; None for a layer that keeps nothing. Those of drafts come last."""
 
     def kinds(model: ModelFacts, layers: Sequence[Layer]) -> list[Group | None]:
-        made: dict[Mixer, Group] = {}
+        made: dict[Mixer, Group | None] = {}
         for mixer in {layer.mixer: None for layer in layers}:
             if mixer is not None:
-                made[mixer] = _kind(model, mixer, parallel, cache_type, block_tokens, hybrid)
+                shared = isinstance(mixer, Attention) and mixer.shared
+                made[mixer] = None if shared else _kind(model, mixer, parallel, cache_type, block_tokens, hybrid)
         return [None if layer.mixer is None else made[layer.mixer] for layer in layers]
 
     drafts = kinds(drafting_model(facts), drafting_layers(facts))

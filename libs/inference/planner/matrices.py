@@ -11,6 +11,7 @@ from libs.inference.planner.facts import (
     Experts,
     LatentAttention,
     Layer,
+    LayerInputs,
     Mixer,
     ModelFacts,
     StateSpace,
@@ -128,6 +129,45 @@ def matrices_of(facts: ModelFacts, layer: Layer, name: str) -> Iterator[Matrix]:
         else:
             yield from _experts(block, facts.hidden, beside)
     yield _norms(layer, facts.hidden, name)
+    if facts.layer_inputs is not None:
+        yield from _added(facts.layer_inputs, facts.hidden, name)
+
+
+def _added(inputs: LayerInputs, hidden: int, name: str) -> Iterator[Matrix]:
+    """Source: `models/gemma3n.py` (`Gemma3nDecoderLayer`, `Gemma3nLaurelBlock`, `Gemma3nAltUp`)."""
+    yield replicated(f"{name}.per_layer_input_gate", Part.DENSE, inputs.width, hidden)
+    yield replicated(f"{name}.per_layer_projection", Part.DENSE, hidden, inputs.width)
+    yield vector(f"{name}.post_per_layer_input_norm", Part.NORMS, hidden)
+    if inputs.narrow:
+        yield by_outputs(f"{name}.laurel.linear_left", Part.DENSE, inputs.narrow, hidden)
+        yield by_inputs(f"{name}.laurel.linear_right", Part.DENSE, hidden, inputs.narrow)
+        yield vector(f"{name}.laurel.post_laurel_norm", Part.NORMS, hidden)
+    if inputs.streams > 1:
+        yield replicated(f"{name}.altup.modality_router", Part.DENSE, inputs.streams, hidden)
+        yield vector(f"{name}.altup", Part.NORMS, 2 * hidden + inputs.streams**3 + inputs.streams**2)
+
+
+def layer_tables(facts: ModelFacts) -> Iterator[Matrix]:
+    """The tables that all layers add from, and what leads into and out of the copies of the hidden state.
+
+    Source: `models/gemma3n.py` (`Gemma3nSelfDecoder`, `Gemma3nTextModel`), `models/gemma4.py`.
+    """
+    inputs = facts.layer_inputs
+    if inputs is None:
+        return
+    wide = len(facts.layers) * inputs.width
+    yield Matrix(
+        module="embed_tokens_per_layer",
+        part=Part.EMBEDDING,
+        outputs=inputs.words,
+        inputs=wide,
+        split=Split.VOCABULARY,
+        linear=False,
+    )
+    yield by_outputs("per_layer_model_projection", Part.DENSE, wide, facts.hidden)
+    yield vector("per_layer_projection_norm", Part.NORMS, inputs.width)
+    for place in range(2 * (inputs.streams - 1)):
+        yield by_outputs(f"altup_projections.{place}", Part.DENSE, facts.hidden, facts.hidden)
 
 
 def _norms(layer: Layer, hidden: int, name: str) -> Matrix:
@@ -153,7 +193,7 @@ def _attention(mixer: Attention, hidden: int, name: str) -> Iterator[Matrix]:
     queries = mixer.heads * mixer.head_dim * (2 if mixer.output_gate else 1)
     yield by_outputs(f"{name}.q_proj", Part.ATTENTION, queries, hidden, bias=mixer.input_bias)
     widths = {"k_proj": mixer.head_dim} | ({} if mixer.values_are_keys else {"v_proj": mixer.value_dim})
-    for projection, width in widths.items():
+    for projection, width in {} if mixer.shared else widths.items():
         keys = mixer.kv_heads * width
         yield Matrix(
             module=f"{name}.{projection}",
@@ -164,8 +204,9 @@ def _attention(mixer: Attention, hidden: int, name: str) -> Iterator[Matrix]:
             kv_heads=mixer.kv_heads,
             vectors=keys if mixer.input_bias else 0,
         )
-    yield _inputs(f"{name}.o_proj", Part.ATTENTION, hidden, mixer.heads * mixer.value_dim, bias=mixer.output_bias)
-    further = (2 * mixer.head_dim if mixer.query_key_norm else 0) + (mixer.heads if mixer.sinks else 0)
+    yield by_inputs(f"{name}.o_proj", Part.ATTENTION, hidden, mixer.heads * mixer.value_dim, bias=mixer.output_bias)
+    normed = 0 if not mixer.query_key_norm else 1 if mixer.shared else 2
+    further = normed * mixer.head_dim + (mixer.heads if mixer.sinks else 0)
     if further:
         yield vector(f"{name}.norm", Part.NORMS, further)
 
@@ -182,7 +223,7 @@ def _latent(mixer: LatentAttention, hidden: int, name: str) -> Iterator[Matrix]:
     yield replicated(f"{name}.kv_a_proj_with_mqa", Part.ATTENTION, latent, hidden)
     unfolded = mixer.heads * (mixer.plain_dim + mixer.value_dim)
     yield by_outputs(f"{name}.kv_b_proj", Part.ATTENTION, unfolded, mixer.latent_rank)
-    yield _inputs(f"{name}.o_proj", Part.ATTENTION, hidden, mixer.heads * mixer.value_dim)
+    yield by_inputs(f"{name}.o_proj", Part.ATTENTION, hidden, mixer.heads * mixer.value_dim)
     yield vector(f"{name}.norm", Part.NORMS, mixer.query_rank + mixer.latent_rank)
     if mixer.index_heads:
         wide = mixer.index_heads * mixer.index_dim
@@ -192,15 +233,30 @@ def _latent(mixer: LatentAttention, hidden: int, name: str) -> Iterator[Matrix]:
 
 
 def _delta(mixer: DeltaAttention, hidden: int, name: str) -> Iterator[Matrix]:
-    """Source: `model_executor/models/qwen3_next.py` (`Qwen3NextGatedDeltaNet`)."""
+    """Source: `model_executor/models/qwen3_next.py` (`Qwen3NextGatedDeltaNet`),
+    `model_executor/layers/mamba/gdn/kimi_gdn_linear_attn.py`."""
     keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
     yield by_outputs(f"{name}.in_proj_qkv", Part.STATE, 2 * keys + values, hidden)
-    yield by_outputs(f"{name}.in_proj_z", Part.STATE, values, hidden)
-    for gate in ("in_proj_b", "in_proj_a"):
-        yield by_outputs(f"{name}.{gate}", Part.STATE, mixer.value_heads, hidden)
-    yield by_outputs(f"{name}.conv1d", Part.STATE, 2 * keys + values, mixer.kernel, linear=False)
+    if mixer.gate_rank:
+        yield from _channel_gates(mixer, hidden, name)
+    else:
+        yield by_outputs(f"{name}.in_proj_z", Part.STATE, values, hidden)
+        for gate in ("in_proj_b", "in_proj_a"):
+            yield by_outputs(f"{name}.{gate}", Part.STATE, mixer.value_heads, hidden)
+    wide = 2 if mixer.gate_rank else 1  # 32-bit numbers
+    yield by_outputs(f"{name}.conv1d", Part.STATE, 2 * keys + values, wide * mixer.kernel, linear=False)
     yield vector(f"{name}.norm", Part.NORMS, 2 * mixer.value_heads + mixer.value_dim)
-    yield _inputs(f"{name}.out_proj", Part.STATE, hidden, values)
+    yield by_inputs(f"{name}.out_proj", Part.STATE, hidden, values)
+
+
+def _channel_gates(mixer: DeltaAttention, hidden: int, name: str) -> Iterator[Matrix]:
+    """One gate that forgets and one on what comes out, each by two narrow matrices. Biases are 32-bit numbers."""
+    values = mixer.value_heads * mixer.value_dim
+    for gate in ("f", "g"):
+        yield replicated(f"{name}.{gate}_a_proj", Part.STATE, mixer.gate_rank, hidden)
+        yield by_outputs(f"{name}.{gate}_b_proj", Part.STATE, values, mixer.gate_rank)
+    yield by_outputs(f"{name}.b_proj", Part.STATE, mixer.value_heads, hidden)
+    yield vector(f"{name}.dt_bias", Part.NORMS, 2 * values)
 
 
 def _state_space(mixer: StateSpace, hidden: int, name: str) -> Iterator[Matrix]:
@@ -209,7 +265,7 @@ def _state_space(mixer: StateSpace, hidden: int, name: str) -> Iterator[Matrix]:
     yield by_outputs(f"{name}.in_proj", Part.STATE, 2 * inner + mixed + mixer.heads, hidden)
     yield by_outputs(f"{name}.conv1d", Part.STATE, inner + mixed, mixer.kernel + 1, linear=False)
     yield vector(f"{name}.norm", Part.NORMS, 3 * mixer.heads + inner)
-    yield _inputs(f"{name}.out_proj", Part.STATE, hidden, inner)
+    yield by_inputs(f"{name}.out_proj", Part.STATE, hidden, inner)
 
 
 def _dense(block: Dense, hidden: int, name: str) -> Iterator[Matrix]:
@@ -273,10 +329,10 @@ def vision_matrices(vision: Vision, hidden: int) -> Iterator[Matrix]:
             yield by_outputs(f"{name}.attn.{projection}", Part.VISION, outputs, vision.hidden, linear=False)
         wide = vision.intermediate * (2 if vision.gated else 1)
         yield by_outputs(f"{name}.up_proj", Part.VISION, wide, vision.hidden, linear=False)
-        yield _inputs(f"{name}.down_proj", Part.VISION, vision.hidden, vision.intermediate, linear=False)
+        yield by_inputs(f"{name}.down_proj", Part.VISION, vision.hidden, vision.intermediate, linear=False)
     yield replicated("visual.patch_embed", Part.VISION, vision.hidden, vision.patch_values, linear=False)
     yield by_outputs("visual.merger.0", Part.VISION, vision.merged, vision.merged, linear=False)
-    yield _inputs("visual.merger.2", Part.VISION, hidden, vision.merged, linear=False)
+    yield by_inputs("visual.merger.2", Part.VISION, hidden, vision.merged, linear=False)
 
 
 def by_outputs(
@@ -294,7 +350,7 @@ def by_outputs(
     )
 
 
-def _inputs(module: str, part: Part, outputs: int, inputs: int, *, bias: bool = False, linear: bool = True) -> Matrix:
+def by_inputs(module: str, part: Part, outputs: int, inputs: int, *, bias: bool = False, linear: bool = True) -> Matrix:
     vectors = outputs if bias else 0
     return Matrix(
         module=module, part=part, outputs=outputs, inputs=inputs, split=Split.INPUTS, vectors=vectors, linear=linear

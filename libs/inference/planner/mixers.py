@@ -1,5 +1,7 @@
 """What mixes tokens in each layer: attention of some kind, or a state."""
 
+from dataclasses import replace
+
 from libs.common.errors import Malformed
 from libs.inference.planner.facts import Attention, DeltaAttention, LatentAttention, Mixer, StateSpace
 from libs.inference.planner.families import Family
@@ -13,11 +15,36 @@ def mixers_of(config: Fields, family: Family, layers: int) -> list[Mixer | None]
     pattern = config.text("hybrid_override_pattern", default="-")
     if pattern != "-":
         return [_nemotron(config, family, letter) for letter in _of_length(config, pattern, layers)]
+    linear = config.part("linear_attn_config")
+    if linear is not None:
+        return _kimi(config, linear, layers)
     if family.latent or config.has("kv_lora_rank"):
         return [latent_attention(config)] * layers
     kinds = layer_kinds(config, family, layers)
-    made: dict[str, Mixer | None] = {kind: _mixer(config, family, kind) for kind in set(kinds)}
-    return [made[kind] for kind in kinds]
+    made: dict[str, Mixer] = {kind: _mixer(config, family, kind) for kind in set(kinds)}
+    own = layers - config.count("num_kv_shared_layers", default=0)
+    return [made[kind] if index < own else _sharing(made[kind]) for index, kind in enumerate(kinds)]
+
+
+def _sharing(mixer: Mixer) -> Mixer:
+    """Source: `models/gemma3n.py` (`Gemma3nAttention`), `models/gemma4.py` (`Gemma4Attention`)."""
+    return replace(mixer, shared=True) if isinstance(mixer, Attention) else mixer
+
+
+def _kimi(config: Fields, linear: Fields, layers: int) -> list[Mixer | None]:
+    """Layers are counted from one. Source: `transformers_utils/configs/kimi_linear.py` (`is_kda_layer`)."""
+    heads, width = linear.count("num_heads", least=1), linear.count("head_dim", least=1)
+    delta = DeltaAttention(
+        key_heads=heads,
+        value_heads=heads,
+        key_dim=width,
+        value_dim=width,
+        kernel=linear.count("short_conv_kernel_size", least=1),
+        state_bytes=4,
+        gate_rank=width,
+    )
+    latent, named = latent_attention(config), set(linear.counts("kda_layers"))
+    return [delta if index in named else latent for index in range(1, layers + 1)]
 
 
 def _of_length(config: Fields, pattern: str, layers: int) -> str:

@@ -12,6 +12,7 @@ from libs.inference.planner.matrices import (
     final_norm,
     head,
     layer_matrices,
+    layer_tables,
     replicated,
     vision_matrices,
 )
@@ -20,6 +21,7 @@ from libs.inference.planner.matrices import (
 def all_matrices(facts: ModelFacts) -> Iterator[Matrix]:
     """Every weight once: a tied output layer is the embedding, and drafts are not among them."""
     yield embedding(facts)
+    yield from layer_tables(facts)
     positions = FAMILIES.get(facts.architecture, UNKNOWN).embedded_positions
     if positions:
         yield position_table(facts, positions)

@@ -1,12 +1,12 @@
 """What vLLM refuses to start, in its own words."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from libs.inference.planner.facts import Attention, Draft, DraftMethod, ModelFacts
 from libs.inference.planner.matrices import Matrix, Part, Split, alike, embedding, layer_matrices
 from libs.inference.planner.quantisation import storage_of
-from libs.inference.planner.split import Parallel
+from libs.inference.planner.split import Parallel, stage_ranges
 from libs.inference.planner.versions import NEWEST_ENGINE, Engine
 from libs.inference.planner.weights import VOCABULARY_PADDING, encoder_is_whole, rounded_up
 
@@ -146,6 +146,31 @@ def _pipeline(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
     if parallel.pipeline > len(facts.layers):
         message = f"{len(facts.layers)} layers cannot be divided over {parallel.pipeline} stages."
         yield Refusal(code="too_many_stages", message=message)
+    elif parallel.pipeline > 1:
+        yield from _shared_caches(facts, parallel)
+
+
+def _shared_caches(facts: ModelFacts, parallel: Parallel) -> Iterator[Refusal]:
+    """Source: `model_executor/layers/attention/attention.py` (`validate_kv_sharing_target`)."""
+    for held in stage_ranges(len(facts.layers), parallel):
+        for index in held:
+            source = _shares_with(facts, index)
+            if source is not None and source not in held:
+                text = (
+                    f"Specified KV sharing target layer for layers.{index}.self_attn.attn is not valid: target layer "
+                    f"layers.{source}.self_attn.attn is not a valid Attention layer in the model."
+                )
+                yield Refusal(code="shared_cache", message=text)
+                return
+
+
+def _shares_with(facts: ModelFacts, index: int) -> int | None:
+    """The last layer of its kind that has a cache of its own; None for a layer that has one itself."""
+    mixer = facts.layers[index].mixer
+    if not isinstance(mixer, Attention) or not mixer.shared:
+        return None
+    own = replace(mixer, shared=False)
+    return max((place for place, layer in enumerate(facts.layers) if layer.mixer == own), default=None)
 
 
 def _drafts(facts: ModelFacts, parallel: Parallel, engine: Engine) -> Iterator[Refusal]:

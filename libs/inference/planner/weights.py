@@ -15,6 +15,7 @@ from libs.inference.planner.matrices import (
     final_norm,
     head,
     layer_matrices,
+    layer_tables,
     layers_differ,
     vision_matrices,
 )
@@ -39,8 +40,10 @@ def rounded_up(value: int, multiple: int) -> int:
 def end_matrices(facts: ModelFacts, parallel: Parallel, stage: int) -> Iterator[Matrix]:
     """What a stage holds beside its layers: the embedding on the first, the output layer on the last.
 
-    Source: `model_executor/models/llama.py`; a tied embedding is on both ends. The image encoder is on the first.
+    Source: `model_executor/models/llama.py`; a tied embedding is on both ends. The image encoder is on the first, and
+    tables of which every layer adds are on all of them.
     """
+    yield from layer_tables(facts)
     if stage == 0:
         yield embedding(facts)
         positions = FAMILIES.get(facts.architecture, UNKNOWN).embedded_positions

@@ -165,3 +165,106 @@ def test_an_unknown_quantisation_is_refused_by_name():
 def test_heads_without_any_width_are_declined():
     with pytest.raises(Malformed, match="hidden_size must be a whole number of at least 32, not 9"):
         model_facts(config("meta-llama/Llama-3.1-8B-Instruct", hidden_size=9, head_dim=None))
+
+
+GEMMA_3N = {
+    "architectures": ["Gemma3nForConditionalGeneration"],
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": [16384] * 35,
+        "num_hidden_layers": 35,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "vocab_size": 262400,
+        "vocab_size_per_layer_input": 262144,
+        "hidden_size_per_layer_input": 256,
+        "num_kv_shared_layers": 15,
+        "altup_num_inputs": 4,
+        "laurel_rank": 64,
+        "sliding_window": 512,
+        "max_position_embeddings": 32768,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+    },
+}
+"""The larger Gemma 3n, as far as its configuration sizes what it does with text."""
+
+KIMI_LINEAR = {
+    "architectures": ["KimiLinearForCausalLM"],
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "moe_intermediate_size": 1024,
+    "num_experts": 256,
+    "num_experts_per_token": 8,
+    "num_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 32,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "mla_use_nope": True,
+    "vocab_size": 163840,
+    "linear_attn_config": {
+        "kda_layers": [layer for layer in range(1, 27) if layer % 4],
+        "full_attn_layers": [4, 8, 12, 16, 20, 24, 27],
+        "num_heads": 32,
+        "head_dim": 128,
+        "short_conv_kernel_size": 4,
+    },
+}
+"""Kimi Linear, of 48 thousand million parameters, of which a token uses three."""
+
+
+def test_tables_of_every_layer_are_counted():
+    known = model_facts(GEMMA_3N)
+
+    assert parameters_by_part(known)[Part.EMBEDDING] == 262400 * 2048 + 262144 * 35 * 256
+    assert parameter_count(known) / 1e9 == pytest.approx(6.87, rel=0.01)  # 7.85 with its encoders of 0.98
+    assert (known.pipeline, known.certainty) == (False, Certainty.EXACT)
+
+
+def test_the_last_layers_read_what_others_keep():
+    known = model_facts(GEMMA_3N)
+
+    assert [mixer.shared for mixer in known.mixers if isinstance(mixer, Attention)] == [False] * 20 + [True] * 15
+    queries, keys = 2 * 2048 * 2048, 2 * 2048 * 512
+    assert parameters_by_part(known)[Part.ATTENTION] == 35 * queries + 20 * keys
+
+
+def test_every_layer_of_its_own_width_must_be_named():
+    text = {**GEMMA_3N["text_config"], "intermediate_size": [16384] * 3}  # type: ignore[dict-item]
+
+    with pytest.raises(Malformed, match=r"text_config\.intermediate_size must name 35 widths"):
+        model_facts({**GEMMA_3N, "text_config": text})
+
+
+def test_layers_without_a_cache_of_their_own_may_be_twice_as_wide():
+    wide = config("google/gemma-4-E2B-it", num_kv_shared_layers=20, use_double_wide_mlp=True)
+    wide |= {"intermediate_size": 6144, "vocab_size": 262144, "sliding_window": 512}
+
+    widths = [block.intermediate for layer in model_facts(wide).layers for block in layer.feed_forward]
+
+    assert widths == [6144] * 15 + [12288] * 20
+
+
+def test_gates_of_every_channel_are_counted():
+    known = model_facts(KIMI_LINEAR)
+
+    assert parameter_count(known) / 1e9 == pytest.approx(49, rel=0.01)
+    assert (active_parameter_count(known) - 163840 * 2304) / 1e9 == pytest.approx(3, rel=0.05)  # its embedding apart
+    kinds = Counter(type(mixer) for mixer in known.mixers)
+    assert kinds == {DeltaAttention: 20, LatentAttention: 7}
+
+
+@pytest.mark.parametrize("field", ["attn_res_block_size", "routed_expert_hidden_size", "mla_use_output_gate"])
+def test_what_its_successor_adds_is_named(field: str):
+    with pytest.raises(Unsupported, match=field):
+        model_facts({**KIMI_LINEAR, field: 12})
+
+
+@pytest.mark.parametrize("field", ["num_kv_shared_layers", "hidden_size_per_layer_input", "altup_num_inputs"])
+def test_sharing_layers_of_an_architecture_not_known_to_share_are_named(field: str):
+    with pytest.raises(Unsupported, match=field):
+        model_facts(config("meta-llama/Llama-3.1-8B-Instruct", **{field: 4}))

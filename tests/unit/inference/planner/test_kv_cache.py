@@ -1,13 +1,17 @@
 """The cache: bytes per token, blocks, groups, and the tokens that engines logged."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.errors import Malformed
+from libs.inference.planner.architectures import model_facts
 from libs.inference.planner.kv_cache import Demand, Group, KvLayout, group_size, kv_layout, token_bytes
 from libs.inference.planner.split import Manner, Parallel
 from tests.unit.inference.planner.published import facts
+from tests.unit.inference.planner.test_facts import GEMMA_3N, KIMI_LINEAR
 
 GIB = 2**30
 
@@ -132,3 +136,20 @@ def test_windows_and_states_are_not_shared_by_ranks():
     groups = kv_layout(facts("openai/gpt-oss-20b"), Parallel(tensor=16, manner=Manner(context=2))).groups
 
     assert {(group.window is None, group.sharers) for group in groups} == {(True, 2), (False, 1)}
+
+
+def test_layers_that_share_a_cache_take_none():
+    own, shared = model_facts(GEMMA_3N), model_facts(GEMMA_3N)
+    own = replace(own, layers=own.layers[:20])
+
+    assert kv_layout(shared, Parallel()) == kv_layout(own, Parallel())
+
+
+def test_a_model_of_gates_and_latents_keeps_states_in_pages_of_latents():
+    layout = kv_layout(model_facts(KIMI_LINEAR), Parallel(tensor=2))
+    state = 3 * (3 * 32 * 128 // 2) * 2 + 32 * 128 * 128 // 2 * 4
+
+    pages = {group.page for group in layout.groups}
+    assert len(pages) == 1
+    assert pages.pop() >= state
+    assert sum(not group.state for group in layout.groups) == 1

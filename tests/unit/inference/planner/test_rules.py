@@ -344,3 +344,15 @@ def test_an_encoder_that_every_rank_holds_need_not_divide(architecture: str, ref
     codes = [each.code for each in refusals(model, Parallel(tensor=32, manner=Manner(whole_encoder=True)))]
 
     assert ("vision_heads" in codes) == refused
+
+
+def test_layers_that_share_a_cache_must_be_on_the_stage_of_its_owner():
+    shared = model_facts(
+        config("google/gemma-4-E2B-it", num_kv_shared_layers=20, intermediate_size=6144, vocab_size=262144)
+    )
+
+    assert refusals(shared, Parallel()) == []
+    assert [each.message for each in refusals(shared, Parallel(pipeline=2))] == [
+        "Specified KV sharing target layer for layers.18.self_attn.attn is not valid: target layer "
+        "layers.14.self_attn.attn is not a valid Attention layer in the model."
+    ]
