@@ -63,7 +63,7 @@ class Marshaling:
         async with httpx.AsyncClient(base_url=self.url, timeout=60) as client:
             while True:
                 try:
-                    if (await client.get("/readyz")).json()["checks"]["leader"] == "ok":
+                    if (await client.get("/readyz")).json()["checks"].get("leader") == "ok":
                         return
                 except httpx.TransportError:
                     pass

@@ -10,20 +10,24 @@ from libs.common.clock import Clock
 from libs.common.contracts.work_marshaling import Assignment
 from libs.common.errors import Conflict, MeshError, NobodyAnswers, Unavailable
 from services.node_agent.claims import Claims, Wanted
+from services.node_agent.large import Large
 from services.node_agent.model import Holder, JobFailed
 from services.node_agent.runner import Runner
 
 log = structlog.get_logger()
 
 AGAIN_SECONDS = 2.0
+FETCH_SECONDS = 2.0
 
 
 class MemoryOfJobs:
     """A claim's id follows from the attempt's token, so that an attempt never has two, and one that is given back by a
-    later run of the agent is the one that an earlier run made."""
+    later run of the agent is the one that an earlier run made. How many GPUs a job is to have may stand in its payload:
+    a large one is fetched for that."""
 
-    def __init__(self, claims: Claims, clock: Clock) -> None:
+    def __init__(self, claims: Claims, large: Large, clock: Clock) -> None:
         self._claims = claims
+        self._large = large
         self._clock = clock
         self._claimed: set[str] = set()
         self._committing: dict[str, asyncio.Task[None]] = {}
@@ -60,9 +64,10 @@ class MemoryOfJobs:
         memory = assignment.memory
         assert memory is not None
         try:
-            gpus = runner.gpus(assignment) if memory.vram_mb else ()
+            gpus = runner.gpus(await self._with_payload(assignment)) if memory.vram_mb else ()
         except JobFailed as error:
-            return error.message
+            # One that fails for good is taken, and ends by saying so.
+            return error.message if error.error.retryable else assignment
         count = memory.gpu_count if gpus is None else len(gpus)
         wanted = Wanted(
             claim_id=_claim_id(assignment.attempt_token or ""),
@@ -83,6 +88,15 @@ class MemoryOfJobs:
         if wanted.ram_mb or count:
             self._claimed.add(assignment.attempt_token or "")
         return assignment.model_copy(update={"memory": memory.model_copy(update={"gpu_uuids": tuple(got)})})
+
+    async def _with_payload(self, assignment: Assignment) -> Assignment:
+        """Raises `JobFailed`; that it takes too long is no reason to keep the leader waiting."""
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                return await self._large.with_payload(assignment)
+        except TimeoutError:
+            late = f"its payload did not come within {FETCH_SECONDS:g} s"
+            raise JobFailed("payload_unreachable", late, retryable=True) from None
 
     async def _commit(self, token: str, holder: Holder) -> None:
         while True:

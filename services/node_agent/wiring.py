@@ -71,14 +71,15 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     outbox = Outbox(platform.bus, journal, platform.clock, observer)
     draining = Draining(platform.bus, journal, platform.clock, reports, node_id=platform.node_id)
     machinery = _machinery(platform, chosen, folder, observer, reports)
+    large = Large(platform.bus)
     agent = NodeAgent(
         boot_id=platform.boot_id,
         clock=platform.clock,
         journal=journal,
         outbox=outbox,
         reports=reports,
-        large=Large(platform.bus),
-        memory=MemoryOfJobs(Claiming(platform.bus, node_id=platform.node_id), platform.clock),
+        large=large,
+        memory=MemoryOfJobs(Claiming(platform.bus, node_id=platform.node_id), large, platform.clock),
         draining=draining,
         observer=observer,
         pools=machinery.pools,

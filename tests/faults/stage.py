@@ -107,7 +107,7 @@ class Service:
         """Of a marshaler."""
         with contextlib.suppress(httpx.TransportError):
             told = httpx.get(f"{self.url}/readyz", timeout=1, trust_env=False).json()
-            return bool(told["checks"]["leader"] == "ok")
+            return bool(told["checks"].get("leader") == "ok")
         return False
 
 

@@ -230,7 +230,7 @@ async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
                 outbox=Outbox(bus, journal, clock, observer),
                 reports=reports,
                 large=Large(bus),
-                memory=MemoryOfJobs(Claiming(bus, node_id=NODE), clock),
+                memory=MemoryOfJobs(Claiming(bus, node_id=NODE), Large(bus), clock),
                 draining=draining,
                 observer=observer,
                 pools=[Pool(functions)],

@@ -1,16 +1,25 @@
 """Jobs are promised memory in this machine's ledger before they begin, and it is free again when they are over."""
 
+import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from libs.common.bus.bus import Bus
+from libs.common.clock import SystemClock
+from libs.common.contracts.base import ObjectRef
 from libs.common.contracts.gpu_orchestrator import Reservation
+from libs.common.contracts.streams import WORK_OBJECTS
 from libs.common.contracts.work_marshaling import Assignment, WorkCompleted
 from libs.common.contracts.work_requirements import JobMemory
+from services.node_agent.claiming import Claiming
+from services.node_agent.job_memory import MemoryOfJobs
+from services.node_agent.large import Large
+from services.node_agent.runner import FunctionJobs
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import gate
-from tests.integration.node_agent.mesh import NODE, PLACE, Marshaling, agent, function_job, marshaling
+from tests.integration.node_agent.mesh import NODE, PLACE, Marshaling, agent, function_job, job, marshaling
 from tests.unit.gpu_orchestrator.world import FREE_MB, World, made_world
 
 GATE = "memory"
@@ -117,4 +126,47 @@ async def test_an_attempt_that_is_given_again_after_its_end_claims_nothing_more(
         again = await other.assign(job)
 
         assert again[0].accepted
+        assert held(world) == ()
+
+
+class AsContainers(FunctionJobs):
+    """Says like containers how many GPUs a job is to have."""
+
+    def gpus(self, assignment: Assignment) -> tuple[str, ...]:
+        return ("GPU-0", "GPU-1")[: (assignment.payload or {}).get("gpus", 0)]
+
+
+async def large_container_job(bus: Bus, payload: object) -> Assignment:
+    ref = await bus.objects(WORK_OBJECTS).put("its-payload", json.dumps(payload).encode())
+    return with_payload_ref(ref)
+
+
+def with_payload_ref(ref: ObjectRef) -> Assignment:
+    memory = JobMemory(ram_mb=100, vram_mb=500, gpu_count=1)
+    return job("container", {}, memory=memory).model_copy(update={"payload": None, "payload_ref": ref})
+
+
+async def claimed(bus: Bus, assignment: Assignment) -> Assignment | str:
+    memory = MemoryOfJobs(Claiming(bus, node_id=NODE), Large(bus), SystemClock())
+    return (await memory.claim_all({"t": (assignment, AsContainers(1))}))["t"]
+
+
+async def test_a_job_whose_payload_is_large_is_promised_vram_on_as_many_gpus_as_it_asks_for(tmp_path: Path):
+    async with node_with_ledger(tmp_path) as (other, world):
+        padding = "x" * 600 * 1024
+        got = await claimed(other.bus, await large_container_job(other.bus, {"gpus": 2, "environment": {"X": padding}}))
+
+        assert isinstance(got, Assignment)
+        assert got.payload is None
+        assert got.memory is not None
+        assert got.memory.gpu_uuids == ("GPU-0", "GPU-1")
+        (reservation,) = held(world)
+        assert (reservation.gpu_uuids, reservation.ram_mb) == (("GPU-0", "GPU-1"), 100)
+
+
+async def test_a_job_whose_large_payload_is_lost_is_taken_without_a_promise_to_end_by_saying_so(tmp_path: Path):
+    async with node_with_ledger(tmp_path) as (other, world):
+        lost = with_payload_ref(ObjectRef(name="never-put", digest=f"SHA-256={'A' * 43}=", bytes=600_000))
+
+        assert await claimed(other.bus, lost) == lost
         assert held(world) == ()

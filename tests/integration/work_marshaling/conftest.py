@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,8 @@ class Marshaling:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self.kill()  # first: a halted one answers nobody
         await self.client.aclose()
-        self.send(signal.SIGCONT)
-        self.kill()
 
     def send(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -91,7 +91,7 @@ class Marshaling:
 
     async def role(self) -> str:
         """`leader`, or what readiness says instead."""
-        told: str = (await self.client.get("/readyz")).json()["checks"]["leader"]
+        told: str = (await self.client.get("/readyz")).json()["checks"].get("leader", "starting")
         return "leader" if told == "ok" else told
 
     async def leads(self) -> bool:
@@ -143,6 +143,17 @@ async def submit_all(marshaling: Marshaling, items: int) -> dict[str, int]:
 
 async def done(marshaling: Marshaling, count: int) -> bool:
     return (await marshaling.totals()).get("completed", 0) >= count
+
+
+@asynccontextmanager
+async def submitting_all(marshaling: Marshaling, items: int) -> AsyncIterator["asyncio.Task[dict[str, int]]"]:
+    """`submit_all` meanwhile. It ends with the block, also with one that failed."""
+    submitting = asyncio.create_task(submit_all(marshaling, items))
+    try:
+        yield submitting
+    finally:
+        submitting.cancel()
+        await asyncio.wait([submitting], timeout=READY_SECONDS)
 
 
 @dataclass

@@ -12,10 +12,11 @@ from nats.js.errors import APIError
 
 from libs.common.bus.bus import Bus
 from libs.common.contracts.work_marshaling import WORK_STATUS, WorkLookup
-from tests.integration.work_marshaling.conftest import Marshaling, Worker, done, eventually, submit_all
+from tests.integration.work_marshaling.conftest import Marshaling, Worker, done, eventually, submit_all, submitting_all
 from tests.nats_process import NatsProcess
 
 TAKE_OVER_SECONDS = 5.0
+HALTED_SECONDS = 90.0
 
 
 @pytest.fixture
@@ -116,15 +117,15 @@ async def test_a_leader_that_was_halted_and_replaced_does_no_harm_when_it_wakes(
 ):
     leader, standby = both
     await worker.open()
-    submitting = asyncio.create_task(submit_all(standby, 400))
-    await asyncio.sleep(0.3)
-    leader.send(signal.SIGSTOP)
-    await eventually(lambda: says(standby, "leads and does not answer"), TAKE_OVER_SECONDS)
-    await eventually(standby.leads, 2 * TAKE_OVER_SECONDS)
-    await submitting
-    leader.send(signal.SIGCONT)
-    await eventually(lambda: stands_by(leader), 10)
-    await eventually(lambda: done(leader, 400), 30)
+    async with asyncio.timeout(HALTED_SECONDS), submitting_all(standby, 400) as submitting:
+        await asyncio.sleep(0.3)
+        leader.send(signal.SIGSTOP)
+        await eventually(lambda: says(standby, "leads and does not answer"), TAKE_OVER_SECONDS)
+        await eventually(standby.leads, 2 * TAKE_OVER_SECONDS)
+        await submitting
+        leader.send(signal.SIGCONT)
+        await eventually(lambda: stands_by(leader), 10)
+        await eventually(lambda: done(leader, 400), 30)
 
     totals = await standby.totals()
     assert (totals["admitted"], totals["completed"]) == (400, 400)
