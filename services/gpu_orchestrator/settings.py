@@ -11,7 +11,14 @@ class Settings(BaseSettings):
         8098, ge=0, le=65535, description="Where the GPU orchestrator's HTTP door listens."
     )
     gpu_orchestrator_states_seconds: float = Field(
-        10.0, ge=0.5, le=3600, description="How often the GPUs' states are published."
+        10.0, ge=0.5, le=3600, description="How often the GPUs' states are published, changed or not."
+    )
+    gpu_orchestrator_changes_seconds: float = Field(
+        1.0,
+        ge=0.25,
+        le=3600,
+        description="After a publication the next change of what is free on a GPU is published at the earliest so many"
+        " seconds later; a lone change is within 0.25 s.",
     )
     gpu_orchestrator_source_seconds: float = Field(
         2.0, ge=0.1, le=60, description="How long one source may take; a slower one costs its field."

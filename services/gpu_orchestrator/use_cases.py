@@ -1,6 +1,6 @@
 """Measure, reckon, decide, keep, tell."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -11,7 +11,6 @@ from libs.common.clock import Clock
 from libs.common.contracts.gpu_orchestrator import (
     CAN_FIT,
     COMMIT,
-    GPU_STATES,
     RELEASE,
     RENEW,
     RESERVE,
@@ -39,7 +38,7 @@ from services.gpu_orchestrator.measuring import Measuring
 from services.gpu_orchestrator.meters import Meters, Processes
 from services.gpu_orchestrator.model import RAM
 from services.gpu_orchestrator.observer import Observer
-from services.gpu_orchestrator.views import entry_view, fit_view, reservation_view, shortened, state_view
+from services.gpu_orchestrator.views import entry_view, fit_view, reservation_view, state_view
 from services.gpu_orchestrator.watching import Watching
 
 log = structlog.get_logger()
@@ -92,6 +91,16 @@ class GpuOrchestrator:
     async def states(self) -> GpuStates:
         """Every GPU as it is now."""
         await self.refresh()
+        return self.known_states()
+
+    async def observed_states(self) -> GpuStates:
+        """Every GPU as it is now; metrics tell the same."""
+        states, (memory, _) = await self.states(), await self._meters.memory()
+        self._observer.measured(states.gpus, memory)
+        return states
+
+    def known_states(self) -> GpuStates:
+        """Every GPU as it was measured last, with the reservations of now."""
         ledger, trend = self._book.ledger, self._watching.trend
         gpus = tuple(state_view(state, ledger, trend(state.gpu.uuid)) for state in self._book.states)
         at, problems = self._clock.now(), self._measuring.problems
@@ -131,12 +140,6 @@ class GpuOrchestrator:
             raise NotFound(f"There is no GPU {uuid!r} on this machine.", uuid=uuid, gpus=known)
         told = (self._watching.history(device, seconds) for device in known if uuid in (None, device))
         return GpuHistory(node_id=self._node_id, at=self._clock.now(), gpus=tuple(told))
-
-    async def tell(self) -> None:
-        """Publish every GPU's state. Raises `Disconnected`."""
-        states, memory = await self.states(), await self.memory()
-        self._observer.measured(states.gpus, memory.memory)
-        await self._bus.publish(GPU_STATES, shortened(states))
 
     async def can_fit(self, asked: FitQuestion) -> FitAnswer:
         """Whether it would fit now. Raises `Malformed` when a GPU is named that is not here."""
@@ -210,6 +213,11 @@ class GpuOrchestrator:
     def version(self) -> int:
         """Another number whenever reservations have changed."""
         return self._book.version
+
+    def standing(self) -> Mapping[str, tuple[int | None, int, str | None]]:
+        """Of each GPU and part of one what is free, what is held, and why none of it is given."""
+        gpus = ((uuid, entry) for uuid, entry in self._book.ledger.items() if uuid != RAM)
+        return {uuid: (entry.free_mb, entry.held_mb, entry.problem) for uuid, entry in gpus}
 
     def problem(self) -> str | None:
         """Why the ledger cannot be believed yet."""

@@ -29,6 +29,7 @@ from services.gpu_orchestrator.pressure import Limits
 from services.gpu_orchestrator.settings import Settings
 from services.gpu_orchestrator.store_sqlite import SqliteJournal
 from services.gpu_orchestrator.table import COLUMNS, HEAD, NAME, Seen, seen, widths
+from services.gpu_orchestrator.telling import Telling
 from services.gpu_orchestrator.trend import Window
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
 from services.gpu_orchestrator.watching import Watching
@@ -36,6 +37,7 @@ from services.gpu_orchestrator.watching import Watching
 __all__ = ["COLUMNS", "HEAD", "NAME", "Seen", "build", "look", "widths"]
 
 LOOK_SECONDS = 10.0
+CHANGE_SECONDS = 0.25
 COPY_SECONDS = 0.5
 STILL_SECONDS = 30.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -55,6 +57,15 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         clock=platform.clock,
         tell=partial(orchestrator.reservations, only_open=True),
         version=orchestrator.version,
+    )
+
+    telling = Telling(
+        bus=platform.bus,
+        clock=platform.clock,
+        measure=orchestrator.observed_states,
+        known=orchestrator.known_states,
+        standing=orchestrator.standing,
+        least_seconds=settings.gpu_orchestrator_changes_seconds,
     )
 
     @asynccontextmanager
@@ -78,7 +89,8 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         subscriptions=partial(open_doors, platform.bus, orchestrator, platform.node_id),
         loops=[
             every(settings.gpu_watch_seconds, watching.watch, platform.clock, name="watch"),
-            every(settings.gpu_orchestrator_states_seconds, orchestrator.tell, platform.clock, name="states"),
+            every(settings.gpu_orchestrator_states_seconds, telling.tell, platform.clock, name="states"),
+            every(CHANGE_SECONDS, telling.tell_change, platform.clock, name="changes"),
             every(COPY_SECONDS, copying.copy, platform.clock, name="copy"),
         ],
         router=http_api.router(orchestrator),

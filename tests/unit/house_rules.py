@@ -58,6 +58,7 @@ MORE_USE_CASES: frozenset[str] = frozenset(
         "services/gpu_orchestrator/copying.py",
         "services/gpu_orchestrator/measuring.py",
         "services/gpu_orchestrator/sharing.py",
+        "services/gpu_orchestrator/telling.py",
         "services/gpu_orchestrator/watching.py",
         "services/node_agent/attempts.py",
         "services/node_agent/claiming.py",

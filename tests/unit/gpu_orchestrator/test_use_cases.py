@@ -25,7 +25,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_every_gpu_is_told_with_its_users(world: World):
     world.meters.states = (USED, SILENT)
-    await world.orchestrator.tell()
+    await world.telling.tell()
 
     told = await asyncio.wait_for(world.told.get(), 1)
     assert (told.node_id, [(each.gpu, each.processes) for each in told.gpus]) == (

@@ -22,6 +22,7 @@ from services.gpu_orchestrator.model import Entry, Rules
 from services.gpu_orchestrator.nats_api import open_doors
 from services.gpu_orchestrator.pressure import Limits
 from services.gpu_orchestrator.store_sqlite import SqliteJournal
+from services.gpu_orchestrator.telling import Telling
 from services.gpu_orchestrator.trend import Window
 from services.gpu_orchestrator.use_cases import GpuOrchestrator
 from services.gpu_orchestrator.watching import Watching
@@ -122,6 +123,7 @@ class World:
     orchestrator: GpuOrchestrator
     watching: Watching
     copying: Copying
+    telling: Telling
     meters: MadeUpMeters
     processes: MadeUpProcesses
     eye: Eye
@@ -190,7 +192,15 @@ async def made_world(
             tell=partial(orchestrator.reservations, only_open=True),
             version=orchestrator.version,
         )
+        telling = Telling(
+            bus=bus,
+            clock=clock,
+            measure=orchestrator.observed_states,
+            known=orchestrator.known_states,
+            standing=orchestrator.standing,
+            least_seconds=1.0,
+        )
         await transport.ensure_bucket(GPU_RESERVATIONS)
         async with orchestrator.open():
             await open_doors(bus, orchestrator, node_id)
-            yield World(orchestrator, watching, copying, meters, processes, eye, bus, clock)
+            yield World(orchestrator, watching, copying, telling, meters, processes, eye, bus, clock)
