@@ -50,13 +50,15 @@ class Copying:
         self._clock = clock
         self._tell = tell
         self._version = version
-        self._copied: tuple[int, int] | None = None
+        self._copied: tuple[int, int, int] | None = None
         self._copied_at = float("-inf")
         self._revision: int | None = None
 
     async def copy(self) -> None:
         """Unless the copy says so already. Raises `Unavailable`."""
-        now, current = self._clock.monotonic(), (self._version(), self._bus.connections)
+        # A server that was away, or a bucket that was gone, may have lost what was written before.
+        now = self._clock.monotonic()
+        current = (self._version(), self._bus.connections, self._bus.made_again)
         if current == self._copied and now - self._copied_at < AGAIN_SECONDS:
             return
         told = self._tell()

@@ -97,6 +97,32 @@ async def test_a_copy_that_was_lost_with_its_disk_is_made_anew_at_the_next_start
             await until_copied(server, truth, mesh)
 
 
+async def test_a_copy_that_was_lost_with_its_disk_is_made_anew_although_nothing_changed(
+    tmp_path: Path, simulator: Simulator
+):
+    async with copying(tmp_path, simulator) as (server, mesh, door):
+        reserve(door)
+        truth = held(door)
+        await until_copied(server, truth, mesh)
+
+        server.kill()
+        shutil.rmtree(server.directory / "jetstream")
+        await asyncio.to_thread(server.start)
+
+        await until_copied(server, truth, mesh)
+
+
+async def test_a_bucket_that_somebody_deleted_is_made_and_filled_again(tmp_path: Path, simulator: Simulator):
+    async with copying(tmp_path, simulator) as (server, mesh, door):
+        reserve(door)
+        await until_copied(server, held(door), mesh)
+        async with await nats.connect(server.url) as client:
+            await client.jetstream().delete_key_value("GPU_RESERVATIONS")
+        reserve(door)
+
+        await until_copied(server, held(door), mesh)
+
+
 async def test_when_both_are_killed_the_journal_is_believed_and_not_the_copy(tmp_path: Path, simulator: Simulator):
     async with copying(tmp_path, simulator) as (server, mesh, door):
         reserve(door)

@@ -363,6 +363,20 @@ async def test_the_copy_is_written_when_something_changed_and_again_after_it_got
     assert (first == again, len(copied.reservations)) == (True, 2)
 
 
+async def test_a_copy_that_nats_lost_with_its_disk_is_written_again_although_nothing_changed(tmp_path: Path):
+    server = MemoryServer(clock=ManualClock())
+    async with made_world(tmp_path, server=server) as world:
+        held = await world.orchestrator.reserve(wish())
+        await world.copying.copy()
+
+        server.stop()
+        server.start(emptied=True)
+        await world.copying.copy()
+        await world.copying.copy()
+
+        assert (await read_copy(world.bus, "n")).reservations == (held,)
+
+
 async def test_a_reservation_is_made_over_nats_too(world: World):
     held = await world.bus.request(RESERVE, wish(), node_id="n")
 
