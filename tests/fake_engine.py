@@ -184,6 +184,8 @@ class _Door(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.engine.name
+        if self._is_refused():
+            return
         if self.path == "/health":
             self._answer(b"")
         elif self.path == "/metrics":
@@ -203,6 +205,8 @@ class _Door(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def do_POST(self) -> None:
+        if self._is_refused():
+            return
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         count = int(asked.get("max_tokens") or 2)
         self.engine.running += 1
@@ -221,6 +225,14 @@ class _Door(BaseHTTPRequestHandler):
         else:
             message = {"role": "assistant", "content": "Hello."}
             self._tell({**told, "choices": [{**choice, "message": message, "text": "Hello."}]})
+
+    def _is_refused(self) -> bool:
+        """As vLLM's middleware does it: what begins with /v1 wants the key."""
+        key = os.environ.get("VLLM_API_KEY")
+        if not key or not self.path.startswith("/v1") or self.headers.get("Authorization") == f"Bearer {key}":
+            return False
+        self.send_error(401)
+        return True
 
     def _tell(self, found: dict[str, Any]) -> None:
         self._answer(json.dumps(found).encode())

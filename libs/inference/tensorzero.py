@@ -44,11 +44,13 @@ _NOTE = "# Written by Compute Mesh from its instances that are ready. Changes ma
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Served:
-    """A model on one engine. `address` is the engine's, such as http://10.0.0.7:9001."""
+    """A model on one engine. `address` is the engine's, such as http://10.0.0.7:9001; `key` is where a gateway finds
+    what it has to say to it, in TensorZero's words."""
 
     model_name: str
     provider: str
     address: str
+    key: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def _model(name: str, engines: Iterable[Served]) -> str:
             'type = "vllm"',
             f"model_name = {_quoted(name)}",
             f"api_base = {_quoted(each.address.rstrip('/') + '/v1/')}",
-            'api_key_location = "none"',
+            f"api_key_location = {_quoted(each.key)}",
         ]
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from libs.common.contracts.engine_hosting import EngineKey, HostedEngine, StartEngine
 from services.node_agent.engine import EngineDoor
+from services.node_agent.hosted_door import LOOPBACK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """What was asked, and what was chosen for it before it began.
+    """What was asked, and what was chosen for it before it began: `host` and `told` as in `EngineAddress`.
 
     `pid`, and when that process `started`, in seconds of the Unix epoch, are known once there is one.
     """
@@ -31,6 +32,8 @@ class Begun:
     asked: StartEngine
     port: int
     at: datetime
+    host: str = LOOPBACK
+    told: str = LOOPBACK
     pid: int | None = None
     started: float | None = None
 
@@ -47,6 +50,10 @@ class HostedFiles(Protocol):
     scratch: Path
 
     def begin(self, begun: Begun) -> None: ...
+
+    def keep_key(self, key: str) -> str:
+        """What clients have to say to it, where nobody else can read it. Returns the path."""
+        ...
 
     def begun(self) -> Begun | None: ...
 

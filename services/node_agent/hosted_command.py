@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from libs.common.contracts.engine_hosting import EngineProgram, RayNode, StartEngine
 from libs.common.errors import Forbidden, Malformed
 
-HOST = "127.0.0.1"
 GATE = 'while IFS= read -r line; do [ -n "$line" ] || exec "$@" </dev/null; export "$line"; done'
 """Takes variables, a line each, and after an empty line becomes the engine, with the same process id; ends when whoever
 would write that is gone. Command lines are open to everybody on the machine, and some variables are secrets."""
@@ -33,21 +32,33 @@ def program_of(asked: StartEngine, allowed: Mapping[str, str]) -> str:
 
 
 def command_of(
-    asked: StartEngine, program: str, *, port: int, python: str, report: str, scratch: str, test_model: str
+    asked: StartEngine,
+    program: str,
+    *,
+    host: str,
+    port: int,
+    python: str,
+    report: str,
+    key_file: str,
+    scratch: str,
+    test_model: str,
 ) -> Sequence[str]:
-    """The whole command line. `scratch` is a folder that does not exist yet. Raises `Malformed` for arguments that are
+    """The whole command line. `key_file` is empty where clients need no key, `scratch` a folder that is not there yet.
+
+    Raises `Malformed` for arguments that are
     the agent's to choose."""
     for word in asked.arguments:
-        if word.split("=", 1)[0] in ("--host", "--port", "--uds", "--report", "--fingerprint"):
+        if word.split("=", 1)[0] in ("--host", "--port", "--uds", "--report", "--fingerprint", "--key-file"):
             raise Malformed(f"arguments may not hold {word}: the node chooses it", field="arguments")
     if asked.program is EngineProgram.LLAMA:
         found = [python, "-m", "services.node_agent.llama_server", "--report", report]
         whose = f"{asked.instance}.{asked.replica}.{asked.generation}.{asked.rank}"
-        found += ["--fingerprint", whose, "--port", str(port)]
+        found += ["--fingerprint", whose, "--host", host, "--port", str(port)]
+        found += ["--key-file", key_file] if key_file else []
         found += [*asked.arguments] + ([] if "--model" in asked.arguments else ["--model", test_model])
     else:
         found = [program, "serve", *asked.arguments] if asked.arguments or asked.ray is None else []
-        found += ["--host", HOST, "--port", str(port)] if asked.serves else []
+        found += ["--host", host, "--port", str(port)] if asked.serves else []
         found = found if asked.ray is None else [*_over_ray(asked.ray, program, python, scratch), "--", *found]
     return found
 

@@ -13,6 +13,7 @@ from typing import Any
 from libs.common.contracts.engine_hosting import EngineKey, StartEngine
 from libs.common.errors import Unavailable
 from services.node_agent.hosted import Begun, Ended, HostedFiles
+from services.node_agent.hosted_door import LOOPBACK
 
 LOG_BYTES = 8 * 2**20
 KEPT_BYTES = 2**20
@@ -33,7 +34,19 @@ class HostedFolder:
 
     def begin(self, begun: Begun) -> None:
         told = {"port": begun.port, "at": begun.at.isoformat(), "pid": begun.pid, "started": begun.started}
+        told |= {"host": begun.host, "told": begun.told}
         self._write("begun.json", told | {"asked": begun.asked.model_dump(mode="json")})
+
+    def keep_key(self, key: str) -> str:
+        path = (self.folder / "engine.key").resolve()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(key)
+        except OSError as error:
+            raise Unavailable(f"{path} cannot be written: {error}") from error
+        return str(path)
 
     def begun(self) -> Begun | None:
         found = self._read("begun.json")
@@ -46,6 +59,8 @@ class HostedFolder:
                 asked=asked,
                 port=int(found["port"]),
                 at=at,
+                host=found.get("host", LOOPBACK),
+                told=found.get("told", LOOPBACK),
                 pid=None if pid is None else int(pid),
                 started=None if started is None else float(started),
             )

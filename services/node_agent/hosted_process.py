@@ -18,7 +18,8 @@ from libs.common.contracts.node_registry import Engine, EngineState
 from libs.common.errors import MeshError, Unavailable
 from services.node_agent.engine_metrics import requests_in_hand
 from services.node_agent.hosted import Begun, Ended, HostedFiles
-from services.node_agent.hosted_command import HOST, command_of, gated, opening, program_of
+from services.node_agent.hosted_command import command_of, gated, opening, program_of
+from services.node_agent.hosted_door import EngineAddress
 from services.node_agent.last_words import telling
 from services.node_agent.machine import seems_hung
 from services.node_agent.model import INFERENCE_TYPES
@@ -50,6 +51,7 @@ class HostedProcess:
         client: httpx.AsyncClient,
         clock: Clock,
         allowed: Mapping[str, str],
+        address: EngineAddress,
         commit: Commit,
         test_model: Callable[[], Awaitable[str]],
         changed: Callable[[], None],
@@ -63,7 +65,8 @@ class HostedProcess:
         self._commit = commit
         self._test_model = test_model
         self._changed = changed
-        self._begun = files.begun() or Begun(asked=asked, port=0, at=clock.now())
+        self._begun = files.begun() or Begun(asked=asked, port=0, at=clock.now(), host=address.host, told=address.told)
+        self._address = replace(address, host=self._begun.host, told=self._begun.told)
         self._ended = files.ended()
         self._process: Process | None = None
         self._adopted = False
@@ -86,7 +89,7 @@ class HostedProcess:
 
     @property
     def _url(self) -> str | None:
-        return f"http://{HOST}:{self._begun.port}" if self.asked.serves and self._begun.port else None
+        return self._address.near(self._begun.port) if self.asked.serves and self._begun.port else None
 
     def now(self) -> Engine:
         state = self._state
@@ -131,7 +134,7 @@ class HostedProcess:
             model_name=self.asked.model_name,
             state=state,
             pid=self._process.pid if self._process else None,
-            url=self._url,
+            url=self._address.far(self._begun.port) if self._url else None,
             started_at=self._begun.at,
             ended_at=ended.at if ended else None,
             exit_code=ended.exit_code if ended else None,
@@ -153,17 +156,19 @@ class HostedProcess:
     async def start(self) -> None:
         program = program_of(self.asked, self._allowed)
         test_model = await self._test_model() if self._is_test_model() else ""
-        port = free_port() if self.asked.serves else 0
+        port = free_port(self._address.host) if self.asked.serves else 0
         command = command_of(
             self.asked,
             program,
+            host=self._address.host,
             port=port,
             python=sys.executable,
             report=str(self._files.report),
+            key_file=self._files.keep_key(self._address.api_key) if self._address.api_key else "",
             scratch=str(self._files.scratch),
             test_model=test_model,
         )
-        self._begun = Begun(asked=self.asked, port=port, at=self._clock.now())
+        self._begun = replace(self._begun, port=port, at=self._clock.now())
         self._files.begin(self._begun)
         process: WaitingProcess | None = None
         try:
@@ -176,7 +181,7 @@ class HostedProcess:
                 await process.end(0)
             self._close(asked=True, process=None, reason=str(error) or "the agent was stopped")
             raise
-        process.go(opening(self.asked.environment))
+        process.go(opening(self.asked.environment | self._address.environment))
         log.info("engine_begun", instance=self.asked.instance, rank=self.asked.rank, pid=process.pid, port=port)
 
     async def _begin(self, command: Sequence[str]) -> WaitingProcess:
@@ -302,8 +307,8 @@ class HostedProcess:
         return self._ended.reason if self._ended else self._ending or self._problem
 
 
-def free_port() -> int:
+def free_port(host: str) -> int:
     """One that nobody listens on now. An engine that finds it taken ends, and is started again on another."""
-    with socket.socket() as found:
-        found.bind((HOST, 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        found.bind((host, 0))
         return int(found.getsockname()[1])

@@ -1,4 +1,4 @@
-"""llama.cpp as a process of its own, serving the OpenAI API on a free port of the loopback interface.
+"""llama.cpp as a process of its own, serving the OpenAI API on a free port.
 
 `python -m services.node_agent.llama_server --report FILE --model FILE …`, started by the agent. It tells in the report
 file who it is, where it listens and what it computes on. It outlives the agent; it ends on SIGTERM, and when its report
@@ -30,8 +30,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--fingerprint", required=True)
     parser.add_argument("--claim", default="", help="what its agent calls the memory that is reserved for it")
+    parser.add_argument("--key-file", type=Path, help="with what clients have to say; not given: nothing")
     parser.add_argument("--model", required=True)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--context", type=int, required=True, help="tokens per slot")
@@ -71,8 +73,10 @@ def _parameters(xllamacpp: Any, wanted: argparse.Namespace, *, on_gpu: bool) -> 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = wanted.model
     parameters.model_alias = {wanted.name}
-    parameters.hostnames = ["127.0.0.1"]
+    parameters.hostnames = [wanted.host]
     parameters.port = wanted.port
+    if wanted.key_file is not None:
+        parameters.api_keys = [wanted.key_file.read_text(encoding="utf-8")]
     parameters.n_parallel = wanted.slots
     parameters.n_ctx = wanted.context * wanted.slots
     parameters.kv_unified = False

@@ -1,10 +1,11 @@
 """Every knob of the node agent."""
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.-]*=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -59,6 +60,25 @@ class Settings(BaseSettings):
         max_length=2,
         json_schema_extra={"allowed": "vllm, llama.cpp, separated by commas; vllm=/path/of/vllm says where it is"},
         description="Engines that deployments may start here; empty: none. llama.cpp is built in.",
+    )
+    engine_host: str = Field(
+        "127.0.0.1",
+        json_schema_extra={"allowed": "an address of this machine; 0.0.0.0 or :: for every one"},
+        description="Where engines that deployments start listen. With another one than loopback's others reach them: "
+        "set `ENGINE_API_KEY` too, or let nobody into that network who is not to ask them.",
+    )
+    engine_address: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._:-]{1,255}$",
+        json_schema_extra={"allowed": "a name or an address"},
+        description="What others are told such engines are reached by. Not set: `ENGINE_HOST`, or where that is every "
+        "address, the first one of this machine that others may reach.",
+    )
+    engine_api_key: SecretStr | None = Field(
+        None,
+        json_schema_extra={"allowed": "printable characters without spaces"},
+        description="What clients have to say to such engines, as `Authorization: Bearer …`; work of the queue says it "
+        "by itself. Not set: nobody is asked.",
     )
     agent_functions: tuple[str, ...] = Field(
         (),
@@ -140,6 +160,21 @@ class Settings(BaseSettings):
             if not _PROGRAM.fullmatch(part):
                 raise ValueError(f"{part!r} is not vllm, llama.cpp or vllm=/path/of/vllm")
         return parts
+
+    @field_validator("engine_host")
+    @classmethod
+    def _is_an_address(cls, host: str) -> str:
+        try:
+            return str(ip_address(host))
+        except ValueError:
+            raise ValueError(f"{host!r} is no address such as 127.0.0.1, 0.0.0.0 or fd00::1") from None
+
+    @field_validator("engine_api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch(r"[!-~]{1,1024}", key.get_secret_value()):
+            raise ValueError("it must be 1 to 1024 printable characters of ASCII without spaces")
+        return key
 
     @field_validator("agent_functions")
     @classmethod

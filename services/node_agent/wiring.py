@@ -28,12 +28,15 @@ from services.node_agent.engine import EngineDoor, KeptEngine
 from services.node_agent.engine_facts import EngineSpec
 from services.node_agent.engine_folder import EngineFolder
 from services.node_agent.engine_gguf import ram_mb_of
+from services.node_agent.engine_http import engine_client
 from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_openai import OpenAIEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.hosted import Hosted, HostedFiles
 from services.node_agent.hosted_command import check_claim, model_of
+from services.node_agent.hosted_door import EngineAddress
 from services.node_agent.hosted_folder import DiskHostedFolders
+from services.node_agent.hosted_network import address_of
 from services.node_agent.hosted_process import HostedProcess
 from services.node_agent.hosting import Hosting
 from services.node_agent.http_api import routes
@@ -129,7 +132,7 @@ class _Machinery:
     functions: FunctionRunner | ProcessRunner | None
     containers: "_ContainerWork | None"
     launcher: PosixLauncher
-    client: httpx.AsyncClient
+    clients: Sequence[httpx.AsyncClient]
 
     def works(self) -> Mapping[str, Work]:
         """What must go on for as long as the agent lives."""
@@ -145,7 +148,8 @@ class _Machinery:
             self.containers.close()
         if self.functions is not None:
             await self.functions.close()
-        await self.client.aclose()
+        for client in self.clients:
+            await client.aclose()
         self.launcher.close()
 
 
@@ -164,7 +168,12 @@ def _machinery(
         containers = _containers(platform, settings, folder, observer, reports)
         pools.append(Pool(containers.runner))
     doors: list[EngineDoor] = [*engines]
-    hosting = _hosting(_Workshop(platform, settings, folder, launcher, client, reports), doors, pools, observer)
+    key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else ""
+    address = address_of(settings.engine_host, settings.engine_address, key)
+    own_client = engine_client(address.headers)
+    hosting = _hosting(
+        _Workshop(platform, settings, folder, launcher, own_client, address, reports), doors, pools, observer
+    )
     return _Machinery(
         engines=engines,
         doors=doors,
@@ -173,7 +182,7 @@ def _machinery(
         functions=functions,
         containers=containers,
         launcher=launcher,
-        client=client,
+        clients=(client, own_client),
     )
 
 
@@ -186,6 +195,7 @@ class _Workshop:
     folder: Path
     launcher: PosixLauncher
     client: httpx.AsyncClient
+    address: EngineAddress
     reports: Reports
 
     def make(self, asked: StartEngine, files: HostedFiles) -> HostedProcess:
@@ -196,6 +206,7 @@ class _Workshop:
             client=self.client,
             clock=self.platform.clock,
             allowed=self.settings.programs,
+            address=self.address,
             commit=self.commit,
             test_model=self.test_model,
             changed=self.reports.workload_changed,
@@ -302,16 +313,6 @@ def _containers(
         folders.close()
 
     return _ContainerWork(runner=runner, problem=docker.problem, close=close)
-
-
-def engine_client() -> httpx.AsyncClient:
-    """To engines on this machine only: no proxy, no certificates.
-
-    A connection for each request: llama.cpp ends kept ones after a hundred requests without saying so, which would fail
-    a job in a hundred, and a new one costs a tenth of a millisecond here.
-    """
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    return httpx.AsyncClient(limits=limits, trust_env=False, verify=False)
 
 
 def _engine(

@@ -8,7 +8,14 @@ from typing import Literal, NoReturn
 import structlog
 
 from libs.common.clock import Clock
-from libs.common.contracts.vllm_instances import GatewayProvider, GatewayView, Instance, InstanceState, Replica
+from libs.common.contracts.vllm_instances import (
+    EngineChoice,
+    GatewayProvider,
+    GatewayView,
+    Instance,
+    InstanceState,
+    Replica,
+)
 from libs.common.errors import Unavailable
 from libs.inference.tensorzero import OURS, Complaint, Served, Tree, addresses_in, can_be_registered, files_of, theirs
 from services.vllm_orchestrator.gateway import GatewayControl, GatewayFiles, GatewayJudge
@@ -46,7 +53,8 @@ class _Wish:
 
 
 class Registering:
-    """`instances` is None while this orchestrator does not lead. `count` is told of every change and its outcome."""
+    """`instances` is None while this orchestrator does not lead. `count` is told of every change and its outcome,
+    `key` where a gateway finds what our own engines want to hear."""
 
     def __init__(
         self,
@@ -58,6 +66,7 @@ class Registering:
         instances: Callable[[], Sequence[Instance] | None],
         address: Address,
         settle_seconds: float,
+        key: str,
         count: Callable[[Outcome], None],
     ) -> None:
         self._files = files
@@ -68,6 +77,7 @@ class Registering:
         self._address = address
         self._settle_seconds = settle_seconds
         self._count = count
+        self._key = key
         self._wish = _Wish()
         self._told = Registered()
 
@@ -136,7 +146,8 @@ class Registering:
                 address = self._address(instance, replica) or known.get((name, provider))
                 if address is None:
                     return None, tuple(left_out)
-                found.append(Served(model_name=name, provider=provider, address=address))
+                key = "none" if instance.request.engine is EngineChoice.EXTERNAL else self._key
+                found.append(Served(model_name=name, provider=provider, address=address, key=key))
         return tuple(sorted(found)), tuple(left_out)
 
     def _is_due(self, now: float) -> bool:

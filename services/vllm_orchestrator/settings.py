@@ -71,6 +71,13 @@ class Settings(BaseSettings):
         validation_alias="TENSORZERO_RELOAD_SECONDS",
         description="How long a reload may take until the gateway answers; then the configuration before comes back.",
     )
+    tensorzero_engine_key: str = Field(
+        "none",
+        pattern=r"^(none|(env|path|path_from_env)::\S{1,255})$",
+        validation_alias="TENSORZERO_ENGINE_KEY",
+        json_schema_extra={"allowed": "none, or a place in TensorZero's words such as env::VLLM_API_KEY"},
+        description="Where the gateway finds what our engines want to hear, if their nodes have `ENGINE_API_KEY`.",
+    )
     tensorzero_settle_seconds: float = Field(
         2.0,
         ge=0,

@@ -142,6 +142,7 @@ def _registering(
         instances=deployments.known,
         address=deployments.address,
         settle_seconds=chosen.tensorzero_settle_seconds,
+        key=chosen.tensorzero_engine_key,
         count=lambda outcome: changes.labels(outcome=outcome).inc(),
     )
     models.set_function(registering.count_models)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -34,6 +35,12 @@ TINY = {
 
 @pytest.fixture
 def deploying(tmp_path: Path) -> Iterator[Deploying]:
+    with deploying_with(tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def deploying_with(tmp_path: Path, **more: str) -> Iterator[Deploying]:
     programs = tmp_path / "vllm"
     vllm = fake_vllm(programs)
     models = tmp_path / "models"
@@ -44,6 +51,7 @@ def deploying(tmp_path: Path) -> Iterator[Deploying]:
         ENGINE="none",
         ENGINE_PROGRAMS=f"vllm={vllm},llama.cpp",
         VLLM_MODELS_FOLDER=str(models),
+        **more,
     ) as mesh:
         mesh.start().wait_ready()
         mesh.wait_until_listed()
@@ -248,3 +256,22 @@ def deploying_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployi
         made = Deploying(mesh, folder)
         with made.client:
             yield made
+
+
+def test_engines_that_others_reach_want_the_key_of_their_node_and_work_of_the_queue_says_it(tmp_path: Path):
+    with deploying_with(tmp_path, ENGINE_HOST="0.0.0.0", ENGINE_ADDRESS="127.0.0.9", ENGINE_API_KEY="s3cret") as made:
+        made.deploy(engine="llama.cpp", model_name="tiny-llama", max_model_len=512)
+        (url,) = made.until_ready()["urls"]
+        asked = {"model": "tiny-llama", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+
+        assert url.startswith("http://127.0.0.9:")
+        refused = made.client.post(f"{url}/v1/chat/completions", json=asked)
+        assert refused.status_code == httpx.codes.UNAUTHORIZED
+        answered = made.client.post(
+            f"{url}/v1/chat/completions", json=asked, headers={"Authorization": "Bearer s3cret"}
+        )
+        assert answered.json()["usage"]["completion_tokens"] == 4
+        made.completed("w-1", "tiny-llama", asked)
+        made.call("DELETE", "/instances/one")
+        made.until_gone()
+        assert "s3cret" not in made.mesh.output

@@ -101,7 +101,7 @@ class HostedEngine(EngineKey):
     model_name: str
     state: EngineState
     pid: int | None = None
-    url: str | None = Field(None, description="as its own node reaches it")
+    url: str | None = Field(None, description="as others reach it, where its node lets them; else as its node does")
     started_at: Moment
     ended_at: Moment | None = None
     exit_code: int | None = Field(None, description="negative: the signal; null: it runs, or nobody saw it end")

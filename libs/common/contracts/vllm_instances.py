@@ -244,7 +244,7 @@ class InstanceView(Message):
     count: int = Field(1, description="replicas that are wanted")
     replicas: tuple[ReplicaView, ...] = ()
     parts: tuple[PartView, ...] = Field((), description="the processes of all replicas")
-    urls: tuple[str, ...] = Field((), description="of the replicas that serve, as their own nodes reach them")
+    urls: tuple[str, ...] = Field((), description="of the replicas that serve, as their nodes tell others")
     created_at: Moment
     since: Moment
     request: DeployRequest

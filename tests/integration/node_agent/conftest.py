@@ -17,10 +17,10 @@ from services.node_agent.claims import Wanted
 from services.node_agent.engine_facts import EngineSpec
 from services.node_agent.engine_folder import EngineFolder
 from services.node_agent.engine_gguf import ram_mb_of
+from services.node_agent.engine_http import engine_client
 from services.node_agent.engine_llama import LlamaEngine
 from services.node_agent.engine_tiny import TinyModel
 from services.node_agent.process_posix import PosixLauncher
-from services.node_agent.wiring import engine_client
 from tests.docker_process import DockerProcess, docker_process
 
 

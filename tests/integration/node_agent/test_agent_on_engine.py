@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 
 from libs.common.contracts.node_registry import EngineState
 from libs.common.contracts.work_marshaling import WorkCompleted, WorkFailed
+from services.node_agent.engine_http import engine_client
 from services.node_agent.observer_prometheus import PrometheusObserver
 from services.node_agent.runner_openai import EngineRunner
-from services.node_agent.wiring import engine_client
 from tests.integration.node_agent.conftest import EngineMaker, until
 from tests.integration.node_agent.mesh import AgentAtWork, Marshaling, agent, job, marshaling
 from tests.integration.node_agent.test_engine_llama import counters

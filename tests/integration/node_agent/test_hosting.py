@@ -24,22 +24,25 @@ from libs.common.contracts.engine_hosting import (
 )
 from libs.common.contracts.node_registry import EngineState
 from libs.common.errors import Conflict, Forbidden, Malformed
+from services.node_agent.engine_http import engine_client
 from services.node_agent.hosted import Hosted
 from services.node_agent.hosted_command import check_claim, model_of
+from services.node_agent.hosted_door import EngineAddress
 from services.node_agent.hosted_folder import LOG_BYTES, DiskHostedFolders, HostedFolder
 from services.node_agent.hosted_process import HostedProcess
 from services.node_agent.hosting import Hosting
 from services.node_agent.process_posix import PosixLauncher, rest_of_session
-from services.node_agent.wiring import engine_client
 from tests.fake_engine import begun, fake_vllm
 from tests.integration.node_agent.conftest import runs, until
+
+LOOPBACK = EngineAddress()
 
 
 class Host:
     """What an agent makes of hosting, without the rest of the agent."""
 
-    def __init__(self, folder: Path, program: Path | None = None) -> None:
-        self.launcher, self.client = PosixLauncher(), engine_client()
+    def __init__(self, folder: Path, program: Path | None = None, address: EngineAddress = LOOPBACK) -> None:
+        self.launcher, self.client = PosixLauncher(), engine_client(address.headers)
         self.shown: list[Hosted] = []
         self.committed: list[tuple[str, int]] = []
         self.refusal: Conflict | None = None
@@ -61,6 +64,7 @@ class Host:
                 client=self.client,
                 clock=SystemClock(),
                 allowed=allowed,
+                address=address,
                 commit=commit,
                 test_model=test_model,
                 changed=lambda: None,
@@ -140,6 +144,48 @@ async def test_an_engine_that_is_asked_for_comes_up_and_answers(tmp_path):
         assert made.committed == [("tiny", ready.pid)]
         assert begun(tmp_path / "vllm")[0]["environment"] == {"VLLM_CPU_KVCACHE_SPACE": "1"}
         assert made.shown[0].work_types() == ("inference", "chat")
+
+
+async def test_an_engine_that_others_reach_is_told_by_their_address_and_wants_its_key(tmp_path):
+    program = fake_vllm(tmp_path / "vllm")
+    made = Host(tmp_path / "engines", program, EngineAddress(host="0.0.0.0", told="127.0.0.9", api_key="secret"))
+    try:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+
+        assert (ready.url or "").startswith("http://127.0.0.9:")
+        near = made.shown[0].now().url
+        assert near == (ready.url or "").replace("127.0.0.9", "127.0.0.1")
+        assert httpx.get(f"{ready.url}/v1/models", trust_env=False).status_code == httpx.codes.UNAUTHORIZED
+        assert (await made.client.get(f"{near}/v1/models")).status_code == httpx.codes.OK
+        assert "secret" not in " ".join(begun(tmp_path / "vllm")[0]["arguments"])
+    finally:
+        await made.close()
+
+
+async def test_an_engine_listens_where_its_node_says_and_nowhere_else(tmp_path):
+    made = Host(tmp_path / "engines", fake_vllm(tmp_path / "vllm"), EngineAddress(host="127.0.0.7", told="127.0.0.7"))
+    try:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+
+        assert (ready.url or "").startswith("http://127.0.0.7:")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get((ready.url or "").replace("127.0.0.7", "127.0.0.1"), trust_env=False)
+    finally:
+        await made.close()
+
+
+async def test_an_engine_that_is_found_again_is_reached_where_it_listens_whatever_is_set_since(tmp_path):
+    async with host(tmp_path) as first:
+        await first.hosting.start(start_of())
+        ready = await first.until_state(EngineState.READY)
+        await first.forget()
+        second = Host(tmp_path / "engines", tmp_path / "vllm" / "vllm", EngineAddress(host="127.0.0.7"))
+        try:
+            assert (await second.until_state(EngineState.READY)).url == ready.url
+        finally:
+            await second.close()
 
 
 async def request_in_hand(client: httpx.AsyncClient, url: str) -> "asyncio.Task[httpx.Response]":

@@ -57,3 +57,16 @@ def test_a_function_in_another_form_is_named(value: str):
 def test_a_function_that_is_not_there_is_named(place: str):
     with pytest.raises(WrongSetting, match=f"AGENT_FUNCTIONS names f={place}"):
         load_functions({"f": place}, variable="AGENT_FUNCTIONS")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ENGINE_HOST", "localhost", "is no address such as 127.0.0.1"),
+        ("ENGINE_API_KEY", "two words", "printable characters"),
+        ("ENGINE_ADDRESS", "http://here", "ENGINE_ADDRESS"),
+    ],
+)
+def test_an_address_or_a_key_that_engines_cannot_have_is_named(name: str, value: str, said: str):
+    with pytest.raises(WrongSetting, match=said):
+        load(Settings, {name: value})

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from libs.common.clock import ManualClock
-from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstanceState, Replica
+from libs.common.contracts.vllm_instances import DeployRequest, EngineChoice, Instance, InstanceState, Replica
 from libs.common.errors import Unavailable
 from libs.inference.tensorzero import Complaint, Tree, addresses_in, complaints
 from services.vllm_orchestrator.registering import Registering
@@ -72,6 +72,7 @@ class House:
             self.gateway,
             self.clock,
             instances=lambda: self.instances,
+            key="env::VLLM_API_KEY",
             address=lambda each, _: self.addresses.get(each.name),
             settle_seconds=2,
             count=lambda outcome: self.counted.update([outcome]),
@@ -86,6 +87,9 @@ class House:
             await self.registering.round()
             self.clock.advance(1)
         await self.registering.round()
+
+    def models(self) -> list[bytes]:
+        return [text for path, text in self.gateway.now.items() if "model-" in path]
 
     def routed(self) -> set[str]:
         return {provider.removesuffix(".0") for _, provider in addresses_in(self.gateway.now)}
@@ -102,6 +106,7 @@ async def test_what_is_ready_is_routed_to_and_what_is_not_wanted_is_not(house: H
     assert house.routed() == {"one", "two"}
     assert (await house.registering.view()).providers[0].address == "http://10.0.0.7:9001"
     assert house.registering.count_models() == 1
+    assert all(b'api_key_location = "env::VLLM_API_KEY"' in text for text in house.models())
 
     house.instances = [unwanted("one"), instance("two", InstanceState.DEGRADED)]
     await house.rounds()
@@ -193,3 +198,14 @@ async def test_a_name_that_a_gateway_keeps_for_itself_is_left_out_and_told(house
     await house.rounds()
     assert house.routed() == set()
     assert "openai::mine" in (await house.registering.view()).left_out[0]
+
+
+async def test_what_somebody_else_runs_is_not_told_the_key_of_our_engines(house: House):
+    house.serve("theirs")
+    (ours,) = house.instances or ()
+    url = {"engine": EngineChoice.EXTERNAL, "url": "http://192.0.2.1:8000"}
+    house.instances = [ours.model_copy(update={"request": ours.request.model_copy(update=url)})]
+    await house.rounds()
+
+    (text,) = house.models()
+    assert b'api_key_location = "none"' in text
