@@ -117,6 +117,17 @@ class _Engine:
         }
 
     @property
+    def cache(self) -> Mapping[str, object]:
+        """Blocks of 16 tokens on a GPU and of 128 on a processor, as vLLM's."""
+        size = 16 if self._on_gpu else 128
+        blocks = self._facts["tokens"] // size
+        return {
+            "block_size": size,
+            "gpu_memory_utilization": self.wanted.gpu_memory_utilization,
+            "num_gpu_blocks": blocks,
+        }
+
+    @property
     def name(self) -> str:
         return self.wanted.served_model_name or self.wanted.model
 
@@ -145,8 +156,16 @@ class _Engine:
         sys.exit(f"(EngineCore pid={self.core}) ERROR {moment} [core.py:1512] {words}")
 
 
-def metrics(name: str, *, prompt_tokens: int, generation_tokens: int, running: int, finished: int) -> str:
-    """What it has counted, as vLLM names it."""
+def metrics(
+    name: str,
+    *,
+    prompt_tokens: int,
+    generation_tokens: int,
+    running: int,
+    finished: int,
+    cache: Mapping[str, object] | None = None,
+) -> str:
+    """What it has counted, and what it says of its cache, as vLLM names it."""
     label = f'engine="0",model_name="{name}"'
     counted = {
         "prompt_tokens_total": prompt_tokens,
@@ -157,6 +176,9 @@ def metrics(name: str, *, prompt_tokens: int, generation_tokens: int, running: i
         "kv_cache_usage_perc": 0,
     }
     lines = [f"vllm:{each}{{{label}}} {float(value)}" for each, value in counted.items()]
+    if cache is not None:
+        told = ",".join(f'{label}="{value}"' for label, value in sorted({**cache, "engine": 0}.items()))
+        lines.append(f"vllm:cache_config_info{{{told}}} 1.0")
     success = f'engine="0",finished_reason="stop",model_name="{name}"'
     lines.append(f"vllm:request_success_total{{{success}}} {float(finished)}")
     return "\n".join([*lines, ""])
@@ -195,6 +217,7 @@ class _Door(BaseHTTPRequestHandler):
                 generation_tokens=self.engine.generation_tokens,
                 running=self.engine.running,
                 finished=self.engine.finished,
+                cache=self.engine.cache,
             )
             self._answer(counted.encode(), kind="text/plain; version=0.0.4; charset=utf-8")
         elif self.path == "/v1/models":

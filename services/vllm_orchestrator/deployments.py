@@ -130,6 +130,11 @@ class Deployments:
         told = (self._tending.seen.get(key) for key in keys)
         return next((each.url for each in told if each and each.url), None)
 
+    def url_of(self, name: str, number: int) -> str | None:
+        """Where a replica answers. Raises `NotFound`."""
+        instance = self._known(name)
+        return self.address(instance, _part(instance, number, 0)[0])
+
     def count_replicas(self, state: InstanceState) -> float:
         """How many replicas are in it; none while another orchestrator looks after them."""
         known = self._keeping.term.instances.by_name.values() if self._keeping.leads() else ()

@@ -1,4 +1,4 @@
-"""Learns from starts: what an engine's log told is kept, and corrects what is estimated for the next one."""
+"""Learns from starts: what an engine's log and metrics tell is kept, and corrects what is estimated of the next."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hashlib import sha256
@@ -16,6 +16,7 @@ from libs.inference.planner.calibration import Kind, MeasuredStart, Terms
 from libs.inference.planner.observed import measured_start
 from libs.inference.planner.versions import Engine, engine_of
 from libs.inference.vllm_log import logged_start
+from libs.inference.vllm_metrics import told_cache
 from services.vllm_orchestrator.asking import facts_of
 from services.vllm_orchestrator.model import StartedEngine
 from services.vllm_orchestrator.models import ModelSource
@@ -33,9 +34,11 @@ _log = structlog.get_logger()
 Started = Callable[[], Awaitable[Iterable[StartedEngine]]]
 """Engines that serve now, those that were told before too."""
 
+Read = Callable[[StartedEngine], Awaitable[str]]
+
 
 class Learning:
-    """`read_log` gives what an engine wrote."""
+    """`read_log` gives what an engine wrote, `read_metrics` what it tells of itself now."""
 
     def __init__(
         self,
@@ -44,13 +47,15 @@ class Learning:
         models: ModelSource,
         *,
         started: Started,
-        read_log: Callable[[StartedEngine], Awaitable[str]],
+        read_log: Read,
+        read_metrics: Read,
     ) -> None:
         self._bus = bus
         self._clock = clock
         self._models = models
         self._started = started
         self._read_log = read_log
+        self._read_metrics = read_metrics
         self._kept: dict[str, KeptStart] = {}
         self._tries: dict[str, int] = {}
 
@@ -104,13 +109,13 @@ class Learning:
                 await self._keep(found)
 
     async def _measured(self, engine: StartedEngine) -> KeptStart | None:
-        """Raises `MeshError` where the model, the machine or the log cannot be read now."""
-        logged = logged_start(await self._read_log(engine))
+        """Raises `MeshError` where the model or the machine cannot be read now, or the log may be readable later."""
+        logged, told = logged_start(await self._log(engine)), told_cache(await self._metrics(engine))
         version = logged.version or engine.request.vllm_version
         assert engine.request.model_name is not None
         facts = facts_of(engine.request, await documents_of(self._models, engine.request))
         found = measured_start(
-            facts, engine.arguments, engine_of(version) if version else Engine(), engine.gpus, logged
+            facts, engine.arguments, engine_of(version) if version else Engine(), engine.gpus, logged, told
         )
         if found is None:
             return None
@@ -126,6 +131,22 @@ class Learning:
             predicted=_terms(found.predicted),
             measured=_terms(found.measured),
         )
+
+    async def _log(self, engine: StartedEngine) -> str:
+        """Without one after the last try: metrics tell less, but they tell."""
+        try:
+            return await self._read_log(engine)
+        except MeshError:
+            if self._tries[engine.key] < MOST_TRIES:
+                raise
+            return ""
+
+    async def _metrics(self, engine: StartedEngine) -> str:
+        try:
+            return await self._read_metrics(engine)
+        except MeshError as error:
+            _log.info("metrics_not_read", start=engine.key, reason=error.message)
+            return ""
 
     async def _keep(self, start: KeptStart) -> None:
         """In the place of the oldest of its kind."""

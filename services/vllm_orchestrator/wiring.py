@@ -20,6 +20,8 @@ from libs.common.kit.service import Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.vllm_orchestrator.catalogue import catalogue_of, joined
 from services.vllm_orchestrator.deployments import Deployments
+from services.vllm_orchestrator.engine_pages import EnginePages
+from services.vllm_orchestrator.engine_pages_http import HttpEnginePages
 from services.vllm_orchestrator.externals_http import HttpExternals
 from services.vllm_orchestrator.gateway_folder import FolderOfGateway
 from services.vllm_orchestrator.gateway_reload import GatewayReload
@@ -71,7 +73,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     requests = Requests(platform.bus, planning, deployments, keeping)
     _count(orchestrator, deployments, platform.metrics)
 
-    learning = _learning(platform, models, planning, deployments)
+    learning = _learning(platform, models, planning, deployments, HttpEnginePages(asking))
     registering = _registering(chosen, platform, deployments, asking)
 
     @asynccontextmanager
@@ -96,7 +98,9 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     )
 
 
-def _learning(platform: Platform, models: HubModels, planning: Planning, deployments: Deployments) -> Learning:
+def _learning(
+    platform: Platform, models: HubModels, planning: Planning, deployments: Deployments, pages: EnginePages
+) -> Learning:
     async def started() -> Iterable[StartedEngine]:
         instances = deployments.known()
         return started_engines(instances, await planning.registered()) if instances else ()
@@ -105,9 +109,17 @@ def _learning(platform: Platform, models: HubModels, planning: Planning, deploym
         name, number = engine.place
         return (await deployments.log(name, number, 0, MOST_LOG_CHARACTERS)).text
 
-    learning = Learning(platform.bus, platform.clock, models, started=started, read_log=read_log)
+    async def read_metrics(engine: StartedEngine) -> str:
+        url = deployments.url_of(*engine.place)
+        return await pages.metrics(url) if url else ""
+
+    learning = Learning(
+        platform.bus, platform.clock, models, started=started, read_log=read_log, read_metrics=read_metrics
+    )
     known = Gauge(
-        "mesh_orchestrator_starts_known", "Starts whose logs correct what is estimated.", registry=platform.metrics
+        "mesh_orchestrator_starts_known",
+        "Starts that correct what is estimated.",
+        registry=platform.metrics,
     )
     known.set_function(learning.count)
     return learning

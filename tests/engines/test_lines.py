@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from libs.inference.vllm_log import LoggedStart, logged_start
+from libs.inference.vllm_metrics import told_cache
 from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, RECORDED, Line
 from tests.engines.conftest import ENVIRONMENT, PATIENCE
 from tests.fake_engine import metrics
@@ -74,3 +75,11 @@ def test_its_metrics_have_the_real_ones_names_and_labels(served):
         return {line.rsplit(" ", 1)[0] for line in text.splitlines() if line.startswith("vllm:")}
 
     assert named(fake) <= named(real)
+
+
+def test_what_it_says_of_its_cache_is_what_the_real_one_says(served):
+    real = httpx.get(f"{served['parts'][0]['url']}/metrics", trust_env=False).text
+    cache = {"block_size": 128, "gpu_memory_utilization": 0.92, "num_gpu_blocks": 2**30 // 1024 // 128}
+    fake = metrics("tiny", prompt_tokens=1, generation_tokens=1, running=1, finished=1, cache=cache)
+
+    assert told_cache(real) == told_cache(fake)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from libs.inference.planner.calibration import MeasuredStart, Terms
 from libs.inference.planner.devices import Gpu
@@ -12,6 +13,7 @@ from libs.inference.planner.sizes import Sizes
 from libs.inference.planner.split import Manner, Parallel
 from libs.inference.planner.versions import Engine
 from libs.inference.vllm_log import LoggedStart
+from libs.inference.vllm_metrics import ToldCache
 
 
 def values_of(arguments: Sequence[str]) -> Mapping[str, str]:
@@ -25,12 +27,18 @@ def values_of(arguments: Sequence[str]) -> Mapping[str, str]:
 
 
 def measured_start(
-    facts: ModelFacts, arguments: Sequence[str], engine: Engine, gpus: Sequence[Gpu], logged: LoggedStart
+    facts: ModelFacts,
+    arguments: Sequence[str],
+    engine: Engine,
+    gpus: Sequence[Gpu],
+    logged: LoggedStart,
+    told: ToldCache | None = None,
 ) -> MeasuredStart | None:
     """None for a pipeline, whose logs do not say which stage is whose, and where nothing estimated was told.
 
     Newer engines tell what is left for the cache and not the peak of a step: then the peak is what the weights, the
-    cache, the graphs and what is kept beside PyTorch leave of the budget.
+    cache, the graphs and what is kept beside PyTorch leave of the budget. Where the log does not tell of the cache,
+    its metrics do: the blocks, whose bytes are computed as the weights then are.
     """
     given = values_of(arguments)
     parallel = Parallel(
@@ -41,7 +49,7 @@ def measured_start(
     if int(given.get("--pipeline-parallel-size", 1)) > 1 or not gpus:
         return None
     asked = Asked(
-        gpu_memory_utilization=_number(given, "--gpu-memory-utilization"),
+        gpu_memory_utilization=_number(given, "--gpu-memory-utilization") or (told.utilization if told else None),
         max_model_len=_count(given, "--max-model-len"),
         max_num_batched_tokens=_count(given, "--max-num-batched-tokens"),
         max_num_seqs=_count(given, "--max-num-seqs"),
@@ -50,10 +58,20 @@ def measured_start(
     )
     total = min(gpu.total for gpu in gpus)
     options = options_of(facts, asked, engine, total, ampere=any("a100" in gpu.name.lower() for gpu in gpus))
-    predicted = estimated_terms(Sizes(facts), parallel, options)
+    sizes = Sizes(facts)
+    predicted = estimated_terms(sizes, parallel, options)
     budget = budget_of(total, options.gpu_memory_utilization)
+    seen = logged
+    if told is not None and logged.available is None and logged.activation is None:
+        layers = range(len(facts.layers))
+        seen = replace(
+            logged,
+            available=told.blocks * sizes.layout(parallel, options.kv_cache_dtype, layers).block_bytes,
+            weights=sizes.weights(parallel, 0, layers) if logged.weights is None else logged.weights,
+            graphs=predicted.graphs if logged.graphs is None else logged.graphs,
+        )
     measured = Terms(
-        activation=logged.activation if logged.activation is not None else _left(budget, predicted, logged, engine),
+        activation=logged.activation if logged.activation is not None else _left(budget, predicted, seen, engine),
         graphs=logged.graphs,
         non_torch=logged.non_torch,
     )

@@ -1,5 +1,6 @@
 """The program that stands for vLLM where there is no GPU: as a process, the way an agent starts it."""
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -7,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
+from libs.common.errors import Unavailable
+from libs.inference.vllm_metrics import told_cache
+from services.vllm_orchestrator.engine_pages_http import HttpEnginePages
 from tests.engine_lines import ON_CPU, ON_GPU
 from tests.fake_engine import fake_vllm
 from tools.free_ports import free_ports
@@ -55,6 +60,28 @@ def test_it_counts_what_it_answered(tmp_path):
     assert answer.json()["usage"]["completion_tokens"] == 7
     assert 'vllm:generation_tokens_total{engine="0",model_name="m"} 7.0' in metrics
     assert 'finished_reason="stop",model_name="m"} 1.0' in metrics
+
+
+def test_it_tells_the_blocks_that_its_log_tells_as_tokens(tmp_path):
+    with started(fake_vllm(tmp_path), CUDA_VISIBLE_DEVICES="0") as (url, said):
+        told = told_cache(httpx.get(f"{url}/metrics", trust_env=False).text)
+
+    assert told is not None
+    tokens = re.search(r"GPU KV cache size: ([\d,]+) tokens", "".join(said))
+    assert tokens is not None
+    assert told.blocks == int(tokens[1].replace(",", "")) // 16
+    assert (told.block_tokens, told.utilization) == (16, 0.92)
+
+
+async def test_its_metrics_are_read_until_it_is_gone(tmp_path):
+    async with httpx.AsyncClient(trust_env=False) as client:
+        pages = HttpEnginePages(client)
+        with started(fake_vllm(tmp_path)) as (url, _):
+            assert told_cache(await pages.metrics(url)) is not None
+            with pytest.raises(Unavailable, match="404"):
+                await pages.metrics(f"{url}/v1/models")
+        with pytest.raises(Unavailable, match="does not answer"):
+            await pages.metrics(url)
 
 
 def test_an_unknown_flag_ends_it_as_it_ends_vllm(tmp_path):

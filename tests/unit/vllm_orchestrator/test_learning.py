@@ -11,7 +11,7 @@ from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
 from libs.common.clock import ManualClock
 from libs.common.contracts.streams import VLLM_STARTS
-from libs.common.contracts.vllm_instances import DeployRequest
+from libs.common.contracts.vllm_instances import DeployRequest, KeptStart
 from libs.common.contracts.vllm_orchestrator import PlanGpu, PlanNode, PlanRequest
 from libs.common.errors import Unavailable
 from libs.inference.planner.devices import Gpu
@@ -34,10 +34,18 @@ class House:
     def __init__(self, bus: Bus, clock: ManualClock) -> None:
         self.engines: list[StartedEngine] = []
         self.log = "Model loading took 14.99 GiB\nAvailable KV cache memory: 1.00 GiB\n"
+        self.metrics = ""
         self.reads = 0
         self.readable = True
         self.clock = clock
-        self.learning = Learning(bus, clock, KnownModels(), started=self.started, read_log=self.read)  # type: ignore[arg-type]  # GGUF files play no part
+        self.learning = Learning(
+            bus,
+            clock,
+            KnownModels(),  # type: ignore[arg-type]  # GGUF files play no part
+            started=self.started,
+            read_log=self.read,
+            read_metrics=self.read_metrics,
+        )
         self.planning = Planning(bus, clock, KnownModels(), (), lambda: self.learning.starts)  # type: ignore[arg-type]
 
     async def started(self) -> list[StartedEngine]:
@@ -48,6 +56,11 @@ class House:
         if not self.readable:
             raise Unavailable("the agent does not answer")
         return self.log
+
+    async def read_metrics(self, engine: StartedEngine) -> str:
+        if self.metrics == "away":
+            raise Unavailable("the engine does not answer")
+        return self.metrics
 
     def starts(self, *names: str) -> None:
         self.engines = [
@@ -165,3 +178,48 @@ async def test_a_log_that_tells_nothing_is_read_once(another: Another):
     for _ in range(3):
         await house.learning.round()
     assert (house.reads, house.learning.count()) == (1, 0)
+
+
+def _told(blocks: int) -> str:
+    return f'vllm:cache_config_info{{block_size="16",engine="0",num_gpu_blocks="{blocks}"}} 1.0\n'
+
+
+BLOCKS_OF_A_GIB = GIB // (32 * 2 * 8 * 128 * 2 * 16)
+
+
+async def _measured(house: House) -> KeptStart:
+    house.starts("one/1")
+    for _ in range(6):
+        await house.learning.round()
+    (kept,) = (await house.learning.known()).starts
+    return kept
+
+
+async def test_metrics_teach_what_a_log_of_other_words_does_not_tell(another: Another):
+    house = await another()
+    house.log, house.metrics = "Application startup complete.", _told(BLOCKS_OF_A_GIB)
+
+    kept = await _measured(house)
+
+    others = (kept.predicted.cuda_graph_bytes or 0) + (kept.predicted.non_torch_bytes or 0)
+    peak = budget_of(24 * GIB, 0.92) - 14.99 * GIB - GIB - others
+    assert kept.measured.activation_bytes == pytest.approx(peak, abs=GIB // 100)
+
+
+async def test_metrics_teach_where_no_log_can_be_read(another: Another):
+    house = await another()
+    house.readable, house.metrics = False, _told(BLOCKS_OF_A_GIB)
+
+    assert (await _measured(house)).measured.activation_bytes is not None
+    assert house.reads == 5
+
+
+@pytest.mark.parametrize("metrics", [_told(12_345), "away", "", "vllm:cache_config_info{} 1.0"])
+async def test_the_log_counts_where_it_tells(another: Another, metrics: str):
+    house = await another()
+    house.metrics = metrics
+
+    kept = await _measured(house)
+
+    peak = budget_of(24 * GIB, 0.92) - int(14.99 * GIB) - GIB - (kept.predicted.non_torch_bytes or 0)
+    assert kept.measured.activation_bytes == peak
