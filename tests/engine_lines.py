@@ -116,6 +116,9 @@ class Fault:
     source: str
 
 
+SERVED = "served"
+"""Of what dies of a request, when it has served."""
+
 OUT_OF_MEMORY = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 MiB. GPU 6 has a total capacity of 44.53 GiB "
     "of which 448.00 KiB is free."
@@ -144,5 +147,6 @@ FAULTS = {
         RECORDED,
     ),
     "port_taken": Fault("serve", "OSError: [Errno 98] Address already in use", RECORDED),
+    "dies": Fault(SERVED, "RuntimeError: CUDA error: an illegal memory access was encountered", f"{ISSUES}/13939"),
     "crash": Fault("load", "RuntimeError: Executor failed.", RECORDED),
 }

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, Line
+from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, SERVED, Line
 
 ROOT = Path(__file__).resolve().parents[1]
 BAD_FLAG_STATUS = 2
@@ -138,8 +139,16 @@ class _Engine:
                 self._fail(fault.words)
             self.take(line.seconds)
             self._say(line)
-        if fault is not None:
+        if fault is not None and not self.dies:
             self._fail(fault.words)
+
+    @property
+    def dies(self) -> bool:
+        """Of the first request."""
+        return self.how in FAULTS and FAULTS[self.how].stage == SERVED
+
+    def die(self) -> None:
+        self._fail(FAULTS[self.how].words)
 
     def take(self, seconds: float) -> None:
         if self._speed is not None:
@@ -231,6 +240,9 @@ class _Door(BaseHTTPRequestHandler):
         if self._is_refused():
             return
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.engine.dies:
+            threading.Thread(target=self.server.shutdown).start()
+            return
         count = int(asked.get("max_tokens") or 2)
         self.engine.running += 1
         time.sleep(self.engine.ponders)  # a slow answer is what is asked for
@@ -297,6 +309,7 @@ def main(folder: Path, words: list[str]) -> None:
     door = ThreadingHTTPServer((wanted.host, 0 if how == "wrong_port" else wanted.port), _Door)
     print("INFO:     Application startup complete.", flush=True)  # noqa: T201  # its log
     door.serve_forever()
+    engine.die()
 
 
 if __name__ == "__main__":

@@ -206,6 +206,51 @@ def test_a_failure_decides_what_is_tried_next(deploying: Deploying):
     assert (failed["generation"], failed["parts"]) == (1, [])
 
 
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
+    with deploying_with(tmp_path_factory.mktemp("impatient"), VLLM_START_SECONDS="4") as made:
+        yield made
+
+
+@pytest.mark.parametrize("how", ["hang", "wrong_port"])
+def test_what_never_serves_is_ended_and_started_again(impatient: Deploying, how: str):
+    name = how.replace("_", "-")
+    fake_vllm(impatient.programs, how)
+    impatient.deploy(instance_name=name)
+    ready = impatient.until_ready(name)
+
+    first, *_ = [start for start in begun(impatient.programs) if start["how"] == how]
+    assert ready["generation"] > 1
+    assert any("it did not serve within 4 s" in event for event in impatient.events(name))
+    assert not any(runs(first[process]) for process in ("pid", "core"))
+    impatient.call("DELETE", f"/instances/{name}")
+    impatient.until_gone(name)
+    assert impatient.reservations() == []
+
+
+def test_what_starts_slowly_is_waited_for(impatient: Deploying):
+    fake_vllm(impatient.programs, "slow=1")
+    impatient.deploy(instance_name="slow")
+
+    assert impatient.until_ready("slow")["generation"] == 1
+    impatient.call("DELETE", "/instances/slow")
+    impatient.until_gone("slow")
+
+
+def test_what_dies_of_a_request_is_started_again_where_it_was(impatient: Deploying):
+    fake_vllm(impatient.programs, "dies")
+    impatient.deploy(instance_name="dying")
+    first = impatient.until_ready("dying")
+    with pytest.raises(httpx.HTTPError):
+        httpx.post(f"{first['urls'][0]}/v1/chat/completions", json={"messages": []}, trust_env=False)
+    again = impatient.until(lambda told: told["state"] == "READY" and told["generation"] == 2, "dying")
+
+    assert [part["node_id"] for part in again["parts"]] == [part["node_id"] for part in first["parts"]]
+    assert any("illegal memory access" in event for event in impatient.events("dying"))
+    impatient.call("DELETE", "/instances/dying")
+    impatient.until_gone("dying")
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "words"),
     [

@@ -29,7 +29,7 @@ from services.node_agent.hosted import Hosted
 from services.node_agent.hosted_command import check_claim, model_of
 from services.node_agent.hosted_door import EngineAddress
 from services.node_agent.hosted_folder import LOG_BYTES, DiskHostedFolders, HostedFolder
-from services.node_agent.hosted_process import HostedProcess
+from services.node_agent.hosted_process import FIRST_HEALTH_SECONDS, HostedProcess
 from services.node_agent.hosting import Hosting
 from services.node_agent.process_posix import PosixLauncher, rest_of_session
 from tests.fake_engine import begun, fake_vllm
@@ -88,6 +88,9 @@ class Host:
             while (found := await self.one()).state is not state:
                 await asyncio.sleep(0.02)
         return found
+
+    async def log(self) -> str:
+        return (await self.hosting.read_log(ReadEngineLog(instance="tiny", generation=1, characters=2000))).text
 
     async def until_ended(self) -> HostedEngine:
         async with asyncio.timeout(20):
@@ -343,6 +346,44 @@ async def test_an_engine_that_fails_tells_its_exit_code_and_last_words(tmp_path,
         assert words in log.text
         assert len(log.text) <= 200
         assert made.shown == []
+
+
+@pytest.mark.parametrize("how", ["hang", "wrong_port"])
+async def test_an_engine_that_never_serves_is_starting_until_it_is_ended(tmp_path, how):
+    async with host(tmp_path, how) as made:
+        await made.hosting.start(start_of())
+        async with asyncio.timeout(20):
+            while not (started := begun(tmp_path / "vllm")):
+                await asyncio.sleep(0.02)
+            while how == "wrong_port" and "startup complete" not in await made.log():
+                await asyncio.sleep(0.02)
+        seen = {(await made.one()).state for _ in range(5) if await asyncio.sleep(FIRST_HEALTH_SECONDS, True)}
+        await made.hosting.stop(StopEngine(instance="tiny", generation=1, grace_seconds=5))
+        await made.until_ended()
+
+        assert seen == {EngineState.STARTING}
+        assert not any(runs(started[0][name]) for name in ("pid", "core"))
+
+
+async def test_an_engine_that_starts_slowly_is_starting_and_then_serves(tmp_path):
+    async with host(tmp_path, "slow=1") as made:
+        await made.hosting.start(start_of())
+
+        assert (await made.one()).state is EngineState.STARTING
+        assert (await made.until_state(EngineState.READY)).reason == ""
+
+
+async def test_an_engine_that_dies_of_a_request_tells_of_what(tmp_path):
+    async with host(tmp_path, "dies") as made:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+        with pytest.raises(httpx.HTTPError):
+            await made.client.post(f"{ready.url}/v1/chat/completions", json={"model": "m", "messages": []})
+        failed = await made.until_state(EngineState.FAILED)
+
+        assert failed.exit_code == 1
+        assert "illegal memory access" in failed.last_words
+        assert not runs(begun(tmp_path / "vllm")[0]["core"])
 
 
 async def test_an_engine_that_is_killed_tells_by_which_signal(tmp_path):
