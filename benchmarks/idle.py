@@ -67,6 +67,7 @@ def measure(directory: Path, seconds: float) -> Run:
     environment = {
         **os.environ,
         "MESH_DATA_DIR": str(directory / "data"),
+        "GPU_ORCHESTRATOR_LOCK": str(directory / "machine.lock"),
         "NATS_PORT": str(nats_port),
         **{f"{service.upper()}_PORT": str(port) for service, port in zip(SERVICES, ports, strict=True)},
     }

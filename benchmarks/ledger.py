@@ -148,6 +148,7 @@ async def _orchestrator(directory: Path, url: str, port: int, simulator: Simulat
     settings = {
         "NATS_URL": url,
         "MESH_DATA_DIR": str(directory / "data"),
+        "GPU_ORCHESTRATOR_LOCK": str(directory / "machine.lock"),
         "GPU_ORCHESTRATOR_PORT": str(port),
         "NODE_ID": "bench",
     }

@@ -36,6 +36,7 @@ class MeshProcess:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("NATS_", "MESH_", "COV_"))},
             "MESH_DATA_DIR": str(directory),
+            "GPU_ORCHESTRATOR_LOCK": str(directory.parent / f"{directory.name}.lock"),
             "NATS_PORT": str(self.nats_port),
             "PYTHONUNBUFFERED": "1",
             **{f"{service.upper()}_PORT": str(port) for service, port in self.ports.items()},

@@ -1,5 +1,7 @@
 """Every knob of the GPU orchestrator. Their environment names are those of the fields, in capitals."""
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -22,6 +24,11 @@ class Settings(BaseSettings):
     )
     gpu_orchestrator_source_seconds: float = Field(
         2.0, ge=0.1, le=60, description="How long one source may take; a slower one costs its field."
+    )
+    gpu_orchestrator_lock: Path | None = Field(
+        None,
+        description="A file that only one orchestrator may lock, in place of the name that all of one machine share."
+        " Orchestrators in containers need one that all of them mount.",
     )
     gpu_reservation_timeout: float = Field(
         300.0,

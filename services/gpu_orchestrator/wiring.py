@@ -16,6 +16,7 @@ from libs.common.kit.service import Platform, Service
 from libs.common.kit.settings import PlatformSettings, load
 from libs.hardware.inspector import Inspector
 from services.gpu_orchestrator import http_api
+from services.gpu_orchestrator.alone_posix import PosixAlone
 from services.gpu_orchestrator.book import Book
 from services.gpu_orchestrator.bookkeeping import Bookkeeping
 from services.gpu_orchestrator.copying import Copying
@@ -47,6 +48,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     settings = settings or load(Settings)
     folder = platform.data_dir / "gpu_orchestrator"
     meters = HostMeters(Inspector(folder=folder, seconds=settings.gpu_orchestrator_source_seconds))
+    alone = PosixAlone(settings.gpu_orchestrator_lock)
     processes, journal = ProcProcesses(), SqliteJournal(folder / "ledger.db")
     parts = _Parts(meters, processes, journal)
     orchestrator, watching = _orchestrator(platform, settings, parts)
@@ -71,7 +73,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     @asynccontextmanager
     async def alive() -> AsyncIterator[None]:
         try:
-            async with meters.open(), orchestrator.open():
+            async with alone.held(), meters.open(), orchestrator.open():
                 yield
         finally:
             processes.close()
