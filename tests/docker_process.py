@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,18 @@ import docker
 import pytest
 
 IMAGE = "mesh-test/busybox:1"
+ENGINE_IMAGE = "mesh-test/engine:1"
+"""Its program is given what `vllm serve` is, and answers on /health; after `fail` it says the next word and fails."""
+
+ENGINE = b"""#!/bin/sh
+echo "this is the engine"
+[ "$1" = fail ] && { echo "$2"; exit 2; }
+while [ $# -gt 0 ]; do
+    case $1 in --host) host=$2 ;; --port) port=$2 ;; esac
+    shift
+done
+exec httpd -f -p "$host:$port" -h /www
+"""
 BUSYBOX = Path("/bin/busybox")
 NEEDED = "apt-get install docker.io busybox-static, and run as root"
 START_SECONDS = 30.0
@@ -57,6 +69,13 @@ def docker_process() -> Iterator[DockerProcess]:
     try:
         client = _connected(process, address, folder / "log")
         client.import_image(_busybox(), repository=IMAGE.split(":")[0], tag=IMAGE.split(":")[1])
+        repository, _, tag = ENGINE_IMAGE.partition(":")
+        client.import_image(
+            _busybox({"bin/engine": ENGINE, "www/health": b"ok"}),
+            repository=repository,
+            tag=tag,
+            changes=['ENTRYPOINT ["/bin/engine"]'],
+        )
         yield DockerProcess(address, client, gateway)
         client.close()
     finally:
@@ -94,7 +113,7 @@ def _listens(path: str) -> bool:
         return door.connect_ex(path) == 0
 
 
-def _busybox() -> bytes:
+def _busybox(more: Mapping[str, bytes] = {}) -> bytes:
     packed = io.BytesIO()
     names = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     with tarfile.open(fileobj=packed, mode="w") as tar:
@@ -104,4 +123,8 @@ def _busybox() -> bytes:
                 link = tarfile.TarInfo(f"bin/{name}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)
+        for name, content in more.items():
+            file = tarfile.TarInfo(name)
+            file.size, file.mode = len(content), 0o755
+            tar.addfile(file, io.BytesIO(content))
     return packed.getvalue()

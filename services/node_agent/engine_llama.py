@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 import httpx
@@ -363,3 +365,15 @@ class LlamaEngine:
         if (state, problem) != (self._state, self._problem):
             self._state, self._problem = state, problem
             self._changed()
+
+
+def processors() -> int:
+    """Those this process may use, which a container may have fewer of than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def llama_build() -> str:
+    try:
+        return version("xllamacpp")
+    except PackageNotFoundError:
+        return "not installed"

@@ -10,6 +10,7 @@ from typing import Protocol
 from libs.common.contracts.engine_hosting import EngineKey, HostedEngine, StartEngine
 from services.node_agent.engine import EngineDoor
 from services.node_agent.hosted_door import LOOPBACK
+from services.node_agent.model import ContainedEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,22 @@ class Begun:
     told: str = LOOPBACK
     pid: int | None = None
     started: float | None = None
+
+
+class EngineContainers(Protocol):
+    """Containers that engines run in. All methods raise `Unavailable` where nothing answers."""
+
+    async def begin(self, engine: ContainedEngine) -> str:
+        """Returns the id; it runs. Raises `Forbidden`, `Conflict`, and `NotFound` for an image that is not there."""
+        ...
+
+    def following(self, name: str) -> Sequence[str]:
+        """With what Python is to be started to write what it writes and to end as it ends."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """End it and remove it; nothing happens where it is gone already."""
+        ...
 
 
 class HostedFiles(Protocol):

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from libs.common.contracts.engine_hosting import EngineProgram, RayNode, StartEngine
+from libs.common.contracts.engine_hosting import EngineContainer, EngineProgram, RayNode, StartEngine
 from libs.common.errors import Forbidden, Malformed
+from services.node_agent.model import ContainedEngine
 
 GATE = 'while IFS= read -r line; do [ -n "$line" ] || exec "$@" </dev/null; export "$line"; done'
 """Takes variables, a line each, and after an empty line becomes the engine, with the same process id; ends when whoever
 would write that is gone. Command lines are open to everybody on the machine, and some variables are secrets."""
 
+OF_THE_MACHINE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 _VARIABLES = re.compile(
     r"(VLLM|NCCL|GLOO|CUDA|HIP|ROCR|HF|RAY|OMP|TORCH|TORCHINDUCTOR)_[A-Z0-9_]+|TOKENIZERS_PARALLELISM"
 )
@@ -61,6 +63,27 @@ def command_of(
         found += ["--host", host, "--port", str(port)] if asked.serves else []
         found = found if asked.ray is None else [*_over_ray(asked.ray, program, python, scratch), "--", *found]
     return found
+
+
+def container_name(asked: StartEngine) -> str:
+    return f"mesh-{asked.instance}.{asked.replica}.{asked.generation}.{asked.rank}"
+
+
+def contained(
+    asked: StartEngine, container: EngineContainer, *, host: str, port: int, environment: Mapping[str, str]
+) -> ContainedEngine:
+    """In a container, whose image begins with `vllm serve`. It sees its own GPUs alone, so which of the machine's they
+    are is not told. Raises `Malformed` for what does not go together."""
+    if asked.ray is not None or asked.program is not EngineProgram.VLLM:
+        raise Malformed("container is for vLLM without Ray", field="container")
+    door = ["--host", host, "--port", str(port)] if asked.serves else []
+    return ContainedEngine(
+        name=container_name(asked),
+        image=container.image,
+        command=[*asked.arguments, *door],
+        environment={name: value for name, value in environment.items() if name not in OF_THE_MACHINE},
+        gpu_uuids=container.gpu_uuids,
+    )
 
 
 def _over_ray(ray: RayNode, program: str, python: str, scratch: str) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import httpx
 import structlog
@@ -15,10 +15,10 @@ from libs.common.clock import Clock
 from libs.common.contracts.engine_hosting import EngineProgram, HostedEngine, StartEngine
 from libs.common.contracts.node_agent import EngineView
 from libs.common.contracts.node_registry import Engine, EngineState
-from libs.common.errors import MeshError, Unavailable
+from libs.common.errors import Forbidden, MeshError, Unavailable
 from services.node_agent.engine_metrics import requests_in_hand
-from services.node_agent.hosted import Begun, Ended, HostedFiles
-from services.node_agent.hosted_command import command_of, gated, opening, program_of
+from services.node_agent.hosted import Begun, Ended, EngineContainers, HostedFiles
+from services.node_agent.hosted_command import command_of, contained, container_name, gated, opening, program_of
 from services.node_agent.hosted_door import EngineAddress
 from services.node_agent.last_words import telling
 from services.node_agent.machine import seems_hung
@@ -35,8 +35,9 @@ LAST_WORDS = 8000
 READ_FOR_THEM = 400_000
 QUIET_LOOKS = 2
 
-Commit = Callable[[StartEngine, int], Awaitable[None]]
-"""Makes the reservation that of the process with this number. Raises `MeshError`."""
+Commit = Callable[[StartEngine, int, str | None], Awaitable[None]]
+"""Makes the reservation that of the process with this number, or of the container where there is one. Raises
+`MeshError`."""
 
 
 class HostedProcess:
@@ -52,6 +53,7 @@ class HostedProcess:
         clock: Clock,
         allowed: Mapping[str, str],
         address: EngineAddress,
+        containers: EngineContainers | None,
         commit: Commit,
         test_model: Callable[[], Awaitable[str]],
         changed: Callable[[], None],
@@ -63,6 +65,7 @@ class HostedProcess:
         self._clock = clock
         self._allowed = allowed
         self._commit = commit
+        self._containers = containers
         self._test_model = test_model
         self._changed = changed
         self._begun = files.begun() or Begun(asked=asked, port=0, at=clock.now(), host=address.host, told=address.told)
@@ -171,18 +174,40 @@ class HostedProcess:
         self._begun = replace(self._begun, port=port, at=self._clock.now())
         self._files.begin(self._begun)
         process: WaitingProcess | None = None
+        environment = self.asked.environment | self._address.environment
         try:
+            container = await self._contain(port, environment)
+            if container is not None:
+                command = [sys.executable, *container.following]
             process = await self._begin(command)
             self._begun = replace(self._begun, pid=process.pid, started=process.started())
             self._files.begin(self._begun)
-            await self._commit(self.asked, process.pid)
+            await self._commit(self.asked, process.pid, container.id if container else None)
         except BaseException as error:
             if process is not None:
                 await process.end(0)
+            await self._uncontain()
             self._close(asked=True, process=None, reason=str(error) or "the agent was stopped")
             raise
-        process.go(opening(self.asked.environment | self._address.environment))
+        process.go(opening(environment))
         log.info("engine_begun", instance=self.asked.instance, rank=self.asked.rank, pid=process.pid, port=port)
+
+    async def _contain(self, port: int, environment: Mapping[str, str]) -> "_Container | None":
+        if self.asked.container is None:
+            return None
+        if self._containers is None:
+            raise Forbidden("engines may not run in containers here; see ENGINE_IMAGES", field="runtime")
+        host = self._address.host
+        engine = contained(self.asked, self.asked.container, host=host, port=port, environment=environment)
+        return _Container(await self._containers.begin(engine), self._containers.following(engine.name))
+
+    async def _uncontain(self) -> None:
+        """Nothing of it may stay, whatever ended."""
+        if self.asked.container is not None and self._containers is not None:
+            try:
+                await self._containers.remove(container_name(self.asked))
+            except Unavailable as error:
+                log.warning("container_left", instance=self.asked.instance, reason=error.message)
 
     async def _begin(self, command: Sequence[str]) -> WaitingProcess:
         hold = self._launcher.hold(self._files.lock)
@@ -207,6 +232,7 @@ class HostedProcess:
             hold.release()
         if pid is not None:  # vLLM's scheduler and ranks live on when its door is killed, and keep their memory
             await self._launcher.end_rest(pid, self._begun.started)
+        await self._uncontain()
         self._close(asked=False, process=None, reason="it ended while no agent watched it")
         return False
 
@@ -224,12 +250,14 @@ class HostedProcess:
                     self._become(ready=True, problem="")
                 elif self._ready and self._hangs(process, self._clock.monotonic() - last_answer, cpu_then):
                     await process.end(0)
+                    await self._uncontain()
                     self._close(asked=False, process=None, reason="it neither answered nor computed, and was ended")
                     return
                 next_look = self._clock.monotonic() + (HEALTH_SECONDS if self._ready else FIRST_HEALTH_SECONDS)
             await self._a_moment()
         await process.end(0)
         if self._ending is None:
+            await self._uncontain()
             self._close(asked=False, process=process, reason=f"it ended {process.ended_how()}")
 
     async def end(self, reason: str, grace_seconds: float, drain_seconds: float = 0.0) -> None:
@@ -242,6 +270,7 @@ class HostedProcess:
         if process is not None:
             await self._drained(process)
             await process.end(grace_seconds)
+        await self._uncontain()
         self._close(asked=True, process=process, reason=reason)
 
     def hurry(self, drain_seconds: float) -> None:
@@ -276,7 +305,8 @@ class HostedProcess:
 
     def _hangs(self, process: Process, silent: float, cpu_then: float | None) -> bool:
         cpu_now = process.cpu_seconds()
-        used = cpu_now - cpu_then if cpu_now is not None and cpu_then is not None else None
+        counted = cpu_now is not None and cpu_then is not None and self.asked.container is None
+        used = (cpu_now or 0.0) - (cpu_then or 0.0) if counted else None
         if silent > 3 * HEALTH_SECONDS:
             self._become(ready=True, problem=f"it does not answer on /health since {silent:.0f} s")
         return seems_hung(silent, used, patience_seconds=PATIENCE_SECONDS)
@@ -305,6 +335,12 @@ class HostedProcess:
 
     def _reason(self) -> str:
         return self._ended.reason if self._ended else self._ending or self._problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Container:
+    id: str
+    following: Sequence[str]
 
 
 def free_port(host: str) -> int:

@@ -1,6 +1,7 @@
 """The nouns of the node agent: attempts as they are kept and as they run."""
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -113,3 +114,14 @@ class JobFailed(MeshError):
     def __init__(self, code: str, message: str, *, retryable: bool) -> None:
         super().__init__(message)
         self.error = WorkError(code=code[:64], message=message[:4096], retryable=retryable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainedEngine:
+    """An engine that is to run in a container. `command` is what the image's own program is given."""
+
+    name: str
+    image: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    gpu_uuids: Sequence[str]

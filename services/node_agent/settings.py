@@ -80,6 +80,27 @@ class Settings(BaseSettings):
         description="What clients have to say to such engines, as `Authorization: Bearer …`; work of the queue says it "
         "by itself. Not set: nobody is asked.",
     )
+    engine_images: tuple[str, ...] = Field(
+        (),
+        max_length=100,
+        json_schema_extra={"allowed": "patterns such as vllm/vllm-openai:*, separated by commas"},
+        description="Images that deployments may run engines in here, with the network of the machine; `*` stands for "
+        "any characters. Not set: no engines in containers. Images are not fetched: have them on this machine.",
+    )
+    engine_folders: tuple[Path, ...] = Field(
+        (),
+        max_length=100,
+        json_schema_extra={"allowed": "paths of folders, separated by commas"},
+        description="Folders with models that engines in containers may read, at the same place.",
+    )
+    engine_cache: Path | None = Field(
+        None,
+        json_schema_extra={"allowed": "the path of a folder"},
+        description="Where engines in containers keep weights that they download. Not set: in the data directory.",
+    )
+    hub_token: SecretStr | None = Field(
+        None, validation_alias="HF_TOKEN", description="For models of Hugging Face that ask for one, in containers."
+    )
     agent_functions: tuple[str, ...] = Field(
         (),
         json_schema_extra={"allowed": "a list such as name=module:function, its parts separated by commas"},
@@ -145,7 +166,7 @@ class Settings(BaseSettings):
             raise ValueError("that file is not a GGUF file; it must be the path of one, or not be set")
         return path.resolve()
 
-    @field_validator("container_images")
+    @field_validator("container_images", "engine_images")
     @classmethod
     def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
@@ -189,6 +210,11 @@ class Settings(BaseSettings):
         if self.engine == "openai" and self.engine_url is None:
             raise ValueError("ENGINE is openai, but ENGINE_URL does not say where that engine is; set it")
         return self
+
+    @staticmethod
+    def said(secret: SecretStr | None) -> str:
+        """Empty where none is set."""
+        return secret.get_secret_value() if secret else ""
 
     @property
     def functions(self) -> dict[str, str]:

@@ -1,11 +1,9 @@
 """The only place where the agent's parts meet."""
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,10 +27,10 @@ from services.node_agent.engine_facts import EngineSpec
 from services.node_agent.engine_folder import EngineFolder
 from services.node_agent.engine_gguf import ram_mb_of
 from services.node_agent.engine_http import engine_client
-from services.node_agent.engine_llama import LlamaEngine
+from services.node_agent.engine_llama import LlamaEngine, llama_build, processors
 from services.node_agent.engine_openai import OpenAIEngine
 from services.node_agent.engine_tiny import TinyModel
-from services.node_agent.hosted import Hosted, HostedFiles
+from services.node_agent.hosted import EngineContainers, Hosted, HostedFiles
 from services.node_agent.hosted_command import check_claim, model_of
 from services.node_agent.hosted_door import EngineAddress
 from services.node_agent.hosted_folder import DiskHostedFolders
@@ -159,26 +157,20 @@ def _machinery(
     launcher, client = PosixLauncher(), engine_client()
     engines = [_engine(platform, settings, folder, launcher, client, reports)] if settings.engine != "none" else []
     pools = [Pool(EngineRunner(engine, client, observer)) for engine in engines]
-    functions = None
-    if settings.functions:
-        functions = _functions(settings, reports)
-        pools.append(Pool(functions))
-    containers = None
-    if settings.container_images:
-        containers = _containers(platform, settings, folder, observer, reports)
-        pools.append(Pool(containers.runner))
+    functions = _functions(settings, reports) if settings.functions else None
+    containers = _containers(platform, settings, folder, observer, reports) if settings.container_images else None
+    pools += [Pool(functions)] if functions else []
+    pools += [Pool(containers.runner)] if containers else []
     doors: list[EngineDoor] = [*engines]
-    key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else ""
-    address = address_of(settings.engine_host, settings.engine_address, key)
+    address = address_of(settings.engine_host, settings.engine_address, settings.said(settings.engine_api_key))
     own_client = engine_client(address.headers)
-    hosting = _hosting(
-        _Workshop(platform, settings, folder, launcher, own_client, address, reports), doors, pools, observer
-    )
+    contained = _contained(platform, settings, folder)
+    workshop = _Workshop(platform, settings, folder, launcher, own_client, address, contained, reports)
     return _Machinery(
         engines=engines,
         doors=doors,
         pools=pools,
-        hosting=hosting,
+        hosting=_hosting(workshop, doors, pools, observer),
         functions=functions,
         containers=containers,
         launcher=launcher,
@@ -196,6 +188,7 @@ class _Workshop:
     launcher: PosixLauncher
     client: httpx.AsyncClient
     address: EngineAddress
+    containers: EngineContainers | None
     reports: Reports
 
     def make(self, asked: StartEngine, files: HostedFiles) -> HostedProcess:
@@ -207,23 +200,25 @@ class _Workshop:
             clock=self.platform.clock,
             allowed=self.settings.programs,
             address=self.address,
+            containers=self.containers,
             commit=self.commit,
             test_model=self.test_model,
             changed=self.reports.workload_changed,
         )
 
-    async def commit(self, asked: StartEngine, pid: int) -> None:
+    async def commit(self, asked: StartEngine, pid: int, container_id: str | None) -> None:
+        holder = {"pid": pid} if container_id is None else {"container_id": container_id}
         for more in asked.more_reservations:
-            await self._commit(more.reservation_id, more.token, pid)
+            await self._commit(more.reservation_id, more.token, holder)
         if asked.reservation_id is not None:
-            held = await self._commit(asked.reservation_id, asked.reservation_token, pid)
+            held = await self._commit(asked.reservation_id, asked.reservation_token, holder)
             if (path := model_of(asked)) is not None:
                 context = asked.context_tokens or 0
                 needed = await asyncio.to_thread(ram_mb_of, Path(path), slots=asked.slots, context=context)
                 check_claim(held.ram_mb, needed)
 
-    async def _commit(self, reservation_id: str, token: int | None, pid: int) -> Reservation:
-        commit = Commit(reservation_id=reservation_id, token=token, pid=pid)
+    async def _commit(self, reservation_id: str, token: int | None, holder: Mapping[str, object]) -> Reservation:
+        commit = Commit.model_validate({"reservation_id": reservation_id, "token": token, **holder})
         bus, node_id = self.platform.bus, self.platform.node_id
         return await bus.request(COMMIT, commit, node_id=node_id, timeout=COMMIT_SECONDS)
 
@@ -231,6 +226,29 @@ class _Workshop:
         tiny = TinyModel(self.launcher, path=(self.folder / f"{TINY_MODEL}.gguf").resolve())
         await tiny.ensure()
         return str(tiny.path)
+
+
+def _contained(platform: Platform, settings: Settings, folder: Path) -> EngineContainers | None:
+    """Raises `WrongSetting` when the optional extra is not installed."""
+    if not settings.engine_images:
+        return None
+    try:
+        from services.node_agent.hosted_docker import DockerEngines
+    except ModuleNotFoundError as error:
+        raise _lacks_docker("ENGINE_IMAGES lets engines run in containers here", error) from error
+    return DockerEngines(
+        settings.docker_host,
+        node_id=platform.node_id,
+        images=settings.engine_images,
+        folders=settings.engine_folders,
+        cache=settings.engine_cache or (folder / "engine-cache").resolve(),
+        hub_token=settings.said(settings.hub_token),
+    )
+
+
+def _lacks_docker(why: str, error: ModuleNotFoundError) -> WrongSetting:
+    needs = f"{why}, which needs Docker's SDK ({error.name} is missing)"
+    return WrongSetting(f'{needs}; install the extra: pip install "compute-mesh[containers]".')
 
 
 def _hosting(workshop: _Workshop, doors: list[EngineDoor], pools: list[Pool], observer: PrometheusObserver) -> Hosting:
@@ -284,10 +302,7 @@ def _containers(
     try:
         from services.node_agent.containers_docker import DockerContainers
     except ModuleNotFoundError as error:
-        raise WrongSetting(
-            f"CONTAINER_IMAGES lets containers run here, which needs Docker's SDK ({error.name} is missing); "
-            'install the extra: pip install "compute-mesh[containers]".'
-        ) from error
+        raise _lacks_docker("CONTAINER_IMAGES lets containers run here", error) from error
     docker = DockerContainers(settings.docker_host, node_id=platform.node_id, slots=settings.container_slots)
     folders = DiskWorkFolders(folder / "containers")
     runner = ContainerRunner(
@@ -362,25 +377,13 @@ def _spec(settings: Settings, folder: Path) -> EngineSpec:
         model_version="{0.st_size}:{0.st_mtime_ns}".format(path.stat()) if model else "test",
         model_name=settings.model_name or path.stem,
         test_model=model is None,
-        threads=settings.engine_threads or (_processors() if model else 1),
+        threads=settings.engine_threads or (processors() if model else 1),
         slots=settings.engine_slots,
         context_tokens=settings.engine_context,
         embeddings=settings.engine_embeddings,
         device=settings.engine_device,
-        build=_build(),
+        build=llama_build(),
     )
-
-
-def _processors() -> int:
-    """Those this process may use, which a container may have fewer of than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _build() -> str:
-    try:
-        return version("xllamacpp")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _checks(journal: Journal, machinery: _Machinery) -> Mapping[str, Check]:

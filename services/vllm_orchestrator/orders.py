@@ -19,6 +19,7 @@ def start_of(name: str, replica: Replica, part: InstancePart, join_seconds: floa
         "arguments": part.arguments,
         "environment": part.environment,
         "ray": _cluster(replica, part, join_seconds),
+        "container": {"image": part.image, "gpu_uuids": part.gpu_uuids} if part.image else None,
         "serves": part.serves,
         "slots": replica.slots,
         "context_tokens": replica.context_tokens,

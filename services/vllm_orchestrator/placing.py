@@ -7,13 +7,14 @@ from hashlib import sha256
 from itertools import chain
 
 from libs.common.contracts.base import node_token
-from libs.common.contracts.vllm_instances import Claim, DeployRequest, Eased, EngineChoice, InstancePart
+from libs.common.contracts.vllm_instances import Claim, DeployRequest, Eased, EngineChoice, EngineRuntime, InstancePart
 from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedMemory
 from libs.common.errors import Conflict
 from libs.inference.planner.command import MASTER_PORT, RAY_PORT
 from libs.inference.planner.devices import Node
 
 MIB = 2**20
+IMAGE = "vllm/vllm-openai"
 MASTER_PORTS = 1000
 TEST_MODEL_MB = 256
 HOST_MB_PER_GPU = 2048
@@ -128,6 +129,14 @@ def _at(port: int, word: str) -> str:
     """Of an address of Ray's head that with this port; anything else as it is."""
     host, _, planned = word.rpartition(":")
     return f"{host}:{port}" if host and planned == str(RAY_PORT) else word
+
+
+def contained(parts: Iterable[InstancePart], request: DeployRequest, version: str) -> tuple[InstancePart, ...]:
+    """In containers where that is asked for; `version` is vLLM's that was planned with."""
+    if request.runtime is EngineRuntime.PROCESS:
+        return tuple(parts)
+    image = request.image or f"{IMAGE}:v{version}.0"
+    return tuple(part.model_copy(update={"image": image}) for part in parts)
 
 
 def guarded(parts: Iterable[InstancePart], secret: str) -> tuple[InstancePart, ...]:

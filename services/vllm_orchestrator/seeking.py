@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from libs.common.contracts.vllm_instances import DeployRequest, EngineChoice, Instance, InstancePart, Replica
 from libs.common.contracts.vllm_orchestrator import Device
@@ -13,6 +14,7 @@ from services.vllm_orchestrator.placing import (
     Place,
     candidates,
     claimed,
+    contained,
     eased_request,
     given_back,
     is_llama,
@@ -90,7 +92,9 @@ class Seeking:
     async def _on(self, name: str, generation: int, request: DeployRequest, nodes: Sequence[Node]) -> Place:
         if is_llama(request):
             return place_of_llama(name, generation, await self._sized(request), nodes)
-        return place_of_plan(name, generation, await self._planning.plan_on(request, nodes))
+        answer = await self._planning.plan_on(request, nodes)
+        place = place_of_plan(name, generation, answer)
+        return replace(place, parts=contained(place.parts, request, answer.vllm_version))
 
     async def _sized(self, request: DeployRequest) -> DeployRequest:
         """With the RAM that the file's header tells, where nobody said how much."""

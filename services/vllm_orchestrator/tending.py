@@ -218,7 +218,7 @@ class Tending:
             except MeshError as error:
                 if error.retryable and self._clock.now() - replica.since < PATIENCE:
                     raise
-                remedy = Remedy.ELSEWHERE if isinstance(error, Forbidden) else Remedy.LATER
+                remedy = Remedy.ELSEWHERE if isinstance(error, (Forbidden, NotFound)) else Remedy.LATER
                 await self._failed(term, name, replica, _refused(error, remedy), node_id=part.node_id)
                 return
         started = become(replica, InstanceState.STARTING, "", self._clock.now())

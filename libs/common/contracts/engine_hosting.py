@@ -14,6 +14,9 @@ MOST_DRAIN_SECONDS = 86_400.0
 InstanceName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$", examples=["qwen"], description="an instance's name")
 ]
+ImageName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,255}$", examples=["vllm/vllm-openai:v0.32.0"])
+]
 _Argument = Annotated[str, Field(max_length=4096)]
 _Variable = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
 
@@ -54,6 +57,13 @@ class RayNode(Message):
     join_seconds: float = Field(120.0, gt=0, le=86_400, description="until all have joined")
 
 
+class EngineContainer(Message):
+    """A container that an engine runs in: the image begins with `vllm serve`, and has these GPUs alone."""
+
+    image: ImageName
+    gpu_uuids: tuple[Identifier, ...] = Field((), max_length=64)
+
+
 class StartEngine(EngineKey):
     """Start it once, however often it is asked. With a reservation: only when that became the process's own."""
 
@@ -71,6 +81,7 @@ class StartEngine(EngineKey):
         (), max_length=64, description="of GPUs that take another amount"
     )
 
+    container: EngineContainer | None = Field(None, description="null: a process of the machine")
     ray: RayNode | None = Field(None, description="for vLLM over Ray: what is begun before it, and ends with it")
 
     @field_validator("arguments", "environment")

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from libs.common.contracts.base import Identifier, JsonObject, Message, Moment, Topic
-from libs.common.contracts.engine_hosting import MOST_DRAIN_SECONDS, EngineKey, EngineProgram, InstanceName
+from libs.common.contracts.engine_hosting import MOST_DRAIN_SECONDS, EngineKey, EngineProgram, ImageName, InstanceName
 from libs.common.contracts.log import LogEpoch, LogRecord
 from libs.common.contracts.node_registry import EngineState
-from libs.common.contracts.vllm_orchestrator import PlanRequest
+from libs.common.contracts.vllm_orchestrator import ExecutorBackend, PlanRequest
 
 MOST_RAM_MB = 1 << 26
 MOST_EVENTS = 100
@@ -45,6 +45,13 @@ class RestartPolicy(StrEnum):
     NEVER = "never"
 
 
+class EngineRuntime(StrEnum):
+    """What vLLM runs in. `container`: one of Docker's, on nodes whose owners let engines do so."""
+
+    PROCESS = "process"
+    CONTAINER = "container"
+
+
 class DeployRequest(PlanRequest):
     """A model that is to be served, and how. The same again changes nothing; another under that name takes its place
     replica by replica, each of the old ones ending when a new one serves, or before where there is no room for both."""
@@ -66,6 +73,10 @@ class DeployRequest(PlanRequest):
         None,
         examples=["http://192.0.2.1:8000"],
         description="with external: where it has OpenAI's interface, as this orchestrator and clients reach it",
+    )
+    runtime: EngineRuntime = EngineRuntime.PROCESS
+    image: ImageName | None = Field(
+        None, description="with runtime container; left out: the vLLM project's, of the version that is planned"
     )
     ram_mb: Annotated[int, Field(ge=1, le=MOST_RAM_MB)] | None = Field(
         None,
@@ -89,6 +100,17 @@ class DeployRequest(PlanRequest):
             raise ValueError("model_path and ram_mb are for llama.cpp: what vLLM needs is planned")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_contained(self) -> "DeployRequest":
+        if self.runtime is EngineRuntime.PROCESS and self.image is not None:
+            raise ValueError("image is for runtime container: a process runs what its node has")
+        if self.runtime is EngineRuntime.CONTAINER:
+            if self.engine is not EngineChoice.VLLM:
+                raise ValueError("runtime container is for engine vllm")
+            if self.distributed_executor_backend is ExecutorBackend.RAY:
+                raise ValueError("runtime container does not go with distributed_executor_backend ray: leave one out")
+        return self
+
 
 class Claim(Message):
     """Memory of one reservation: so much on each of these GPUs, and RAM."""
@@ -108,6 +130,7 @@ class InstancePart(Message):
     rank: int
     node_id: Identifier
     arguments: tuple[str, ...]
+    image: str = Field("", description="of the container that it runs in; empty: a process of the machine")
     ray: tuple[str, ...] = Field((), description="arguments of `ray`, which is started before")
     environment: dict[str, str] = {}
     gpu_uuids: tuple[str, ...] = ()

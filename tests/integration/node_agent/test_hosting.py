@@ -25,7 +25,7 @@ from libs.common.contracts.engine_hosting import (
 from libs.common.contracts.node_registry import EngineState
 from libs.common.errors import Conflict, Forbidden, Malformed
 from services.node_agent.engine_http import engine_client
-from services.node_agent.hosted import Hosted
+from services.node_agent.hosted import EngineContainers, Hosted
 from services.node_agent.hosted_command import check_claim, model_of
 from services.node_agent.hosted_door import EngineAddress
 from services.node_agent.hosted_folder import LOG_BYTES, DiskHostedFolders, HostedFolder
@@ -41,17 +41,23 @@ LOOPBACK = EngineAddress()
 class Host:
     """What an agent makes of hosting, without the rest of the agent."""
 
-    def __init__(self, folder: Path, program: Path | None = None, address: EngineAddress = LOOPBACK) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        program: Path | None = None,
+        address: EngineAddress = LOOPBACK,
+        containers: EngineContainers | None = None,
+    ) -> None:
         self.launcher, self.client = PosixLauncher(), engine_client(address.headers)
         self.shown: list[Hosted] = []
-        self.committed: list[tuple[str, int]] = []
+        self.committed: list[tuple[str, int | str]] = []
         self.refusal: Conflict | None = None
         allowed = {"vllm": str(program)} if program else {}
 
-        async def commit(asked: StartEngine, pid: int) -> None:
+        async def commit(asked: StartEngine, pid: int, container_id: str | None) -> None:
             if self.refusal is not None:
                 raise self.refusal
-            self.committed.append((asked.instance, pid))
+            self.committed.append((asked.instance, container_id or pid))
 
         async def test_model() -> str:
             raise AssertionError("no test model is wanted here")
@@ -65,6 +71,7 @@ class Host:
                 clock=SystemClock(),
                 allowed=allowed,
                 address=address,
+                containers=containers,
                 commit=commit,
                 test_model=test_model,
                 changed=lambda: None,

@@ -1,7 +1,11 @@
 """What the processes of an instance claim on their nodes: GPUs' memory, RAM, and the port where they meet."""
 
+import pytest
+from pydantic import ValidationError
+
+from libs.common.contracts.vllm_instances import DeployRequest, EngineRuntime
 from libs.common.contracts.vllm_orchestrator import PlanAnswer, PlannedCommand, PlannedMemory
-from services.vllm_orchestrator.placing import HOST_MB_PER_GPU, MIB, RAY_MB, guarded, place_of_plan
+from services.vllm_orchestrator.placing import HOST_MB_PER_GPU, MIB, RAY_MB, contained, guarded, place_of_plan
 
 
 def row(node_id: str, number: int, budget_mb: int) -> PlannedMemory:
@@ -82,3 +86,27 @@ def test_without_ray_there_is_no_secret():
 
     parts = place_of_plan("one", 1, answer).parts
     assert guarded(parts, "secret") == parts
+
+
+def test_in_containers_an_engine_has_the_image_that_was_asked_for_or_that_of_the_version_that_was_planned():
+    answer = PlanAnswer(fits=True, replicas=1, ram_bytes=MIB, commands=(command("a"),))
+    parts = place_of_plan("one", 1, answer).parts
+    asked = DeployRequest(model_name="m", instance_name="one", runtime=EngineRuntime.CONTAINER)
+
+    assert contained(parts, asked, "0.33")[0].image == "vllm/vllm-openai:v0.33.0"
+    assert contained(parts, asked.model_copy(update={"image": "ours:1"}), "0.33")[0].image == "ours:1"
+    process = asked.model_copy(update={"runtime": EngineRuntime.PROCESS})
+    assert contained(parts, process, "0.33")[0].image == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"runtime": "process", "image": "ours:1"},
+        {"runtime": "container", "engine": "llama.cpp"},
+        {"runtime": "container", "distributed_executor_backend": "ray"},
+    ],
+)
+def test_what_does_not_go_with_containers_is_refused(changes: dict[str, str]):
+    with pytest.raises(ValidationError):
+        DeployRequest.model_validate({"model_name": "m", "instance_name": "one", **changes})
