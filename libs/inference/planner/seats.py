@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 from libs.inference.planner.devices import Gpu, Node
@@ -32,17 +33,17 @@ class Seats:
 Usable = Callable[[Gpu], int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: what follows from the islands is remembered
 class Room:
     """The GPUs of one node that may be taken, in sets that NVLink connects, the least usable of a set first."""
 
     islands: tuple[tuple[Gpu, ...], ...]
 
-    @property
+    @cached_property
     def gpus(self) -> tuple[Gpu, ...]:
         return tuple(gpu for island in self.islands for gpu in island)
 
-    @property
+    @cached_property
     def whole(self) -> "Room":
         """Without parts of GPUs, which work for themselves alone."""
         if not any(gpu.is_part for gpu in self.gpus):
