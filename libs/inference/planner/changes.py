@@ -61,6 +61,7 @@ def nearest_changes(question: Question) -> tuple[Change, ...]:
 
 def _changes(question: Question) -> Iterator[tuple[Change, Question]]:
     yield from _said_otherwise(question)
+    yield from _asked_beside(question)
     yield from _shorter(question)
     yield from _smaller_cache(question)
     yield from _fewer_requests(question)
@@ -84,6 +85,24 @@ def _said_otherwise(question: Question) -> Iterator[tuple[Change, Question]]:
         text = "Leave tensor_parallel_size and pipeline_parallel_size to the planner."
         change = Change(option="tensor_parallel_size", value="", message=text)
         yield change, replace(question, goal=replace(goal, tensor=None, pipeline=None))
+
+
+def _asked_beside(question: Question) -> Iterator[tuple[Change, Question]]:
+    """Without what a model can do without: drafts, and another manner of sharing than the usual one."""
+    facts, goal = question.facts, question.goal
+    if facts.draft is not None:
+        change = Change(option="speculative_config", value="", message="Guess no tokens ahead.")
+        yield change, replace(question, facts=replace(facts, draft=None))
+    if goal.manner.context > 1:
+        text = "Leave every rank the cache of its own heads."
+        change = Change(option="decode_context_parallel_size", value="1", message=text)
+        yield change, replace(question, goal=replace(goal, manner=replace(goal.manner, context=1)))
+    if goal.manner.balanced or goal.manner.redundant:
+        change = Change(
+            option="enable_eplb", value="false", message="Leave experts where they are, without more of them."
+        )
+        manner = replace(goal.manner, balanced=False, redundant=0)
+        yield change, replace(question, goal=replace(goal, manner=manner))
 
 
 def _shorter(question: Question) -> Iterator[tuple[Change, Question]]:

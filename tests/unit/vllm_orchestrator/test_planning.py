@@ -509,5 +509,12 @@ async def test_what_the_engine_refuses_of_it_is_refused(house: House):
     refused = await house.planning.plan(_request(decode_context_parallel_size=2))
 
     assert (refused.fits, refused.missing) == (False, "tp_size=1 must be divisible by dcp_size=2.")
+    assert [change.option for change in refused.changes] == ["decode_context_parallel_size"]
+    moved = await house.planning.plan(_request(enable_eplb=True))
+    assert moved.missing == "enable_expert_parallel must be True to use EPLB."
+    assert [change.option for change in moved.changes] == ["enable_eplb"]
+    drafts = await house.planning.plan(_request(speculative_config={"method": "mtp", "num_speculative_tokens": 1}))
+    assert drafts.missing == "Unsupported speculative method: 'mtp'"
+    assert [(change.option, change.value) for change in drafts.changes] == [("speculative_config", "")]
     with pytest.raises(Malformed, match=r"data_parallel_size must be 1: .* Ask for replicas"):
         await house.planning.plan(_request(data_parallel_size=2))
