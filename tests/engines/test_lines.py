@@ -83,3 +83,32 @@ def test_what_it_says_of_its_cache_is_what_the_real_one_says(served):
     fake = metrics("tiny", prompt_tokens=1, generation_tokens=1, running=1, finished=1, cache=cache)
 
     assert told_cache(real) == told_cache(fake)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "must be divisible by dcp_size=",
+        "Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` (",
+        ") to be greater than the model's total number of KV heads (",
+        ") exceeds the maximum supported value (",
+        "The model's number of query heads per KV head (",
+        "Number of experts in the model must be greater than 0 when expert parallelism is enabled.",
+        "enable_expert_parallel must be True to use EPLB.",
+        "EPLB requires tensor, prefill-context, or data parallelism, but got TP=",
+        "EPLB currently only supports even distribution of experts across ranks. Got ",
+        "num_redundant_experts is set to ",
+        "Unsupported speculative method: '",
+        "num_speculative_tokens must be provided with speculative model unless the draft model config contains an ",
+        "Target and draft model should have the same vocabulary size. Target model vocab_size=",
+        "cannot be other value than 1 or target model tensor_parallel_size",
+        "Currently, 'draft_tensor_parallel_size' and 'tensor_parallel_size' must be the same. Got ",
+        "Model does not support EAGLE3 interface",
+        "Consider increasing max_num_batched_tokens or decreasing num_speculative_tokens",
+        "Specified KV sharing target layer for ",
+        "is not a valid Attention layer in the model.",
+        "Pipeline parallelism is not supported for this model. Supported models implement the `SupportsPP` interface.",
+    ],
+)
+def test_a_refusal_is_told_in_the_words_of_the_source(source: str, words: str):
+    assert words in source
