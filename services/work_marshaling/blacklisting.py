@@ -32,6 +32,13 @@ class Blacklisting:
         told = sorted(map(_entry, known), key=lambda each: (not each.listed, each.node_id, each.model_name or ""))
         return Blacklist(entries=tuple(told))
 
+    async def of_node(self, node_id: str) -> Blacklist:
+        """Raises `NotFound` when nothing is listed of it and it is not on parole."""
+        told = tuple(each for each in (await self.entries()).entries if each.node_id == node_id)
+        if not told:
+            raise NotFound(f"{node_id[:128]} is not on the blacklist")
+        return Blacklist(entries=told)
+
     async def add(self, node_id: str, asked: BlacklistNode) -> BlacklistEntry:
         """By an operator's word, also a node that is not known yet."""
         now = self._clock.now()

@@ -55,6 +55,11 @@ class _Feed:
     def newest(self) -> int:
         return self.first + len(self.events) - 1
 
+    @property
+    def told_all(self) -> bool:
+        """Whether the item's end was the newest event."""
+        return bool(self.events) and self.events[-1][2]
+
     def add(self, kind: str, message: Message, *, last: bool) -> None:
         self.events.append((kind, message, last))
         self.characters += _characters(message)
@@ -152,14 +157,17 @@ class Following:
     async def _events(self, work_id: str, last_event_id: str | None) -> AsyncIterator[Event]:
         feed = self._watchers.join(work_id)
         try:
-            at = _number_in(feed, last_event_id)
-            if at is None:
-                at = feed.newest
+            at, told_all = _number_in(feed, last_event_id), feed.told_all
+            if at is None or (at == feed.newest and not told_all):
+                before, at = at, feed.newest
                 now = await self._asking.look_up(WorkLookup(work_id=work_id))
                 ended = now.ended_at is not None
-                yield Event(f"{feed.name}-{at}", "state", now, last=ended)
+                if before is None or ended:
+                    yield Event(f"{feed.name}-{at}", "state", now, last=ended)
                 if ended:
                     return
+            elif at == feed.newest:
+                return
             async for event in self._further(work_id, feed, at):
                 yield event
         finally:

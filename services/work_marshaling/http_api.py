@@ -223,6 +223,11 @@ def _blacklisted(blacklisting: Blacklisting, by_leader: type[APIRoute]) -> APIRo
         """Nodes that are given nothing because they fail, and those on parole."""
         return await blacklisting.entries()
 
+    @routes.get("/{node_id}")
+    async def one(node_id: NodeId) -> Blacklist:
+        """What is on it of one node, whole or for single models. 404 when nothing is."""
+        return await blacklisting.of_node(node_id)
+
     @routes.put("/{node_id}")
     async def add(node_id: NodeId, asked: BlacklistNode) -> BlacklistEntry:
         """Put a node on the blacklist by hand."""

@@ -262,7 +262,7 @@ def _read(raw: Mapping[str, Any]) -> Submission:
     try:
         return Submission.model_validate(raw)
     except ValidationError as error:
-        raise malformed("the item", error) from error
+        raise malformed("the item", error, values=True) from error
 
 
 def _known(memory: Memory, item: Submission) -> WorkAccepted | _Ended | None:

@@ -3,6 +3,7 @@
 One rule for what is written: every field, null ones included, so that a reader without our defaults sees them.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -53,13 +54,14 @@ def decode(kind: type[T], payload: bytes) -> T:
         raise malformed(kind.__name__, error) from error
 
 
-def malformed(what: str, error: ValidationError) -> Malformed:
-    """What pydantic found, short enough for an answer and without the values themselves."""
+def malformed(what: str, error: ValidationError, *, values: bool = False) -> Malformed:
+    """What pydantic found, short enough for an answer. With `values`, for who sent it alone, also texts and numbers
+    themselves, instead of what kind of value each is."""
     count = error.error_count()
     if count > LISTED_FAULTS:  # listing a quarter of a million faults would hold up everybody else for a second
         return Malformed(f"{what} cannot be read: {count} values are wrong", faults=count, fields=[])
     found = error.errors(include_url=False, include_context=False)[:NAMED_FAULTS]
-    fields = [_field(fault) for fault in found]
+    fields = [_field(fault, values=values) for fault in found]
     told = "; ".join(_sentence(field) for field in fields)
     more = f"; and {count - len(found)} more" if count > len(found) else ""
     return Malformed(f"{what} cannot be read: {told}{more}", faults=count, fields=fields)
@@ -96,16 +98,26 @@ def _answered(reply: ErrorReply) -> MeshError:
     return error_named(reply.error.code, reply.error.message, reply.error.details)
 
 
-def _field(fault: Any) -> dict[str, str]:
+def _field(fault: Any, *, values: bool) -> dict[str, str]:
     place = [str(part) for part in fault["loc"][:_LOCATION_PARTS]]
     if len(fault["loc"]) > _LOCATION_PARTS:
         place.append("…")
     expected = fault["msg"].removeprefix("Value error, ")
     if fault["type"] in ("missing", "json_invalid"):
         kind = "missing" if fault["type"] == "missing" else "not JSON"
+    elif values and isinstance(fault["input"], str | int | float):
+        kind = _short(_shown(fault["input"]))
     else:
         kind = _KINDS.get(type(fault["input"]), type(fault["input"]).__name__)
     return {"field": _short(".".join(place)), "got": kind, "expected": _short(expected)}
+
+
+def _shown(value: str | float) -> str:
+    """As JSON; of a very long number Python shows nothing."""
+    try:
+        return json.dumps(value[:_SHORT] if isinstance(value, str) else value, ensure_ascii=False)
+    except ValueError:
+        return "a number with too many digits"
 
 
 def _sentence(field: Mapping[str, str]) -> str:

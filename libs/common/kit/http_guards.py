@@ -130,7 +130,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         announced = _headers(scope).get(b"content-length", "0")
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > self._limit:
-            return await _answer(self._refusal(), scope, receive, send)
+            return await _answer(self._refusal(value=int(announced[:20])), scope, receive, send)
         taken = 0
 
         async def receiving() -> Message:
@@ -143,8 +143,9 @@ class BodyLimit:
 
         return await self._app(scope, receiving, send)
 
-    def _refusal(self) -> TooLarge:
-        return TooLarge(f"The body is larger than {self._limit / MIB:g} MiB.")
+    def _refusal(self, **known: int) -> TooLarge:
+        told = f"The body is larger than {self._limit / MIB:g} MiB; send less at once, or set HTTP_BODY_LIMIT_MB."
+        return TooLarge(told, field="body", limit=self._limit, **known)
 
 
 class OpenStreams:

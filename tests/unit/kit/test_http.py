@@ -207,7 +207,8 @@ async def test_a_body_that_says_it_is_too_large_is_refused_before_any_of_it_came
 
 async def test_a_body_that_is_too_large_is_a_problem(client: httpx.AsyncClient) -> None:
     problem = assert_problem(await client.post("/api/v1/orders", content=b" " * (MIB + 1)), 413, "too_large")
-    assert problem["detail"] == "The body is larger than 1 MiB."
+    assert problem["detail"] == "The body is larger than 1 MiB; send less at once, or set HTTP_BODY_LIMIT_MB."
+    assert problem["details"] == {"field": "body", "value": MIB + 1, "limit": MIB}
 
 
 async def test_a_body_that_turns_out_too_large_is_refused_while_it_still_streams(client: httpx.AsyncClient) -> None:

@@ -221,6 +221,15 @@ async def test_one_taken_off_the_blacklist_begins_with_one_attempt_at_a_time(hou
     await node.takes(3)
 
 
+async def test_of_one_node_is_told_what_is_listed_of_it_alone(queue: Instance):
+    await queue.blacklisting.add("n1", BlacklistNode(reason="fan"))
+    await queue.blacklisting.add("n2", BlacklistNode(reason="dust"))
+
+    assert [each.reason for each in (await queue.blacklisting.of_node("n2")).entries] == ["dust"]
+    with pytest.raises(NotFound):
+        await queue.blacklisting.of_node("n3")
+
+
 async def test_one_that_is_not_on_the_blacklist_cannot_be_taken_off(queue: Instance):
     with pytest.raises(NotFound):
         await queue.blacklisting.remove("n1")

@@ -129,6 +129,31 @@ async def test_an_item_that_ended_is_told_once():
         assert [_told(event) for event in told] == ["completed"]
 
 
+async def test_a_reader_that_comes_back_after_the_end_is_not_kept():
+    async with queue() as (_, instance, node):
+        work_id = await submit(instance)
+        given = await node.takes()
+        events, first = await _start(instance, work_id)
+        await node.complete(given, "hello")
+        told = [first, *[event async for event in events]]
+
+        async with asyncio.timeout(5):
+            assert [event async for event in await instance.following.follow(work_id, told[-1].id)] == []
+            again = [event async for event in await instance.following.follow(work_id, told[0].id)]
+            assert [_told(event) for event in again] == ["completed"]
+
+
+async def test_a_reader_that_saw_only_an_end_and_comes_back_sees_it_once_more():
+    async with queue() as (_, instance, node):
+        work_id = await submit(instance)
+        await node.complete(await node.takes(), "hello")
+        _, only = await _start(instance, work_id)
+
+        async with asyncio.timeout(5):
+            again = [event async for event in await instance.following.follow(work_id, only.id)]
+        assert [(_told(event), event.last) for event in again] == [("completed", True)]
+
+
 async def test_an_item_that_is_not_there_cannot_be_followed():
     async with queue() as (_, instance, _):
         with pytest.raises(NotFound):

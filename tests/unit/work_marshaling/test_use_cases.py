@@ -326,7 +326,7 @@ async def test_a_bad_item_in_a_batch_refuses_only_itself(queue: Instance):
     items = [
         {"work_type": "chat"},
         {"work_type": "NO"},
-        {"work_type": "chat", "work_id": "dead"},
+        {"work_type": "chat", "work_id": "dead", "priority": 11},
         {"work_type": "chat"},
     ]
 
@@ -334,6 +334,10 @@ async def test_a_bad_item_in_a_batch_refuses_only_itself(queue: Instance):
 
     assert [answer.accepted is not None for answer in answers.answers] == [True, False, False, True]
     assert (answers.accepted, answers.refused) == (2, 2)
+    refused = answers.answers[2].error
+    assert refused is not None
+    assert "`priority` is 11: Input should be less than or equal to 9" in refused.message
+    assert '`work_id` is "dead"' in refused.message
 
 
 async def test_items_submitted_together_share_one_message(queue: Instance, bus: Bus):
