@@ -6,7 +6,7 @@ call that is stuck, and what the library prints never reaches the answers.
 
 import json
 import os
-import queue
+import select
 import sys
 import threading
 from collections.abc import Callable
@@ -19,19 +19,22 @@ Answer = Callable[[str], dict[str, Any]]
 def serve(start: Callable[[], Answer]) -> None:
     """`start` opens the library, however long it takes, and gives what answers every question. Does not return."""
     answers = _private_output()
-    questions: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(questions,), daemon=True).start()
+    threading.Thread(target=_end_with_input, daemon=True).start()
     answer = start()
-    while True:
-        question = questions.get()
+    for line in sys.stdin.buffer:
+        question = json.loads(line)
         answers.write(json.dumps({"id": question["id"], **answer(question["ask"])}) + "\n")
         answers.flush()
+    os._exit(0)  # nobody asks any more
 
 
-def _listen(questions: "queue.Queue[dict[str, Any]]") -> None:
-    for line in sys.stdin:
-        questions.put(json.loads(line))
-    os._exit(0)  # nobody asks any more; a call that is stuck must not keep us here
+def _end_with_input() -> None:
+    """A call that is stuck must not keep us here. That the other end is closed is told to who waits for nothing else,
+    while another thread reads."""
+    other_end = select.poll()
+    other_end.register(0, 0)
+    other_end.poll()
+    os._exit(0)
 
 
 def _private_output() -> TextIO:
