@@ -287,9 +287,23 @@ class NodeAgent:
         return frozenset(short)
 
     async def _journaled(self, taken: dict[str, tuple[Assignment, Pool]]) -> frozenset[str]:
+        """Of a few, those begin the moment they are on disk that can; of many, their threads would hold up the loop."""
         if not taken:
             return frozenset()
-        return await self._journal.accept([assignment for assignment, _ in taken.values()], self._clock.now())
+        few = taken.items() if len(taken) <= FEW else ()
+        prepared = {token: start for token, (each, pool) in few if (start := pool.runner.prepare(each)) is not None}
+
+        def begin(fresh: frozenset[str]) -> None:
+            for token in fresh & prepared.keys():
+                prepared[token]()
+
+        fresh: frozenset[str] = frozenset()
+        try:
+            fresh = await self._journal.accept([each for each, _ in taken.values()], self._clock.now(), begin)
+        finally:
+            for assignment, pool in (taken[token] for token in prepared.keys() - fresh):
+                pool.runner.decline(assignment)
+        return fresh
 
     def _give_back(self, pools: Iterable[Pool]) -> None:
         for pool in pools:

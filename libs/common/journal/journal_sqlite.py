@@ -19,6 +19,8 @@ Unreadable = Callable[[Path, sqlite3.Error], None]
 """What becomes of a file that is no journal: raise, or take it away so that a new one is made."""
 Then = Callable[[BaseException | None], None]
 """Runs on the event loop once it is on disk (None) or known not to be, also when nobody waits for it any more."""
+AtOnce = Callable[[T], None]
+"""Runs on the journal's thread with what the work returned, the moment that is on disk. Must not raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class _Waiting:
     work: Work[Any]
     done: "asyncio.Future[Any]"
     then: Then | None
+    at_once: AtOnce[Any] | None
 
 
 Done = tuple[_Waiting, Any, BaseException | None]
@@ -76,16 +79,16 @@ class SqliteFile:
         while thread.is_alive():  # noqa: ASYNC110  # a thread tells no event loop that it ended
             await asyncio.sleep(0.005)
 
-    async def do(self, work: Work[T]) -> T:
-        """Returns when it is on disk. Raises `Unavailable`: then nothing of it is there."""
-        return await self.begin(work)
+    async def do(self, work: Work[T], at_once: AtOnce[T] | None = None) -> T:
+        """Returns when it is on disk, after `at_once`. Raises `Unavailable`: then nothing of it is there."""
+        return await self.begin(work, at_once=at_once)
 
-    def begin(self, work: Work[T], then: Then | None = None) -> "asyncio.Future[T]":
+    def begin(self, work: Work[T], then: Then | None = None, at_once: AtOnce[T] | None = None) -> "asyncio.Future[T]":
         """As `do`. Who is cancelled while waiting cancels nothing: `then` is told what became of it all the same."""
         if self._thread is None:
             raise Unavailable("the journal is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.put(_Waiting(work, done, then))
+        self._waiting.put(_Waiting(work, done, then, at_once))
         return done
 
     def _run(self, loop: asyncio.AbstractEventLoop, opened: "asyncio.Future[None]") -> None:
@@ -99,6 +102,9 @@ class SqliteFile:
         with contextlib.closing(database):
             while batch := self._next_batch():
                 results = self._commit(database, batch)
+                for waiting, value, failed in results:
+                    if failed is None and waiting.at_once is not None:
+                        waiting.at_once(value)
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     loop.call_soon_threadsafe(_resolve, results)
 

@@ -52,7 +52,7 @@ from services.node_agent.store_sqlite import SqliteJournal
 from services.node_agent.use_cases import NodeAgent
 from services.node_agent.wiring import build
 from tests.integration.node_agent.conftest import until
-from tests.integration.node_agent.functions import echo
+from tests.integration.node_agent.functions import echo, wait_at
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
@@ -220,7 +220,7 @@ async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
         bus = Bus(transport, name="bare", observer=SilentObserver(), clock=clock)
         reports = Reports(bus, clock, node_id=NODE, boot_id="boot")
         draining = Draining(bus, journal, clock, reports, node_id=NODE)
-        functions = FunctionRunner({"echo": echo}, slots=slots, freed=reports.workload_changed)
+        functions = FunctionRunner({"echo": echo, "wait_at": wait_at}, slots=slots, freed=reports.workload_changed)
         await journal.open()
         try:
             yield NodeAgent(

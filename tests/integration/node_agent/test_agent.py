@@ -24,6 +24,7 @@ from libs.common.errors import Conflict, WrongSetting
 from services.node_agent import wiring
 from services.node_agent.model import Outcome
 from services.node_agent.store_sqlite import SqliteJournal
+from services.node_agent.use_cases import FEW
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import gate, reached
 from tests.integration.node_agent.mesh import agent, bare_agent, function_job, job, marshaling, start_agent
@@ -196,16 +197,31 @@ async def test_a_stopped_attempt_ends_without_an_outcome(tmp_path: Path):
 
 
 async def test_an_attempt_stopped_before_its_first_step_gives_its_slot_back(tmp_path: Path):
-    assignment = function_job("echo")
-    async with bare_agent(tmp_path, slots=1) as bare:
+    many = tuple(function_job("echo") for _ in range(FEW + 1))
+    tokens = tuple(each.attempt_token or "" for each in many)
+    async with bare_agent(tmp_path, slots=len(many)) as bare:
         # Awaited directly, nothing else runs between the two.
-        await bare.assign(Assignments(epoch=1, assignments=(assignment,)))
-        answer = await bare.stop(StopAttempts(attempt_tokens=(assignment.attempt_token or "",), reason="test"))
-        shown = await bare.job(f"{assignment.work_id}@1")
+        await bare.assign(Assignments(epoch=1, assignments=many))
+        answer = await bare.stop(StopAttempts(attempt_tokens=tokens, reason="test"))
+        shown = [await bare.job(f"{each.work_id}@1") for each in many]
 
-        assert answer.stopped == (assignment.attempt_token,)
-        assert shown.state == "stopped"
-        assert bare.pools()[0].free_slots == 1
+        assert answer.stopped == tokens
+        assert {each.state for each in shown} == {"stopped"}
+        assert bare.pools()[0].free_slots == len(many)
+
+
+async def test_a_function_begins_once_its_attempt_is_on_disk_while_the_loop_does_something_else(tmp_path: Path):
+    assignment = function_job("wait_at", "early")
+    async with bare_agent(tmp_path, slots=1) as bare:
+        gate("early")
+        assigning = asyncio.create_task(bare.assign(Assignments(epoch=1, assignments=(assignment,))))
+        await asyncio.sleep(0)  # as far as the journal
+        begun = reached["early"].wait(10)  # the loop stands still
+        gate("early").set()
+        await assigning
+        await until(lambda: bare.pools()[0].free_slots == 1)
+
+    assert begun
 
 
 async def test_a_leader_that_was_replaced_can_neither_stop_nor_give_an_attempt(tmp_path: Path):
