@@ -6,7 +6,9 @@ from datetime import datetime
 
 import structlog
 
+from libs.common.bus.codec import encode, encode_list, encode_with
 from libs.common.clock import Clock
+from libs.common.contracts.base import Written
 from libs.common.contracts.log import RecordKind
 from libs.common.contracts.work_log import Fact, WorkRecord
 from libs.common.errors import StreamFull, Unavailable
@@ -23,9 +25,9 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was decided at once: the facts, how far the inputs had been read by then, what is to follow."""
+    """What was decided at once: the facts in JSON, how far the inputs had been read by then, what is to follow."""
 
-    facts: tuple[Fact, ...]
+    facts: tuple[bytes, ...]
     work_ids: tuple[str, ...]
     in_seq: int
     out_seq: int
@@ -84,8 +86,9 @@ class Journal:
         return self._commit.added
 
     def add(self, facts: tuple[Fact, ...], work_ids: tuple[str, ...], follow: tuple[Effect, ...]) -> None:
-        heavy = sum(map(weight, facts))
-        step = Step(facts, work_ids, self._memory.in_seq, self._memory.out_seq, follow, heavy)
+        written = tuple(map(encode, facts))
+        heavy = sum(map(len, written)) + len(written)
+        step = Step(written, work_ids, self._memory.in_seq, self._memory.out_seq, follow, heavy)
         position = self._commit.add(step, heavy)
         for work_id in work_ids:
             self._unconfirmed[work_id] = position
@@ -134,20 +137,12 @@ class Journal:
             for effect in step.effects:
                 self._follow(effect)
 
-    async def _append(self, facts: tuple[Fact, ...], in_seq: int, out_seq: int) -> None:
+    async def _append(self, facts: Sequence[bytes], in_seq: int, out_seq: int) -> None:
         """A full log is a problem that is shown and waited out: nothing that was read is lost meanwhile."""
 
-        def record(stamp: Stamp) -> WorkRecord:
-            return WorkRecord.model_construct(
-                epoch=stamp.epoch,
-                n=stamp.n,
-                at=stamp.at,
-                kind=RecordKind.FACTS,
-                in_seq=in_seq,
-                out_seq=out_seq,
-                facts=facts,
-                totals={},
-            )
+        def record(stamp: Stamp) -> Written[WorkRecord]:
+            rest = WorkRecord(epoch=stamp.epoch, n=stamp.n, at=stamp.at, in_seq=in_seq, out_seq=out_seq)
+            return encode_with(rest, facts=encode_list(facts))
 
         while True:
             try:

@@ -4,7 +4,7 @@ One rule for what is written: every field, null ones included, so that a reader 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -40,10 +40,28 @@ def encode(message: Message | Written[Any]) -> bytes:
     """Raises `Malformed` when the message holds text that no UTF-8 reader could read."""
     if isinstance(message, Written):
         return message.json
+    return _json(message)
+
+
+def _json(message: Message, exclude: Iterable[str] = ()) -> bytes:
     try:
-        return message.__pydantic_serializer__.to_json(message)
+        return message.__pydantic_serializer__.to_json(message, exclude=set(exclude) or None)
     except (PydanticSerializationError, UnicodeEncodeError) as error:
         raise Malformed(f"{type(message).__name__} cannot be written as JSON: {_short(str(error))}") from error
+
+
+def encode_with(message: T, **written: bytes) -> Written[T]:
+    """The message, with these fields in JSON that was written already; what it holds in them itself is not told.
+
+    Raises `Malformed` as `encode` does.
+    """
+    rest = _json(message, exclude=written.keys())
+    told = b",".join(b'"%b":%b' % (name.encode(), value) for name, value in written.items())
+    return Written(type(message), b"{%b}" % told if rest == b"{}" else b"{%b,%b" % (told, rest[1:]))
+
+
+def encode_list(parts: Iterable[bytes]) -> bytes:
+    return b"[%b]" % b",".join(parts)
 
 
 def decode(kind: type[T], payload: bytes) -> T:

@@ -11,7 +11,7 @@ import structlog
 from libs.common.bus.bus import Bus
 from libs.common.bus.transport import Expect, Receipt, Stored
 from libs.common.clock import Clock
-from libs.common.contracts.base import Topic
+from libs.common.contracts.base import Topic, Written
 from libs.common.contracts.log import LogEpoch, LogRecord
 from libs.common.contracts.streams import Stream
 from libs.common.errors import Disconnected, MeshError, TimedOut, Unavailable, WrongRevision
@@ -95,7 +95,7 @@ class FencedLog(Generic[R]):
         _log.info("log_taken_over", stream=self._stream.name, epoch=self._epoch, sequence=self._fence)
         return self._epoch
 
-    async def append(self, make: Callable[[Stamp], R]) -> Receipt:
+    async def append(self, make: Callable[[Stamp], R | Written[R]]) -> Receipt:
         """Write one record. Returns when it is on disk.
 
         Raises `SteppedDown` when another took over or no receipt came in time, `StreamFull` (the term goes on).

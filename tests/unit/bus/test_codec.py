@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from libs.common.bus.codec import ERROR_HEADER, decode, encode, error_reply, read_reply
+from libs.common.bus.codec import ERROR_HEADER, decode, encode, encode_list, encode_with, error_reply, read_reply
 from libs.common.contracts.base import Json, Message
 from libs.common.contracts.catalogue import catalogue
 from libs.common.contracts.node_registry import NodeQuery
@@ -120,6 +120,16 @@ def test_every_field_is_written_also_without_a_value() -> None:
 
     assert set(written) == set(WorkItem.model_fields)
     assert written["deadline"] is None
+
+
+@pytest.mark.parametrize("message", [Free(value={"value": None}), WorkItem(work_type="chat", submitter='"payload":')])
+def test_a_message_with_parts_that_were_written_before_reads_as_the_whole(message: Message) -> None:
+    name = next(iter(type(message).model_fields))
+    parts = {name: encode_list([b"1", b"2"])}
+
+    told = encode_with(message, **parts)
+
+    assert json.loads(told.json) == json.loads(encode(message)) | {name: [1, 2]}
 
 
 def test_a_refusal_names_three_fields_and_counts_the_rest() -> None:
