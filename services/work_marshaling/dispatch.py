@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import structlog
+from pydantic_core import to_json
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.codec import encode, encode_list, encode_with
 from libs.common.clock import Clock
+from libs.common.contracts.base import Written
 from libs.common.contracts.work_marshaling import (
     ASSIGN,
     ASSIGNED,
@@ -39,6 +42,15 @@ FIRST_AVOIDANCE_SECONDS = 0.25
 OBSERVED_AT_A_STRETCH = 10
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """An assignment as its node is told it. `observed` is what observers may know: not its payload, nor its token."""
+
+    token: str
+    observed: Assignment
+    json: bytes
 
 
 @dataclass(slots=True)
@@ -124,11 +136,10 @@ class Dispatcher:
             return True
         if node_id == EXTERNAL:
             return await self._publish_external(offered, batch)
-        tokens = [assignment.attempt_token for assignment in batch if assignment.attempt_token is not None]
+        tokens = [assignment.token for assignment in batch]
         try:
-            request = Assignments.model_construct(
-                epoch=self._term.epoch, log_made=self._term.log_made, assignments=tuple(batch)
-            )
+            leader = Assignments(epoch=self._term.epoch, log_made=self._term.log_made, assignments=())
+            request = encode_with(leader, assignments=encode_list(each.json for each in batch))
             answers = await self._bus.request(ASSIGN, request, node_id=node_id, timeout=ANSWER_SECONDS)
         except NobodyAnswers:
             self._nobody(node_id, offered, tokens)
@@ -142,8 +153,8 @@ class Dispatcher:
             return True
         return await self._answered(node_id, offered, batch, answers.answers)
 
-    async def _batch(self, node_id: str, offered: OrderedDict[str, _Offered]) -> list[Assignment]:
-        batch: list[Assignment] = []
+    async def _batch(self, node_id: str, offered: OrderedDict[str, _Offered]) -> list[_Written]:
+        batch: list[_Written] = []
         total = 0
         for token, entry in tuple(offered.items()):
             item = self._term.memory.items.get(entry.work_id)
@@ -160,7 +171,7 @@ class Dispatcher:
             total += item.spec.carried_bytes + 1024
         return batch
 
-    async def _assignment(self, item: WorkItem, node_id: str, token: str) -> Assignment | None:
+    async def _assignment(self, item: WorkItem, node_id: str, token: str) -> _Written | None:
         """None when its payload is not to be had, now or for ever."""
         try:
             payload = await self._payloads.of(item)
@@ -172,10 +183,10 @@ class Dispatcher:
             self._term.happen(item.work_id, PayloadLost())
             return None
         spec = item.spec
-        return Assignment.model_construct(
+        observed = Assignment(
             work_id=item.work_id,
             attempt=item.attempts[-1].number,
-            attempt_token=token,
+            attempt_token=None,
             node_id=node_id,
             work_type=spec.work_type,
             model_name=spec.model_name,
@@ -184,17 +195,18 @@ class Dispatcher:
             lease_seconds=spec.timeout_seconds if spec.external else self._term.rules.lease_seconds,
             deadline=spec.deadline,
             labels=dict(spec.labels),
-            payload=payload if spec.payload_ref is None else None,
-            payload_ref=spec.payload_ref,
             payload_bytes=spec.payload_bytes,
             memory=_memory(spec.requirements),
         )
+        apart = {"payload": payload} if spec.payload_ref is None else {"payload_ref": encode(spec.payload_ref)}
+        told = encode_with(observed, attempt_token=to_json(token), **apart)
+        return _Written(token, observed, told.json)
 
-    async def _publish_external(self, offered: OrderedDict[str, _Offered], batch: Sequence[Assignment]) -> bool:
+    async def _publish_external(self, offered: OrderedDict[str, _Offered], batch: Sequence[_Written]) -> bool:
         try:
             for assignment in batch:
-                await self._bus.publish(ASSIGNED, assignment)
-                offered.pop(assignment.attempt_token or "", None)
+                await self._bus.publish(ASSIGNED, Written(Assignment, assignment.json))
+                offered.pop(assignment.token, None)
         except Unavailable:
             return False
         return True
@@ -203,19 +215,19 @@ class Dispatcher:
         self,
         node_id: str,
         offered: OrderedDict[str, _Offered],
-        batch: Sequence[Assignment],
+        batch: Sequence[_Written],
         answers: Sequence[AssignmentAnswer],
     ) -> bool:
         """True when every assignment was answered, one way or the other."""
-        given = {assignment.attempt_token: assignment for assignment in batch}
+        given = {assignment.token: assignment.observed for assignment in batch}
         for answer in answers:
-            assignment = given.pop(answer.attempt_token, None)
-            if assignment is None:
+            observed = given.pop(answer.attempt_token, None)
+            if observed is None:
                 continue
             if answer.accepted:
                 offered.pop(answer.attempt_token, None)
-                self._refusals.pop((node_id, assignment.memory is not None), None)
-                self._accepted.append(assignment)
+                self._refusals.pop((node_id, observed.memory is not None), None)
+                self._accepted.append(observed)
                 self._news.set()
             else:
                 token, short = answer.attempt_token, answer.short_of_memory
@@ -232,13 +244,11 @@ class Dispatcher:
                 self._news.clear()
             await asyncio.sleep(0)
 
-    async def _tell(self, assignment: Assignment) -> None:
-        """A copy without the payload and without the token, which only the node may know."""
-        copy = assignment.model_copy(update={"payload": None, "payload_ref": None, "attempt_token": None})
+    async def _tell(self, observed: Assignment) -> None:
         try:
-            await self._bus.publish(ASSIGNED, copy)
+            await self._bus.publish(ASSIGNED, observed)
         except Unavailable as error:
-            _log.debug("observers_not_told", work_id=assignment.work_id, reason=error.message)
+            _log.debug("observers_not_told", work_id=observed.work_id, reason=error.message)
 
     def _nobody(self, node_id: str, offered: OrderedDict[str, _Offered], tokens: Sequence[str]) -> None:
         now = self._clock.monotonic()

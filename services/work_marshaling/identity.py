@@ -4,6 +4,8 @@ import hashlib
 import json
 from datetime import datetime
 
+from pydantic_core import to_json
+
 from libs.common.contracts.work_marshaling import SERVER_PREFIX
 from services.work_marshaling.model import Submission
 
@@ -46,4 +48,4 @@ def canonical_text(payload: object) -> str:
 
 def payload_text(payload: object) -> str:
     """The payload as it is kept: compact JSON."""
-    return json.dumps(payload, separators=(",", ":"), ensure_ascii=False)
+    return to_json(payload).decode()

@@ -1,6 +1,5 @@
 """Payloads that are too large for the memory: they stay in WORK_IN until an attempt needs them."""
 
-import json
 from collections import OrderedDict
 from typing import Any
 
@@ -8,6 +7,7 @@ from libs.common.bus.bus import Bus, Stored
 from libs.common.contracts.streams import WORK_IN
 from libs.common.contracts.work_marshaling import SUBMIT, SUBMITTED
 from libs.common.errors import Malformed
+from services.work_marshaling.identity import payload_text
 from services.work_marshaling.model import Submission, WorkItem
 
 MESSAGES_KEPT = 8
@@ -27,18 +27,17 @@ class Payloads:
         self._bus = bus
         self._read: OrderedDict[int, tuple[Submission, ...]] = OrderedDict()
 
-    async def of(self, item: WorkItem) -> dict[str, Any] | None:
-        """None when it is gone for good. Raises `Unavailable` when it cannot be read now."""
+    async def of(self, item: WorkItem) -> bytes | None:
+        """As JSON. None when it is gone for good. Raises `Unavailable` when it cannot be read now."""
         if item.spec.payload is not None:
-            kept: dict[str, Any] = json.loads(item.spec.payload)
-            return kept
+            return item.spec.payload
         items = self._read.get(item.sequence)
         if items is None:
             stored = await self._bus.message(WORK_IN, item.sequence)
             if stored is None:
                 return None
             items = self._keep(stored)
-        return dict(items[item.index].payload) if item.index < len(items) else None
+        return payload_text(items[item.index].payload).encode() if item.index < len(items) else None
 
     async def kept(self, item: WorkItem) -> dict[str, Any] | None:
         """Of an item that ended: as long as WORK_IN happens to have it. Raises `Unavailable`."""

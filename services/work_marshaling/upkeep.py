@@ -1,5 +1,6 @@
 """Keeps memory and streams within their bounds, so that a mesh that runs for weeks does not fill up."""
 
+import json
 from collections.abc import Mapping
 
 import structlog
@@ -87,7 +88,8 @@ class Upkeep:
             payload = await self._payloads.of(item)
             present = self._term.memory.items.get(item.work_id)
             if payload is not None and present is not None and present.spec.payload is None:
-                kept = PayloadKept(work_id=item.work_id, payload=payload, payload_bytes=item.spec.payload_bytes)
+                read = json.loads(payload)
+                kept = PayloadKept(work_id=item.work_id, payload=read, payload_bytes=item.spec.payload_bytes)
                 self._term.keep((kept,))
         if old:
             await self._term.journal.flushed()

@@ -55,12 +55,14 @@ class Bus:
         self._clock = clock
         self._handlers = Handlers()
 
-    async def publish(self, topic: Topic[M], message: M) -> None:
+    async def publish(self, topic: Topic[M], message: M | Written[M]) -> None:
         """Tell whoever listens now; nobody is a normal answer. Raises `Disconnected`, `TooLarge`."""
         with self._sending("publish", topic.subject):
             await self._transport.publish(topic.subject, encode(message), self._headers())
 
-    async def request(self, call: Call[Q, A], request: Q, *, node_id: str | None = None, timeout: float = 2.0) -> A:
+    async def request(
+        self, call: Call[Q, A], request: Q | Written[Q], *, node_id: str | None = None, timeout: float = 2.0
+    ) -> A:
         """Ask. Raises what the other side answered as an error, `NobodyAnswers`, `TimedOut`, `Disconnected`."""
         subject = call.at(node_id)
         with self._sending("request", call.subject):
