@@ -19,7 +19,7 @@ from libs.common.contracts.work_marshaling import (
     StopAttempts,
 )
 from libs.common.errors import Conflict, NotFound, Unavailable
-from services.node_agent.attempts import Attempts, Job, Pool
+from services.node_agent.attempts import Attempts, Job, Pool, Prepared
 from services.node_agent.draining import Draining
 from services.node_agent.engine import EngineDoor
 from services.node_agent.job_memory import MemoryOfJobs
@@ -194,8 +194,8 @@ class NodeAgent:
         return [job.running for job in self._jobs.values() if job.stop_reason is None]
 
     def pools(self) -> list[SlotPool]:
-        shown = [pool.show() for pool in self._pools]
-        return shown if self._takes_nothing() is None else [_without_free_slots(pool) for pool in shown]
+        closed = self._takes_nothing() is not None
+        return [pool.show(closed=closed) for pool in self._pools]
 
     @property
     def draining(self) -> bool:
@@ -287,22 +287,15 @@ class NodeAgent:
         return frozenset(short)
 
     async def _journaled(self, taken: dict[str, tuple[Assignment, Pool]]) -> frozenset[str]:
-        """Of a few, those begin the moment they are on disk that can; of many, their threads would hold up the loop."""
         if not taken:
             return frozenset()
-        few = taken.items() if len(taken) <= FEW else ()
-        prepared = {token: start for token, (each, pool) in few if (start := pool.runner.prepare(each)) is not None}
-
-        def begin(fresh: frozenset[str]) -> None:
-            for token in fresh & prepared.keys():
-                prepared[token]()
-
+        prepared = Prepared(taken if len(taken) <= FEW else {})
         fresh: frozenset[str] = frozenset()
         try:
-            fresh = await self._journal.accept([each for each, _ in taken.values()], self._clock.now(), begin)
+            assignments = [assignment for assignment, _ in taken.values()]
+            fresh = await self._journal.accept(assignments, self._clock.now(), prepared.begin)
         finally:
-            for assignment, pool in (taken[token] for token in prepared.keys() - fresh):
-                pool.runner.decline(assignment)
+            prepared.decline_all_but(fresh)
         return fresh
 
     def _give_back(self, pools: Iterable[Pool]) -> None:
@@ -400,10 +393,6 @@ class NodeAgent:
             await self._journal.stopped(assignment.attempt_token or "", self._clock.now())
         except Unavailable as error:
             log.error("stop_not_journaled", work=assignment.work_id, reason=error.message)
-
-
-def _without_free_slots(pool: SlotPool) -> SlotPool:
-    return pool.model_copy(update={"free_slots": 0})
 
 
 def _nearer(reason: str, refusal: str | None) -> str:

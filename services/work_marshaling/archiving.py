@@ -45,8 +45,8 @@ BREATH = 5
 LOOK_SECONDS = 0.25
 AGAIN_SECONDS = 1.0
 TRIM_SECONDS = 1.0
-BUSY_DECISIONS = 100
-"""In one look: a hundred items a second, about."""
+BUSY_DECISIONS = 25
+"""In one look: thirty items a second, about."""
 GIVES_WAY_SECONDS = 5.0
 GIVES_WAY_ITEMS = 10_000
 """No settings, because both bound what nobody should have to think of: how far the archive is behind, and how much
@@ -153,19 +153,31 @@ class Archiving:
     # From the memory into WORK_DONE
 
     async def _hand_over(self, leadership: Leadership) -> None:
+        """What ends meanwhile waits for the next turn, unless there is a message full of it: alone, each item would
+        take a message, a record and a transaction of its own."""
         while True:
             await self._turn(leadership.term)
-            while items := ready(leadership.term):
-                try:
-                    await self._hand_over_these(items, leadership)
-                except StreamFull as error:
-                    self._wait_for(f"the stream WORK_DONE is full: {error.message}")
-                except Unavailable as error:
-                    self._wait_for(f"finished work cannot be handed over: {error.message}")
+            items = ready(leadership.term)
+            while items:
+                if await self._tried(items, leadership):
+                    more = len(items) == MOST_AT_ONCE
                 else:
-                    self._stuck = None
-                    continue
-                await self._clock.sleep(AGAIN_SECONDS)
+                    more = True
+                    await self._clock.sleep(AGAIN_SECONDS)
+                items = ready(leadership.term) if more else []
+
+    async def _tried(self, items: Sequence[WorkItem], leadership: Leadership) -> bool:
+        """Whether they were handed over."""
+        try:
+            await self._hand_over_these(items, leadership)
+        except StreamFull as error:
+            self._wait_for(f"the stream WORK_DONE is full: {error.message}")
+        except Unavailable as error:
+            self._wait_for(f"finished work cannot be handed over: {error.message}")
+        else:
+            self._stuck = None
+            return True
+        return False
 
     async def _turn(self, term: Term) -> None:
         """Wait for a moment when there is little to do, or until finished work has waited long enough."""

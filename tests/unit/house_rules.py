@@ -126,7 +126,19 @@ PURE_IMPORTS = (
         "enum",
         "fnmatch",
     ),
-    *("functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "pydantic", "re", "statistics"),
+    *(
+        "functools",
+        "hashlib",
+        "heapq",
+        "itertools",
+        "json",
+        "math",
+        "operator",
+        "pydantic",
+        "pydantic_core",
+        "re",
+        "statistics",
+    ),
     *("string", "struct", "tomllib", "types", "typing"),
 )
 # The catalogue looks which contract modules there are.

@@ -105,6 +105,20 @@ async def test_an_end_is_handed_over_only_when_it_is_on_disk():
         assert [item.work_id for item in ready(term)] == [work_id]
 
 
+async def test_what_ends_while_finished_work_is_handed_over_goes_together_a_moment_later():
+    house = House()
+    async with house.marshaling() as instance:
+        term = instance.leading.present.term
+        for work_id in [await submit(instance) for _ in range(8)]:
+            term.happen(work_id, Cancel())
+            await house.pass_time(0.1)
+        await house.pass_time(HANDED_OVER_SECONDS)
+        state = await instance.bus.stream_state(WORK_DONE)
+
+        assert 2 <= state.last_sequence <= 5
+        assert term.memory.unarchived == {}
+
+
 async def test_an_end_that_was_not_archived_when_the_leader_died_is_archived_by_the_next():
     house = House()
     async with house.marshaling() as instance:
