@@ -49,7 +49,13 @@ _SIGNS: tuple[tuple[str, str, Remedy, str], ...] = (
     ),
     (
         "not_supported",
-        r"Model architectures [^\n]* are not supported[^\n]*|Total number of attention heads[^\n]*",
+        r"Model architectures [^\n]* are not supported[^\n]*|Total number of attention heads[^\n]*"
+        r"|Unsupported speculative method[^\n]*|Target and draft model should have the same vocabulary size[^\n]*"
+        r"|[^\n:]*draft_tensor_parallel_size[^\n]* (?:cannot be other value|must be the same)[^\n]*"
+        r"|Model does not support EAGLE3[^\n]*|\w+ does not support \w+ with pipeline parallelism"
+        r"|Decode context parallelism [^\n]*|[^\n:]*must be divisible by dcp_size[^\n]*"
+        r"|EPLB (?:requires|currently only supports)[^\n]*|enable_expert_parallel must be True[^\n]*"
+        r"|Specified KV sharing target layer [^\n]*",
         Remedy.GIVE_UP,
         "this vLLM does not serve that model so",
     ),

@@ -9,11 +9,16 @@ import pytest
 
 from libs.common.contracts.engine_hosting import EngineProgram, HostedEngine
 from libs.common.contracts.node_registry import EngineState
+from libs.inference.planner.facts import ModelFacts
+from libs.inference.planner.rules import refusals
+from libs.inference.planner.speculation import Wanted, with_draft
+from libs.inference.planner.split import Manner, Parallel
 from services.node_agent.hosted_process import LAST_WORDS
 from services.node_agent.last_words import telling
 from services.node_agent.ray_status import Seen, incomplete
 from services.vllm_orchestrator.failures import Failure, Remedy, classify
 from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, Line
+from tests.unit.inference.planner.published import facts
 
 RECORDED = Path(__file__).parents[2] / "data" / "engines"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -41,6 +46,7 @@ def why(words: str, exit_code: int = 1) -> Failure:
         ("unknown_argument", "bad_flag", Remedy.GIVE_UP, "--no-such-flag"),
         ("context_too_long", "bad_option", Remedy.GIVE_UP, "User-specified max_model_len (999999)"),
         ("heads_not_divisible", "not_supported", Remedy.GIVE_UP, "must be divisible by tensor parallel size (3)"),
+        ("no_drafts", "not_supported", Remedy.GIVE_UP, "Unsupported speculative method: 'mtp'"),
         ("no_such_model", "unknown_model", Remedy.GIVE_UP, "no such model"),
         ("hub_out_of_reach", "download", Remedy.LATER, "could not be fetched"),
         ("port_taken", "port_taken", Remedy.LATER, "Address already in use"),
@@ -55,6 +61,26 @@ def test_what_the_real_one_wrote_says_why(log: str, kind: str, remedy: Remedy, s
 
     assert (found.kind, found.remedy) == (kind, remedy)
     assert said in found.sentence
+
+
+MOE, GEMMA = facts("Qwen/Qwen3-30B-A3B"), facts("google/gemma-3-27b-it")
+
+
+@pytest.mark.parametrize(
+    ("model", "parallel"),
+    [
+        (facts("meta-llama/Llama-3.1-8B-Instruct"), Parallel(tensor=3)),
+        (with_draft(GEMMA, Wanted(method="mtp", num_speculative_tokens=1)), Parallel()),
+        (MOE, Parallel(tensor=2, manner=Manner(balanced=True))),
+        (MOE, Parallel(tensor=4, expert_parallel=True, manner=Manner(balanced=True, redundant=1))),
+        (MOE, Parallel(tensor=2, manner=Manner(context=2))),
+        (MOE, Parallel(tensor=8, manner=Manner(context=3))),
+    ],
+)
+def test_what_is_refused_before_a_start_is_given_up_when_an_engine_says_it(model: ModelFacts, parallel: Parallel):
+    said = refusals(model, parallel)[0].message
+
+    assert (why(f"ValueError: {said}").kind, why(f"ValueError: {said}").remedy) == ("not_supported", Remedy.GIVE_UP)
 
 
 @pytest.mark.parametrize(
