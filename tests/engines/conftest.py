@@ -1,6 +1,7 @@
 """A real vLLM on this machine's processor, the model that it serves, and one mesh for all that is asked of it."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.deploying import Deploying
 from tests.mesh_process import MeshProcess, mesh_process
+from tests.network_namespace import network_namespace
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-engines"
 TINY_LLAMA = Path(__file__).with_name("tiny_llama.py")
@@ -80,13 +82,15 @@ def served(deploying: Deploying) -> dict[str, Any]:
 def second_node(
     tmp_path: Path, deploying: Deploying, models: Path, vllm: Path, compiled: Path
 ) -> Iterator[MeshProcess]:
-    """A second agent with a ledger and a detector of its own, as a second machine has them."""
+    """A second agent with a ledger, a detector and a network of its own, as a second machine has them."""
     services = ("node_agent", "gpu_orchestrator", "resource_detector")
-    environment = {"NODE_ID": "second", "NATS_URL": deploying.mesh.nats_url}
-    with _mesh(tmp_path / "second", models, vllm, compiled, **environment) as mesh:
-        mesh.start(("-m", "services", *services)).wait_ready(services)
-        yield mesh
-        mesh.stop()
+    with network_namespace() as network, network.forwarded(deploying.mesh.nats_port) as port:
+        environment = {"NODE_ID": "second", "NATS_URL": f"nats://{network.outside}:{port}", "ENGINE_HOST": "0.0.0.0"}
+        with _mesh(tmp_path / "second", models, vllm, compiled, **environment) as mesh:
+            mesh.start(network.entering((sys.executable, "-m", "services", *services)))
+            deploying.until_nodes(2)
+            yield mesh
+            mesh.stop()
 
 
 def _mesh(

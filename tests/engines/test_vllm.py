@@ -133,8 +133,7 @@ def test_stages_on_one_machine_serve_as_one(deploying):
 
 
 def test_stages_on_two_machines_serve_as_one(deploying, second_node: MeshProcess):
-    """Two agents on this machine: vLLM finds its ranks by address, so it is the same to it as two machines."""
-    deploying.until_nodes(2)
+    """Two agents in two network namespaces: each has addresses of its own, and loopback leads to itself alone."""
     deploying.deploy(instance_name="stages", pipeline_parallel_size=2, max_model_len=512, max_num_seqs=8)
     ready = deploying.until_ready("stages")
 
