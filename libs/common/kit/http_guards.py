@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 from collections.abc import Callable, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ from libs.common.clock import Clock
 from libs.common.errors import Internal, MeshError, TooLarge, Unauthorized
 from libs.common.kit.metrics import Metrics
 from libs.common.kit.problems import problem_response
-from libs.common.kit.tracing import Tracing
+from libs.common.kit.tracing import NoTracing, Tracing
 
 log = structlog.get_logger()
 
@@ -32,12 +33,11 @@ class Observed:
         self._service = service
         self._metrics = metrics
         self._clock = clock
-        self._tracing = tracing
+        self._tracing = None if isinstance(tracing, NoTracing) else tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = _headers(scope)
         started, status = self._clock.monotonic(), 500
-        with Correlated(headers.get(_CORRELATION)) as correlation:
+        with Correlated(_header(scope, _CORRELATION)) as correlation:
 
             async def sending(message: Message) -> None:
                 nonlocal status
@@ -46,14 +46,17 @@ class Observed:
                     message["headers"] = [*message.get("headers", ()), (_CORRELATION, correlation.encode())]
                 await send(message)
 
-            with (
-                structlog.contextvars.bound_contextvars(service=self._service),
-                self._tracing.span("http", scope["method"], {name.decode(): text for name, text in headers.items()}),
-            ):
+            with structlog.contextvars.bound_contextvars(service=self._service), self._traced(scope):
                 try:
                     await self._app(scope, receive, sending)
                 finally:
                     self._tell(scope, status, self._clock.monotonic() - started)
+
+    def _traced(self, scope: Scope) -> AbstractContextManager[None]:
+        if self._tracing is None:
+            return nullcontext()
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        return self._tracing.span("http", scope["method"], headers)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
@@ -93,7 +96,7 @@ class TokenRequired:
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/healthz" or self._fits(_headers(scope).get(b"authorization", "")):
+        if scope["path"] == "/healthz" or self._fits(_header(scope, b"authorization") or ""):
             return await self._app(scope, receive, send)
         return await _answer(Unauthorized("This needs `Authorization: Bearer` with the token."), scope, receive, send)
 
@@ -128,7 +131,7 @@ class BodyLimit:
         self._limit = limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        announced = _headers(scope).get(b"content-length", "0")
+        announced = _header(scope, b"content-length") or "0"
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > self._limit:
             return await _answer(self._refusal(value=int(announced[:20])), scope, receive, send)
         taken = 0
@@ -194,8 +197,13 @@ class StreamsEnd:
         await self._streams.pass_through(self._app, scope, receive, send)
 
 
-def _headers(scope: Scope) -> dict[bytes, str]:
-    return {name: value.decode("latin-1") for name, value in scope["headers"]}
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    """The last of that name."""
+    found: bytes | None = None
+    for name, value in scope["headers"]:
+        if name == wanted:
+            found = value
+    return None if found is None else found.decode("latin-1")
 
 
 def _is_event_stream(message: MutableMapping[str, Any]) -> bool:
