@@ -81,6 +81,8 @@ def docker_process() -> Iterator[DockerProcess]:
     finally:
         process.terminate()
         process.wait(30)
+        # A container with this machine's network leaves a mount of it.
+        subprocess.run(["umount", folder / "exec" / "netns" / "default"], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
         if gateway:
             _ip("link", "del", BRIDGE)
