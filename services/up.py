@@ -208,7 +208,7 @@ def _refuse_second(data_dir: Path) -> None:
     if pid is not None:
         raise WrongSetting(
             f"A mesh already runs here, as process {pid}; `make down` stops it. "
-            "For a second one set MESH_DATA_DIR, GPU_ORCHESTRATOR_LOCK and the ports."
+            "For a second one set MESH_DATA_DIR and the ports."
         )
 
 

@@ -1,11 +1,13 @@
-"""One orchestrator for one machine: two would each give away what the other has promised."""
+"""One orchestrator for one machine: two each promise what the other has promised."""
 
-from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 
 class Alone(Protocol):
-    def held(self) -> AbstractAsyncContextManager[None]:
-        """No other orchestrator of this machine is inside at the same time; the kernel lets the next one in, however
-        this one ends. Raises `WrongSetting` while there is another."""
+    def problem(self) -> str | None:
+        """Who else gives away the memory of this machine; None from when nobody does. Raises `WrongSetting`."""
+        ...
+
+    def close(self) -> None:
+        """Let the next one be alone."""
         ...

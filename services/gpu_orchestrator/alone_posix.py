@@ -1,23 +1,18 @@
-"""By a name or a file that the kernel lets one process have."""
+"""Whether this is the only orchestrator of the machine, by a name or a file that the kernel lets one process have."""
 
-import asyncio
 import fcntl
 import os
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from libs.common.errors import WrongSetting
 
-WAIT_SECONDS = 5.0
-"""Who is just ending gets as long."""
-LOOK_SECONDS = 0.1
 NAME = "compute-mesh/gpu_orchestrator"
 OTHERWISE = Path("/tmp/compute-mesh-gpu-orchestrator.lock")  # the one place that all users share
-
 
 _Held = Callable[[], None]
 """Lets go."""
@@ -25,9 +20,9 @@ _Held = Callable[[], None]
 
 class PosixAlone:
     """With `file` by a lock on it; else, on Linux, by `name` among the sockets of the machine's network, where nobody
-    can delete it, or by a file in its place."""
+    can delete it, or by a file in its place. The kernel lets go, however a process ends."""
 
-    def __init__(self, file: Path | None = None, *, name: str = NAME, wait_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(self, file: Path | None = None, *, name: str = NAME) -> None:
         self._take: Callable[[], _Held | None]
         self._holder: Callable[[], int | None]
         if file is None and sys.platform == "linux":
@@ -35,27 +30,25 @@ class PosixAlone:
         else:
             path = file or OTHERWISE
             self._take, self._holder = lambda: _by_file(path), lambda: _written(path)
-        self._wait_seconds = wait_seconds
+        self._let_go: _Held | None = None
+        self._pid: int | None = None
 
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        held = await self._taken()
-        try:
-            yield
-        finally:
-            held()
-
-    async def _taken(self) -> _Held:
-        for _ in range(round(self._wait_seconds / LOOK_SECONDS)):
-            if (held := self._take()) is not None:
-                return held
-            await asyncio.sleep(LOOK_SECONDS)
-        pid = self._holder()
-        who = "another GPU orchestrator" if pid is None else f"another GPU orchestrator, process {pid},"
-        raise WrongSetting(
-            f"{who} gives away the memory of this machine; stop it. Only if the two have neither GPUs nor RAM in"
-            " common, name a file for this one in GPU_ORCHESTRATOR_LOCK."
+    def problem(self) -> str | None:
+        """Who else gives away this machine's memory; None from when nobody does. Raises `WrongSetting`."""
+        self._let_go = self._let_go or self._take()
+        if self._let_go is not None:
+            return None
+        self._pid = self._holder() or self._pid
+        who = "another GPU orchestrator" + (f", process {self._pid}," if self._pid else "")
+        return (
+            f"{who} gives away the memory of this machine too: what the one promised, the other learns when it is used."
+            " Stop one of them; where they have neither GPUs nor RAM in common, give each a GPU_ORCHESTRATOR_LOCK"
         )
+
+    def close(self) -> None:
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None
 
 
 def _by_name(name: str) -> _Held | None:
@@ -70,9 +63,10 @@ def _by_name(name: str) -> _Held | None:
 
 
 def _named(name: str) -> int | None:
-    """The process that has the name; None where it is of another container, whose numbers mean nothing here."""
+    """The process that has the name; None where it is of another container, whose numbers mean nothing here, and for
+    those who ask once its queue is full: it answers nobody."""
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(1.0)
+        asking.setblocking(False)
         asking.connect(f"\0{name}")
         told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return int(struct.unpack("3i", told)[0]) or None

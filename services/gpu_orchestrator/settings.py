@@ -27,8 +27,8 @@ class Settings(BaseSettings):
     )
     gpu_orchestrator_lock: Path | None = Field(
         None,
-        description="A file that only one orchestrator may lock, in place of the name that all of one machine share."
-        " Orchestrators in containers need one that all of them mount.",
+        description="A file that one orchestrator can lock, in place of the name that all of one machine share: by it"
+        " they notice one another. Orchestrators in containers need one that all of them mount.",
     )
     gpu_reservation_timeout: float = Field(
         300.0,

@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import structlog
 
 from libs.common.contracts.gpu_orchestrator import GpuStates, MemoryState
 from libs.common.contracts.streams import GPU_RESERVATIONS
 from libs.common.errors import Unavailable
 from libs.common.kit.loops import every
-from libs.common.kit.service import Platform, Service
+from libs.common.kit.service import Platform, Service, degraded_while
 from libs.common.kit.settings import PlatformSettings, load
 from libs.hardware.inspector import Inspector
 from services.gpu_orchestrator import http_api
@@ -41,6 +42,7 @@ LOOK_SECONDS = 10.0
 CHANGE_SECONDS = 0.25
 COPY_SECONDS = 0.5
 STILL_SECONDS = 30.0
+log = structlog.get_logger()
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -73,9 +75,12 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     @asynccontextmanager
     async def alive() -> AsyncIterator[None]:
         try:
-            async with alone.held(), meters.open(), orchestrator.open():
+            if (others := alone.problem()) is not None:
+                log.warning("machine_is_shared", reason=others)
+            async with meters.open(), orchestrator.open():
                 yield
         finally:
+            alone.close()
             processes.close()
 
     async def journal_writable() -> str | None:
@@ -96,7 +101,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             every(COPY_SECONDS, copying.copy, platform.clock, name="copy"),
         ],
         router=http_api.router(orchestrator),
-        checks={"journal": journal_writable, "measured": measured},
+        checks={"journal": journal_writable, "measured": measured, "machine": degraded_while(alone.problem)},
     )
 
 

@@ -1,14 +1,15 @@
-"""One orchestrator for one machine, by a name that the kernel keeps or by a file."""
+"""Whether an orchestrator is the only one of its machine, by a name that the kernel keeps or by a file."""
 
 import asyncio
 import os
 import sys
 import uuid
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
 from libs.common.errors import WrongSetting
@@ -17,16 +18,13 @@ from tests.mesh_process import mesh_process
 
 Make = Callable[[], PosixAlone]
 HOLDER = """
-import asyncio, sys
+import sys, time
 from pathlib import Path
 from services.gpu_orchestrator.alone_posix import PosixAlone
 
-async def hold():
-    async with PosixAlone(Path(sys.argv[2]) if sys.argv[1] == "file" else None, name=sys.argv[2]).held():
-        print("held", flush=True)
-        await asyncio.sleep(600)
-
-asyncio.run(hold())
+alone = PosixAlone(Path(sys.argv[2]) if sys.argv[1] == "file" else None, name=sys.argv[2])
+print(alone.problem(), flush=True)
+time.sleep(600)
 """
 
 
@@ -42,57 +40,55 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 @pytest.fixture
 def make(where: tuple[str, str]) -> Make:
     kind, place = where
-    return partial(PosixAlone, Path(place) if kind == "file" else None, name=place, wait_seconds=0.1)
+    return partial(PosixAlone, Path(place) if kind == "file" else None, name=place)
 
 
-async def test_a_second_one_is_refused_and_told_who_is_first_until_that_one_is_gone(make: Make):
-    async with make().held():
-        with pytest.raises(
-            WrongSetting, match=rf"process {os.getpid()}, gives away the memory of this machine; stop it"
-        ):
-            async with make().held():
-                pass
-    async with make().held():
-        pass
+@pytest.fixture
+def second(make: Make) -> Iterator[PosixAlone]:
+    with closing(make()) as alone:
+        yield alone
 
 
-async def test_who_begins_while_another_ends_waits_for_it(make: Make, where: tuple[str, str]):
-    kind, place = where
-    patient = PosixAlone(Path(place) if kind == "file" else None, name=place)
-    async with AsyncExitStack() as second:
-        async with make().held():
-            waiting = asyncio.create_task(second.enter_async_context(patient.held()))
-            await asyncio.sleep(0)
-            assert not waiting.done()
-        await waiting
+def test_a_second_one_names_the_first_until_that_one_is_gone(make: Make, second: PosixAlone):
+    with closing(make()) as first:
+        assert first.problem() is None
+        for _ in range(5):
+            assert f"process {os.getpid()}, gives away the memory of this machine" in str(second.problem())
+        assert first.problem() is None
+
+    assert second.problem() is None
 
 
-async def test_the_kernel_lets_the_next_one_in_after_a_kill(make: Make, where: tuple[str, str]):
+async def test_the_kernel_lets_go_after_a_kill(second: PosixAlone, where: tuple[str, str]):
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDER, *where, stdout=asyncio.subprocess.PIPE)
     try:
         assert process.stdout is not None
-        assert await process.stdout.readline() == b"held\n"
-        with pytest.raises(WrongSetting, match=f"process {process.pid},"):
-            async with make().held():
-                pass
+        assert await process.stdout.readline() == b"None\n"
+        assert f"process {process.pid}," in str(second.problem())
     finally:
         process.kill()
         await process.wait()
 
-    async with make().held():
-        pass
+    assert second.problem() is None
 
 
-async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path):
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path):
     with pytest.raises(WrongSetting, match=r"GPU_ORCHESTRATOR_LOCK is '.*nowhere/lock', which cannot be opened"):
-        async with PosixAlone(tmp_path / "nowhere" / "lock").held():
-            pass
+        PosixAlone(tmp_path / "nowhere" / "lock").problem()
 
 
-async def test_an_orchestrator_with_a_data_folder_of_its_own_does_not_start_beside_another(tmp_path: Path):
-    with mesh_process(tmp_path / "second") as mesh:
-        async with PosixAlone(Path(mesh.environment["GPU_ORCHESTRATOR_LOCK"])).held():
-            code = await asyncio.to_thread(mesh.run, ("-m", "services", "gpu_orchestrator"), timeout=30)
+def test_an_orchestrator_beside_another_says_so_and_works(tmp_path: Path):
+    with (
+        mesh_process(tmp_path / "second") as mesh,
+        closing(PosixAlone(Path(mesh.environment["GPU_ORCHESTRATOR_LOCK"]))) as first,
+    ):
+        assert first.problem() is None
+        mesh.start().wait_ready(["gpu_orchestrator"])
+        door = mesh.url("gpu_orchestrator")
 
-        assert code == 2, mesh.output
-        assert f"process {os.getpid()}, gives away the memory of this machine" in mesh.output
+        told = httpx.get(f"{door}/readyz")
+        assert told.status_code == 200
+        assert told.json()["checks"]["machine"].startswith(
+            f"degraded: another GPU orchestrator, process {os.getpid()},"
+        )
+        assert httpx.get(f"{door}/api/v1/gpu/states").status_code == 200
