@@ -209,10 +209,7 @@ class Keeping:
         await log.take_over({})
         instances = Instances()
         reader = LogReader(self._bus, VLLM_LOG, epochs=VLLM_EPOCH, records=VLLM_RECORD, rebuild=instances)
-        async with asyncio.TaskGroup() as reading:
-            task = reading.create_task(reader.run())
-            await reader.up_to(log.fence)
-            task.cancel()
+        await reader.read_to(log.fence)
         return Term(
             log, instances, self._clock, checkpoint_records=self._checkpoint_records, records=reader.since_checkpoint
         )

@@ -77,8 +77,13 @@ class LogReader(Generic[R]):
                         return
                     await asyncio.sleep(0)
 
+    async def read_to(self, sequence: int) -> None:
+        """As `run`, as far as this."""
+        self._last = sequence
+        await self.run()
+
     async def up_to(self, sequence: int) -> None:
-        """Go no further than this, and wait until it is reached."""
+        """Let the one that runs go no further than this, and wait until it is reached."""
         self._last = sequence
         await self.position.reached(sequence)
 

@@ -57,6 +57,7 @@ from libs.common.contracts.vllm_instances import InstanceEvent, InstanceView
 from libs.common.contracts.vllm_requests import VLLM_REQUEST, VllmReply, VllmRequest
 from libs.common.errors import Conflict, NotFound, Unavailable
 from libs.common.kit.service import Platform
+from libs.common.log.fenced_log import SteppedDown
 from services.vllm_orchestrator.settings import Settings
 from services.vllm_orchestrator.wiring import build
 from tests.fake_engine import FAILURES
@@ -238,7 +239,7 @@ class House:
             while True:
                 try:
                     return await self.bus.request(VLLM_REQUEST, asked, timeout=PATIENCE_SECONDS)
-                except Unavailable:
+                except (Unavailable, SteppedDown):
                     await asyncio.sleep(0.02)
 
     async def deploy(self, name: str = "one", **fields: Any) -> InstanceView:

@@ -179,6 +179,19 @@ async def test_another_orchestrator_goes_on_where_the_first_was_killed(tmp_path)
             assert state.first_sequence > 5
 
 
+async def test_after_nats_lost_its_disk_models_are_deployed_again(tmp_path):
+    node = Machine("a", [H100] * 2)
+    async with house_of(tmp_path, node) as house, house.orchestrator() as running:
+        await house.deploy()
+        await house.until_ready()
+        house.server.stop()
+        house.server.start(emptied=True)
+
+        await house.deploy("two")
+        await house.until_ready("two")
+        assert not running.done()
+
+
 async def test_a_leader_that_was_replaced_changes_nothing_more(tmp_path):
     node = Machine("a", [H100])
     async with house_of(tmp_path, node) as house, house.orchestrator("first"):
