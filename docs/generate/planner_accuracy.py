@@ -12,7 +12,6 @@ from docs.generate.planner_terms import (
     TERMS,
     Pair,
     corrected,
-    hangs_on_the_sampler,
     is_refusal,
     refused,
     started,
@@ -27,10 +26,6 @@ Starts of vLLM that users published, and what the planner says of them from the 
 cell of a row means that version's default. Rows that cannot decide a question (no configuration of the model at hand,
 the size of the card or the division not published, an option that was changed but not published, a second model loaded
 for drafts) are counted, not scored.
-
-Which of two samplers runs since vLLM 0.8 depends on whether FlashInfer is installed beside it: with it the peak of
-choosing tokens may be a quarter, and no column of a row tells. A start that comes up with one and not with the other
-decides nothing, whatever became of it, unless its peak was published. The planner assumes the one that takes more.
 
 Errors are relative to what was measured. *Left out*: the error when a prediction is scaled by the median ratio that all
 **other** models show, which tells whether a term holds for a model it was not fitted to. *Apart*: the rows of models
@@ -153,13 +148,7 @@ def _verdicts(rows: Sequence[MeasuredStart]) -> str:
     )
     told = [[row.id, row.model, row.cells["outcome"], found.value, row.cells["error"]] for row, found in wrong]
     listed = table(["row", "model", "vLLM", "planner", "its error"], told) if told else ""
-    hanging = [row for row in rows if hangs_on_the_sampler(row)]
-    came_up = sum(row.cells["outcome"] == "ok" for row in hanging)
-    with_them = (counted["ok", False] + came_up) / max(1, started + came_up)
-    names = ", ".join(f"{row.id} ({row.model}: {row.cells['outcome']})" for row in hanging) or "none"
-    said = f"Rows that hang on which sampler ran: {names}. Scored with the planner's assumption, these would make it "
-    hanging_told = f"{said}{_percent(with_them)}."
-    return "\n\n".join(part for part in (summary, holds, hanging_told, listed) if part)
+    return "\n\n".join(part for part in (summary, holds, listed) if part)
 
 
 _OUTCOMES = (("ok", "started"), ("fail", "failed"))

@@ -1,7 +1,7 @@
 """What the planner says of each published start, term by term; None where a row cannot decide."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from docs.generate.measured_starts import MeasuredStart, gpu_name
 from libs.common.errors import MeshError
@@ -185,25 +185,10 @@ def refused(row: MeasuredStart) -> list[Refusal] | None:
 
 def verdict(row: MeasuredStart) -> Verdict | None:
     """What the planner says of the start as a whole; None where the row cannot decide."""
-    return None if hangs_on_the_sampler(row) else _verdict(row)
-
-
-def hangs_on_the_sampler(row: MeasuredStart) -> bool:
-    """Whether it comes up with one of the two samplers and not with the other, and nothing tells which one ran.
-
-    A row that publishes the peak of a step tells it.
-    """
-    if row.engine is None or not row.engine.leaves_sampler_open or row.number("activation_peak_gib"):
-        return False
-    return (_verdict(row) is Verdict.FITS) != (_verdict(row, sorts=False) is Verdict.FITS)
-
-
-def _verdict(row: MeasuredStart, *, sorts: bool = True) -> Verdict | None:
     parallel, total = row.parallel, row.total_bytes
     if row.facts is None or parallel is None or total is None or row.engine is None or row.drafted or is_refusal(row):
         return None
-    options = replace(row.options(total), sampler_sorts=sorts)
     try:
-        return start(Sizes(row.facts), parallel, options, [whole(total)] * parallel.pipeline).verdict
+        return start(Sizes(row.facts), parallel, row.options(total), [whole(total)] * parallel.pipeline).verdict
     except MeshError:
         return None

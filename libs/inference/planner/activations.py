@@ -15,10 +15,6 @@ Source: `v1/sample/ops/topk_topp_sampler.py`.
 
 WORD_BYTES = 4
 
-UNSORTED_BYTES = 10
-"""The least that choosing takes where FlashInfer does it without sorting: scores as the model gives them and in 32-bit
-numbers, and probabilities. Source: `v1/sample/ops/topk_topp_sampler.py` (`forward_cuda`)."""
-
 LARGEST_IMAGE_TOKENS = 16384
 """Merged patches of the largest image that the processors of Qwen2-VL and after let through (12.8 million pixels)."""
 
@@ -86,7 +82,7 @@ def sampler_bytes(facts: ModelFacts, options: Options) -> int:
 
     Source: `v1/worker/gpu_model_runner.py` (`_dummy_sampler_run`).
     """
-    size = (SAMPLER_BYTES if options.sampler_sorts else UNSORTED_BYTES) + (2 * facts.type_bytes if facts.draft else 0)
+    size = SAMPLER_BYTES + (2 * facts.type_bytes if facts.draft else 0)
     return size * min(options.max_num_seqs, options.max_num_batched_tokens) * facts.vocabulary
 
 

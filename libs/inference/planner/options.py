@@ -24,7 +24,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The values an engine of this version runs with. That the sampler sorts, which takes more, is assumed."""
+    """The values an engine of this version runs with."""
 
     engine: Engine
     gpu_memory_utilization: float
@@ -35,7 +35,6 @@ class Options:
     enforce_eager: bool
     batched_tokens_given: bool
     draft_tokens: int = 0
-    sampler_sorts: bool = True
     corrections: Corrections = NONE
 
     def demand(self, parallel: Parallel) -> Demand:

@@ -36,14 +36,6 @@ class Engine:
         return self.version >= (0, 12)
 
     @property
-    def leaves_sampler_open(self) -> bool:
-        """Whether the sampler sorts depends on what is installed beside the engine: with FlashInfer it does not.
-
-        Source: `v1/sample/ops/topk_topp_sampler.py` (`TopKTopPSampler`); the first generation's always sorted.
-        """
-        return not self.first_generation and self.version >= (0, 8)
-
-    @property
     def utilization(self) -> float:
         """The default of `gpu_memory_utilization`. Source: `config/cache.py`."""
         return 0.92 if self.version >= (0, 20) else 0.9
