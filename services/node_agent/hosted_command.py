@@ -47,8 +47,8 @@ def command_of(
 ) -> Sequence[str]:
     """The whole command line. `key_file` is empty where clients need no key, `scratch` a folder that is not there yet.
 
-    Raises `Malformed` for arguments that are
-    the agent's to choose."""
+    Raises `Malformed` for arguments that are the agent's to choose.
+    """
     for word in asked.arguments:
         if word.split("=", 1)[0] in ("--host", "--port", "--uds", "--report", "--fingerprint", "--key-file"):
             raise Malformed(f"arguments may not hold {word}: the node chooses it", field="arguments")

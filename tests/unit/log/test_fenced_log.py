@@ -10,6 +10,7 @@ import pytest
 from libs.common.bus.bus import Bus, Stored
 from libs.common.bus.memory.transport import MemoryServer
 from libs.common.bus.observer import SilentObserver
+from libs.common.bus.transport import StreamMadeAnew
 from libs.common.clock import ManualClock
 from libs.common.contracts.base import Topic
 from libs.common.contracts.log import LogEpoch, LogRecord, RecordKind
@@ -91,11 +92,7 @@ async def replayed(log: FencedLog[Note], house: House) -> Told:
     """What a reader knows once it has read up to the writer's epoch record."""
     told = Told()
     following = LogReader(house.bus, STREAM, epochs=EPOCHS, records=NOTES, rebuild=told)
-    reached = asyncio.create_task(following.up_to(log.fence))
-    reading = asyncio.create_task(following.run())
-    await asyncio.wait({reading, reached}, return_when=asyncio.FIRST_COMPLETED)
-    reached.cancel()
-    await reading
+    await following.read_to(log.fence)
     return told
 
 
@@ -112,6 +109,18 @@ async def test_a_new_writer_finds_everything_in_order(house: House):
     await second.take_over({})
 
     assert (await replayed(second, house)).texts == ["one", "two", "three"]
+
+
+async def test_a_reader_says_itself_that_the_log_was_lost_before_its_end(house: House):
+    await (await house.writer("a")).take_over({})
+    following = LogReader(house.bus, STREAM, epochs=EPOCHS, records=NOTES, rebuild=Told())
+    reading = asyncio.create_task(following.read_to(100))
+    await asyncio.sleep(0.01)
+    house.server.stop()
+    house.server.start(emptied=True)
+
+    with pytest.raises(StreamMadeAnew):
+        await asyncio.wait_for(reading, 5)
 
 
 async def test_a_writer_that_was_replaced_cannot_write(house: House):
