@@ -28,7 +28,7 @@ class Journal(Protocol):
     ) -> frozenset[str]:
         """Keep these attempts. Returns the tokens that were not known before: only those are to be started.
 
-        `begin` is told them on the journal's thread, the moment they are on disk; never when this raises.
+        `begin` is told them on the journal's thread, the moment they are written; then they are synced.
         """
         ...
 

@@ -1,10 +1,16 @@
-"""A journal in SQLite: one thread, and one fsync for all that waits at the moment."""
+"""A journal in SQLite: one thread, and one sync for all that waits at the moment.
+
+What is written outlives the process; what is synced, a power failure too. SQLite is told to write its log only
+(`synchronous = NORMAL`: it still syncs around each checkpoint); the log is synced here, so that who needs no more than
+the former need not wait for the latter.
+"""
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,18 +26,18 @@ Unreadable = Callable[[Path, sqlite3.Error], None]
 Then = Callable[[BaseException | None], None]
 """Runs on the event loop once it is on disk (None) or known not to be, also when nobody waits for it any more."""
 AtOnce = Callable[[T], None]
-"""Runs on the journal's thread with what the work returned, the moment that is on disk. Must not raise."""
+"""Runs on the journal's thread with what the work returned, when that is written and not yet synced. Must not raise."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     work: Work[Any]
     done: "asyncio.Future[Any]"
     then: Then | None
     at_once: AtOnce[Any] | None
+    value: Any = None
+    error: Exception | None = None
 
-
-Done = tuple[_Waiting, Any, BaseException | None]
 
 MOST_AT_ONCE = 1000
 LOCK_SECONDS = 5.0
@@ -56,6 +62,7 @@ class SqliteFile:
         self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._problem: str | None = "the journal is not open yet"
+        self._unsynced: str | None = None
 
     def problem(self) -> str | None:
         """Why it takes nothing at the moment."""
@@ -80,7 +87,8 @@ class SqliteFile:
             await asyncio.sleep(0.005)
 
     async def do(self, work: Work[T], at_once: AtOnce[T] | None = None) -> T:
-        """Returns when it is on disk, after `at_once`. Raises `Unavailable`: then nothing of it is there."""
+        """Returns when it is on disk. Raises `Unavailable`: then nothing of it is there, unless the disk failed at the
+        sync, after `at_once`."""
         return await self.begin(work, at_once=at_once)
 
     def begin(self, work: Work[T], then: Then | None = None, at_once: AtOnce[T] | None = None) -> "asyncio.Future[T]":
@@ -98,15 +106,15 @@ class SqliteFile:
         except Exception as error:  # noqa: BLE001  # told to the one who waits
             loop.call_soon_threadsafe(_settle, opened, None, error)
             return
-        loop.call_soon_threadsafe(_settle, opened, None, None)
-        with contextlib.closing(database):
+        with contextlib.closing(database), self._log_file() as log:
+            loop.call_soon_threadsafe(_settle, opened, None, None)
             while batch := self._next_batch():
-                results = self._commit(database, batch)
-                for waiting, value, failed in results:
-                    if failed is None and waiting.at_once is not None:
-                        waiting.at_once(value)
+                changes = database.total_changes
+                self._write(database, batch)
+                if database.total_changes > changes:
+                    self._sync(log, batch)
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(_resolve, results)
+                    loop.call_soon_threadsafe(_resolve, batch)
 
     def _next_batch(self) -> list[_Waiting]:
         """Empty: it is to be closed."""
@@ -124,19 +132,45 @@ class SqliteFile:
             self._waiting.put(None)
         return batch
 
-    def _commit(self, database: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[Done]:
+    def _write(self, database: sqlite3.Connection, batch: Sequence[_Waiting]) -> None:
         """All in one transaction; if it fails, nothing of it is there and everyone is told."""
         try:
+            if self._unsynced is not None:
+                raise OSError(self._unsynced)
             database.execute("BEGIN IMMEDIATE")
-            results: list[Done] = [(each, each.work(database), None) for each in batch]
+            for each in batch:
+                each.value = each.work(database)
             database.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  # told to all who wait
             with contextlib.suppress(sqlite3.Error):
                 database.execute("ROLLBACK")
-            self._problem = f"the journal {self._path} cannot be written: {error}"
-            return [(each, None, Unavailable(self._problem)) for each in batch]
+            self._failed(batch, str(error))
+            return
         self._problem = None
-        return results
+        for each in batch:
+            if each.at_once is not None:
+                each.at_once(each.value)
+
+    def _sync(self, log: int, batch: Sequence[_Waiting]) -> None:
+        """A disk that failed at this may have dropped what was written, and says so only once: nothing is taken after."""
+        try:
+            os.fdatasync(log)
+        except OSError as error:
+            self._unsynced = f"the disk failed ({error}); see to it, then restart this service"
+            self._failed(batch, self._unsynced)
+
+    def _failed(self, batch: Sequence[_Waiting], reason: str) -> None:
+        self._problem = f"the journal {self._path} cannot be written: {reason}"
+        for each in batch:
+            each.error = Unavailable(self._problem)
+
+    @contextlib.contextmanager
+    def _log_file(self) -> Iterator[int]:
+        log = os.open(f"{self._path}-wal", os.O_RDWR)
+        try:
+            yield log
+        finally:
+            os.close(log)
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +193,7 @@ class SqliteFile:
         try:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA synchronous = NORMAL")
             database.executescript(self._schema)
             _make_room(database)
             # Takes the lock now, and with it the right to be the only one.
@@ -185,11 +219,11 @@ def _make_room(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA wal_checkpoint(RESTART)")
 
 
-def _resolve(results: Sequence[Done]) -> None:
-    for each, value, error in results:
+def _resolve(batch: Sequence[_Waiting]) -> None:
+    for each in batch:
         if each.then is not None:
-            each.then(error)
-        _settle(each.done, value, error)
+            each.then(each.error)
+        _settle(each.done, each.value, each.error)
 
 
 def _settle(done: "asyncio.Future[Any]", value: object, error: BaseException | None) -> None:

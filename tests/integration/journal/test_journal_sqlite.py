@@ -1,0 +1,146 @@
+"""What is told to be on disk was synced before; who needs less is told earlier."""
+
+import asyncio
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from libs.common.errors import Unavailable
+from libs.common.journal import journal_sqlite
+from libs.common.journal.journal_sqlite import SqliteFile
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS lines (text TEXT) STRICT;"
+
+
+class Disk:
+    """The machine's own, of which each sync is counted, and waits or fails when told to."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.broken = False
+        self.let_go = threading.Event()
+        self.let_go.set()
+
+    def fdatasync(self, file: int) -> None:
+        self.let_go.wait(10)
+        self.syncs += 1
+        if self.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.fdatasync(file)
+
+
+class WithDisk:
+    """The module `os`, with another disk."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.fdatasync = disk.fdatasync
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(journal_sqlite, "os", WithDisk(disk))
+    return disk
+
+
+@pytest.fixture
+async def file(tmp_path: Path, disk: Disk) -> AsyncIterator[SqliteFile]:
+    file = SqliteFile(tmp_path / "lines.db", schema=SCHEMA, owner="test", unreadable=_raise)
+    await file.open()
+    yield file
+    disk.let_go.set()
+    await file.close()
+
+
+def _raise(path: Path, error: sqlite3.Error) -> None:
+    raise error
+
+
+def write(text: str) -> journal_sqlite.Work[str]:
+    def work(database: sqlite3.Connection) -> str:
+        database.execute("INSERT INTO lines VALUES (?)", (text,))
+        return text
+
+    return work
+
+
+def count(database: sqlite3.Connection) -> int:
+    (number,) = database.execute("SELECT count(*) FROM lines").fetchone()
+    return int(number)
+
+
+async def test_nothing_is_told_before_it_is_synced(file: SqliteFile, disk: Disk):
+    disk.let_go.clear()
+    told = file.begin(write("one"))
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(told), 0.1)
+
+    disk.let_go.set()
+    assert await told == "one"
+    assert disk.syncs == 1
+
+
+async def test_who_needs_no_sync_is_told_when_it_is_written(file: SqliteFile, disk: Disk):
+    disk.let_go.clear()
+    written: list[str] = []
+    at_once = threading.Event()
+
+    def heard(text: str) -> None:
+        written.append(text)
+        at_once.set()
+
+    told = file.begin(write("one"), at_once=heard)
+
+    assert await asyncio.to_thread(at_once.wait, 5)
+    assert written == ["one"]
+    assert not told.done()
+    disk.let_go.set()
+    await told
+
+
+async def test_what_waits_at_the_same_moment_shares_a_sync(file: SqliteFile, disk: Disk):
+    disk.let_go.clear()
+    written = [file.begin(write(str(number))) for number in range(20)]
+    disk.let_go.set()
+
+    await asyncio.gather(*written)
+
+    assert disk.syncs <= 2
+
+
+async def test_reading_syncs_nothing(file: SqliteFile, disk: Disk):
+    assert await file.do(count) == 0
+    assert disk.syncs == 0
+
+
+async def test_a_disk_that_failed_at_a_sync_is_not_believed_again(file: SqliteFile, disk: Disk):
+    disk.broken = True
+    with pytest.raises(Unavailable, match="the disk failed"):
+        await file.do(write("one"))
+
+    disk.broken = False
+    with pytest.raises(Unavailable, match="restart"):
+        await file.do(write("two"))
+    assert "Input/output error" in (file.problem() or "")
+
+
+async def test_a_transaction_that_fails_leaves_nothing_and_the_next_is_taken(file: SqliteFile):
+    def broken(database: sqlite3.Connection) -> None:
+        database.execute("INSERT INTO lines VALUES ('half')")
+        database.execute("INSERT INTO pages VALUES (1)")
+
+    with pytest.raises(Unavailable, match="no such table"):
+        await file.do(broken)
+
+    assert await file.do(write("whole")) == "whole"
+    assert await file.do(count) == 1
+    assert file.problem() is None
