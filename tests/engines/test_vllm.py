@@ -23,9 +23,9 @@ pytestmark = pytest.mark.timeout(2 * PATIENCE)
 EAGER = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
 
 
-def chat(url: str, model_name: str = "tiny") -> dict[str, Any]:
-    messages = [{"role": "user", "content": "the quick brown fox"}]
-    asked = {"model": model_name, "messages": messages, "max_tokens": 5, "ignore_eos": True}
+def chat(url: str, words: str = "the quick brown fox", tokens: int = 5) -> dict[str, Any]:
+    messages = [{"role": "user", "content": words}]
+    asked = {"model": "tiny", "messages": messages, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
     answer = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120, trust_env=False)
     assert answer.status_code == httpx.codes.OK, answer.text
     return answer.json()
@@ -91,6 +91,19 @@ def test_work_goes_through_the_queue_to_it(deploying, served):
 
 def test_deleting_it_leaves_no_process_and_no_reservation(deploying, served):
     end(deploying, "tiny")
+
+
+def test_tokens_that_are_guessed_ahead_are_accepted(deploying):
+    guessing = {"method": "ngram", "num_speculative_tokens": 3}
+    deploying.deploy(instance_name="guessing", speculative_config=guessing, **EAGER)
+    url = head_of(deploying.until_ready("guessing"))["url"]
+    chat(url, words="one two three " * 20, tokens=64)
+
+    told = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text
+    accepted = re.search(r"^vllm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)$", told, re.MULTILINE)
+    assert accepted is not None
+    assert float(accepted[1]) > 0
+    end(deploying, "guessing")
 
 
 def test_ranks_that_divide_every_layer_serve_and_one_that_is_killed_brings_it_back(deploying):
