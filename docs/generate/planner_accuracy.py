@@ -11,6 +11,7 @@ from docs.generate.planner_terms import (
     FITTED,
     TERMS,
     Pair,
+    arithmetic,
     corrected,
     is_refusal,
     refused,
@@ -146,10 +147,17 @@ def _verdicts(rows: Sequence[MeasuredStart]) -> str:
         f"where vLLM started in at most 5 %: **{_yes(share <= 0.05)}** ({_percent(share)}). "
         f"{len(rows) - len(decided)} rows cannot decide."
     )
-    told = [[row.id, row.model, row.cells["outcome"], found.value, row.cells["error"]] for row, found in wrong]
-    listed = table(["row", "model", "vLLM", "planner", "its error"], told) if told else ""
-    return "\n\n".join(part for part in (summary, holds, listed) if part)
+    told = [
+        [row.id, row.model, row.cells["outcome"], found.value, arithmetic(row), row.cells["error"]]
+        for row, found in wrong
+    ]
+    listed = table(["row", "model", "vLLM", "planner", "computed (GiB)", "its error"], told) if told else ""
+    return "\n\n".join(part for part in (summary, holds, listed, COMPUTED if told else "") if part)
 
+
+COMPUTED = """\
+Computed is the budget without weights, what is beside PyTorch, the peak and, from 0.21 on, CUDA graphs. What vLLM's
+source says of such a start is in [the planner](planner.md#what-is-exact-and-what-is-estimated)."""
 
 _OUTCOMES = (("ok", "started"), ("fail", "failed"))
 

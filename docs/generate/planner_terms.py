@@ -192,3 +192,19 @@ def verdict(row: MeasuredStart) -> Verdict | None:
         return start(Sizes(row.facts), parallel, row.options(total), [whole(total)] * parallel.pipeline).verdict
     except MeshError:
         return None
+
+
+def arithmetic(row: MeasuredStart) -> str:
+    """How a verdict on a start came about, in GiB of the first stage. The row must decide it."""
+    assert row.facts is not None
+    assert row.parallel is not None
+    assert row.total_bytes is not None
+    options = row.options(row.total_bytes)
+    need = stage_need(Sizes(row.facts), row.parallel, options)
+    memory = gpu_memory(need, options, whole(row.total_bytes))
+    wanted = need.layout.request_blocks(options.demand(row.parallel)) * need.layout.block_bytes
+    terms = [memory.budget, memory.weights, memory.non_torch, memory.activation]
+    if options.engine.counts_graphs:
+        terms.append(memory.graphs)
+    left = " - ".join(f"{term / GIB:.2f}" for term in terms)
+    return f"{left} = {memory.kv_cache / GIB:.2f}, and a request takes {wanted / GIB:.2f}"

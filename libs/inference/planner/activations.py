@@ -1,17 +1,31 @@
 """What a forward pass and the choice of the next token take at their peak, beside the weights."""
 
 from libs.inference.planner.drafts import drafting_layers, drafting_model
-from libs.inference.planner.facts import Dense, DraftMethod, ModelFacts
+from libs.inference.planner.facts import Attention, Dense, DraftMethod, LatentAttention, ModelFacts
 from libs.inference.planner.options import Options
 from libs.inference.planner.split import Parallel
 
-SAMPLER_BYTES = 39
+SORTING_BYTES = 38.5
 """Bytes per sequence and word of the vocabulary while the sampler sorts all words.
 
-32-bit scores, their sorted copy with 64-bit places, probabilities, sums and masks are alive at once. Start-up logs give
-38.4 to 41 for models from 0.6 to 120 billion parameters, whatever the size, the length and the number of GPUs.
-Source: `v1/sample/ops/topk_topp_sampler.py`.
+Scores in the model's type (2) and in 32 bits (4), sorted (4) with their places (8), and what sorting takes: the places
+before (8), and scores and places once more (12). That is 38; start-up logs give 38.2 to 39.2 for models from 0.5 to 120
+billion parameters, on one GPU and on several. Source: `v1/sample/ops/topk_topp_sampler.py` (`apply_top_k_top_p`), and
+`model_executor/layers/sampler.py` (`_apply_top_k_top_p`) of the first generation.
 """
+
+MASKING_BYTES = 18.5
+"""The same where nothing is sorted.
+
+Scores in the model's type (2) and in 32 bits (4), and twice more of these: probabilities and noise, or what FlashInfer
+masks and makes probabilities of (8). Beside them rows for a kernel's work, at most as many as sequences (4), or, of the
+newer runner, how often each word was written, and a bit for each word that was read (4.125). Source:
+`v1/sample/ops/topk_topp_sampler.py`, `topk_topp_triton.py` (`apply_top_k_top_p_triton`), and
+`v1/worker/gpu/sample/penalties.py` (`PenaltiesState`), from 0.17 to 0.33.
+"""
+
+MASKED_TOGETHER = 8
+"""So many sequences are not sorted; fewer are. Source: `apply_top_k_top_p`, from 0.17 to 0.24."""
 
 WORD_BYTES = 4
 
@@ -19,8 +33,7 @@ LARGEST_IMAGE_TOKENS = 16384
 """Merged patches of the largest image that the processors of Qwen2-VL and after let through (12.8 million pixels)."""
 
 CHUNKED_FROM = 32768
-CHUNK_TOKENS = 512
-"""The first generation prefilled lengths beyond `CHUNKED_FROM` in chunks. Source: its `engine/arg_utils.py`."""
+"""Longer lengths are prefilled in chunks by the first generation. Source: its `engine/arg_utils.py`."""
 
 
 def activation_bytes(facts: ModelFacts, parallel: Parallel, options: Options, stage: int = 0) -> int:
@@ -28,10 +41,10 @@ def activation_bytes(facts: ModelFacts, parallel: Parallel, options: Options, st
 
     Source: `v1/worker/gpu_model_runner.py` (`profile_run`): the two follow each other, so the larger counts.
     """
-    tokens = profiled_tokens(options)
+    tokens = profiled_tokens(facts, options)
     peaks = [forward_bytes(facts, parallel, tokens)]
-    if stage == parallel.pipeline - 1 and not _chunks_hide_the_sampler(options):
-        peaks.append(sampler_bytes(facts, options))
+    if stage == parallel.pipeline - 1:
+        peaks.append(sampler_bytes(facts, options, tokens))
     if stage == parallel.pipeline - 1 and drafting_layers(facts):
         peaks.append(forward_bytes(drafting_model(facts), parallel, tokens))
     if facts.vision is not None and stage == 0:
@@ -39,18 +52,28 @@ def activation_bytes(facts: ModelFacts, parallel: Parallel, options: Options, st
     return max(peaks) + seen_words_bytes(facts, options)
 
 
-def profiled_tokens(options: Options) -> int:
-    """How many tokens the profiling pass runs. The first generation ran the longest length at once."""
+def profiled_tokens(facts: ModelFacts, options: Options) -> int:
+    """How many tokens the profiling pass runs. The first generation ran the longest length at once, or a chunk of it.
+
+    Source: `config.py` (`SchedulerConfig`) of 0.5 to 0.9.
+    """
     if not options.engine.first_generation or options.batched_tokens_given:
         return options.max_num_batched_tokens
-    if options.max_model_len > CHUNKED_FROM:
-        return CHUNK_TOKENS
+    if options.max_model_len > CHUNKED_FROM and _comes_in_chunks(facts):
+        return options.engine.chunk_tokens
     return max(options.max_num_batched_tokens, options.max_model_len)
 
 
-def _chunks_hide_the_sampler(options: Options) -> bool:
-    """No sequence of a chunked profiling pass came to its end, so no token was chosen."""
-    return options.engine.first_generation and options.max_model_len > CHUNKED_FROM
+def _comes_in_chunks(facts: ModelFacts) -> bool:
+    """Images, windows, latents and drafts were not prefilled in chunks.
+
+    Source: `engine/arg_utils.py` (`_set_default_args_v0`) of 0.8 and 0.9; `create_engine_config` before, and
+    `config.py` (`VllmConfig`) for latents.
+    """
+    mixers = {layer.mixer for layer in facts.layers}
+    windows = any(isinstance(mixer, Attention) and mixer.window for mixer in mixers)
+    latents = any(isinstance(mixer, LatentAttention) for mixer in mixers)
+    return not (windows or latents or facts.vision or facts.draft)
 
 
 def forward_bytes(facts: ModelFacts, parallel: Parallel, tokens: int) -> int:
@@ -77,13 +100,23 @@ def _added_width(facts: ModelFacts) -> int:
     return 2 * len(facts.layers) * inputs.width + 2 * (inputs.streams - 1) * facts.hidden
 
 
-def sampler_bytes(facts: ModelFacts, options: Options) -> int:
-    """Who guesses ahead also holds the scores of a guessed word and of the one after it while it chooses.
+def sampler_bytes(facts: ModelFacts, options: Options, tokens: int) -> int:
+    """Beside the scores the hidden states of all profiled tokens are there, until the pass ends.
 
-    Source: `v1/worker/gpu_model_runner.py` (`_dummy_sampler_run`).
+    Who guesses ahead also holds the scores of a guessed word and of the one after it while it chooses. In the first
+    generation every sequence of the pass was sampled too, in chunks or not.
+
+    Source: `v1/worker/gpu_model_runner.py` (`profile_run`, `_dummy_sampler_run`), and `worker/model_runner.py`
+    (`profile_run`) of the first generation.
     """
-    size = SAMPLER_BYTES + (2 * facts.type_bytes if facts.draft else 0)
-    return size * min(options.max_num_seqs, options.max_num_batched_tokens) * facts.vocabulary
+    sequences = min(options.max_num_seqs, options.max_num_batched_tokens)
+    size = _scores_bytes(options, sequences) + (2 * facts.type_bytes if facts.draft else 0)
+    return int(size * sequences * facts.vocabulary) + tokens * facts.hidden * facts.type_bytes
+
+
+def _scores_bytes(options: Options, sequences: int) -> float:
+    masks = options.engine.masks_scores and not options.on_processor
+    return MASKING_BYTES if masks and sequences >= MASKED_TOGETHER else SORTING_BYTES
 
 
 def seen_words_bytes(facts: ModelFacts, options: Options) -> int:

@@ -123,7 +123,7 @@ def _options(node: Node, question: Question) -> Options:
         max_num_batched_tokens=question.asked.max_num_batched_tokens or BATCHED_TOKENS,
         max_num_seqs=question.asked.max_num_seqs or SEQUENCES,
     )
-    return options_of(question.facts, asked, question.engine, node.ram)
+    return replace(options_of(question.facts, asked, question.engine, node.ram), on_processor=True)
 
 
 def _divided(

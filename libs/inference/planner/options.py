@@ -24,7 +24,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The values an engine of this version runs with."""
+    """The values an engine of this version runs with. `on_processor`: without a GPU and its kernels."""
 
     engine: Engine
     gpu_memory_utilization: float
@@ -35,6 +35,7 @@ class Options:
     enforce_eager: bool
     batched_tokens_given: bool
     draft_tokens: int = 0
+    on_processor: bool = False
     corrections: Corrections = NONE
 
     def demand(self, parallel: Parallel) -> Demand:

@@ -41,6 +41,24 @@ class Engine:
         return 0.92 if self.version >= (0, 20) else 0.9
 
     @property
+    def masks_scores(self) -> bool:
+        """A kernel masks the unlikely words since 0.17, and FlashInfer's since 0.21 where it runs on the GPU.
+
+        Before, words are sorted, unless FlashInfer was installed beside 0.8 to 0.11.0, which do not require it, or
+        asked for by `VLLM_USE_FLASHINFER_SAMPLER`. Source: `v1/sample/ops/topk_topp_sampler.py`, `envs.py` and the
+        metadata of the packages of 0.8 to 0.13, 0.15 to 0.17, 0.19 to 0.21, 0.24 and 0.33.
+        """
+        return self.version >= (0, 17)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """How many tokens of a long length the first generation prefilled at once: 512, and 2048 from 0.6.5 on.
+
+        The larger counts for all of 0.6. Source: `config.py` (`SchedulerConfig`) of 0.5.4 to 0.8.3.
+        """
+        return 512 if self.version < (0, 6) else 2048
+
+    @property
     def prints_demanded_tokens(self) -> bool:
         """What it calls "GPU KV cache size" depends on the longest length since 0.21, and counts blocks before."""
         return self.version >= (0, 21)

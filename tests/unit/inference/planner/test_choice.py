@@ -20,6 +20,8 @@ LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 LARGE = "meta-llama/Llama-3.1-70B-Instruct"
 SHORT = Asked(max_model_len=8192)
 EIGHT = node("a", *[80] * 8, linked=True)
+BARE = node("a", *[79] * 8, linked=True)
+"""Where two GPUs hold the weights of the large model, and not the peak of as many sequences as an engine takes."""
 
 
 def _choose(name: str, *machines: Node, asked: Asked = SHORT, **goal: object) -> Choice:
@@ -110,14 +112,14 @@ def test_the_fullest_gpu_of_a_set_decides_how_much_is_taken_of_each():
 
 
 def test_fewer_sequences_are_chosen_where_the_default_leaves_no_cache():
-    instance = _choose(LARGE, EIGHT).instances[0]
+    instance = _choose(LARGE, BARE).instances[0]
 
     assert instance.lowered
     assert instance.options.max_num_seqs < 1024
 
 
 def test_a_forced_division_keeps_the_defaults_of_the_engine():
-    chosen = _choose(LARGE, EIGHT, tensor=2, pipeline=1)
+    chosen = _choose(LARGE, BARE, tensor=2, pipeline=1)
 
     assert chosen.instances == ()
     assert chosen.declined[0].code in {Verdict.NO_CACHE.value, Verdict.TOO_LONG.value}

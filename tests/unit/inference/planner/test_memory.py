@@ -1,11 +1,13 @@
 """The terms of a start, against what engines logged."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.errors import Malformed
-from libs.inference.planner.activations import activation_bytes
+from libs.inference.planner.activations import activation_bytes, profiled_tokens, sampler_bytes
 from libs.inference.planner.memory import GIB, Start, Verdict, graph_bytes, start, whole
 from libs.inference.planner.options import Asked, Options, options_of
 from libs.inference.planner.sizes import Sizes
@@ -29,7 +31,8 @@ def _start(options: Options, total_gib: float) -> Start:
     [
         (LLAMA, "0.6.0 (V0)", 20000, 2.06),
         (LLAMA, "0.6.0 (V0)", 29000, 2.98),
-        (LLAMA, "0.6.0 (V0)", 35000, 0.05),
+        (LLAMA, "0.6.5 (V0)", 131072, 1.19),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "0.6.6 (V0)", 32768, 1.44),
         (LLAMA, "0.11.0", 16000, 4.76),
         ("openai/gpt-oss-20b", "0.11.0", 16000, 7.38),
     ],
@@ -40,9 +43,46 @@ def test_the_peak_is_what_an_engine_logged(name: str, version: str, length: int,
     assert peak / GIB == pytest.approx(logged, rel=0.03, abs=0.005)  # logs have two decimals
 
 
+@pytest.mark.parametrize("sorting", ["0.8.5", "0.10.1", "0.11.2", "0.16.0"])
+@pytest.mark.parametrize("masking", ["0.17.0", "0.19.0", "0.21.0", "0.33.0"])
+def test_a_kernel_that_masks_words_takes_half_of_what_sorting_them_takes(sorting: str, masking: str):
+    more, less = (activation_bytes(facts(LLAMA), Parallel(), _options(LLAMA, each)) for each in (sorting, masking))
+
+    assert 0.4 < less / more < 0.5
+
+
+def test_a_few_sequences_are_sorted_whatever_the_version():
+    few, more = (
+        sampler_bytes(facts(LLAMA), _options(LLAMA, "0.24.0", max_num_seqs=count), tokens=0) / count for count in (7, 8)
+    )
+
+    assert few > 2 * more
+
+
+def test_a_processor_sorts_words_whatever_the_version():
+    options = _options(LLAMA, "0.32.0")
+    gpu, processor = (
+        sampler_bytes(facts(LLAMA), replace(options, on_processor=on_processor), tokens=0)
+        for on_processor in (False, True)
+    )
+
+    assert processor > 2 * gpu
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [(LLAMA, 2048), ("Qwen/Qwen2.5-VL-72B-Instruct", 65536), ("deepseek-ai/DeepSeek-V3", 65536)],
+)
+def test_the_first_generation_ran_long_lengths_in_chunks_but_of_images_and_latents(name: str, tokens: int):
+    options = _options(name, "0.8.5 (V0)", max_model_len=65536)
+
+    assert profiled_tokens(facts(name), options) == tokens
+
+
 def test_fewer_sequences_make_the_sampler_smaller():
+    options = _options(LLAMA, "0.33.0", max_num_batched_tokens=512)
     few, many = (
-        activation_bytes(facts(LLAMA), Parallel(), _options(LLAMA, "0.33.0", max_num_seqs=count)) for count in (32, 512)
+        activation_bytes(facts(LLAMA), Parallel(), replace(options, max_num_seqs=count)) for count in (32, 512)
     )
 
     assert few < many / 2
