@@ -58,11 +58,24 @@ class Book:
 
     def looked_at(self, used_mb: Mapping[str, int | None]) -> bool:
         """So much is in use now. Whether that is exactly what was measured; if not, growth is kept from everybody."""
+        as_measured = True
         for uuid, used in used_mb.items():
             entry, measured = self.ledger.get(uuid), self._used_mb.get(uuid)
+            if used is None or used != measured:
+                as_measured = False
             if entry is not None and used is not None and measured is not None:
-                self.ledger[uuid] = with_growth(entry, max(0, used - measured))
-        return all(used is not None and used == self._used_mb.get(uuid) for uuid, used in used_mb.items())
+                grown = max(0, used - measured)
+                if grown != entry.grown_mb:
+                    self.ledger[uuid] = with_growth(entry, grown)
+        return as_measured
+
+    def bears(self, held: Held) -> bool:
+        """Whether there is room for all that is promised on the devices of this one, as they were looked at last."""
+        entries = [self.ledger.get(claim.device) for claim in held.claims()]
+        return all(
+            entry is not None and entry.problem is None and entry.free_mb is not None and entry.short_mb == 0
+            for entry in entries
+        )
 
     def knows(self, used_mb: Mapping[str, int | None]) -> bool:
         """Whether these are devices that were measured, and tell how much of them is in use."""

@@ -87,10 +87,13 @@ def _balanced(
     held = sum(use.held_mb for use in uses.values())
     if not entry.attributed:
         held = max(held, entry.ours_mb or 0)
-    free = entry.free_mb
+    free, short = entry.free_mb, 0
     if free is not None and entry.total_mb is not None:
-        free = max(0, entry.total_mb - entry.driver_mb - entry.margin_mb - foreign_mb - grown_mb - held)
-    return replace(entry, uses=uses, foreign_mb=foreign_mb, grown_mb=grown_mb, held_mb=held, free_mb=free)
+        left = entry.total_mb - entry.driver_mb - entry.margin_mb - foreign_mb - grown_mb - held
+        free, short = max(0, left), max(0, -left)
+    return replace(
+        entry, uses=uses, foreign_mb=foreign_mb, grown_mb=grown_mb, held_mb=held, free_mb=free, short_mb=short
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

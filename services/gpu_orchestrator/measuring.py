@@ -83,13 +83,22 @@ class Measuring:
         if self._clock.monotonic() - self._measured_at >= self._measure_seconds:
             await self.refresh()
             return True
-        used = dict(await self._look_at_gpus()) if gpus else {}
-        if ram:
-            used[RAM] = self._ram_used()
+        used = await self._look(gpus=gpus, ram=ram)
         if self._book.knows(used):
             return self._book.looked_at(used)
         await self.refresh()
         return True
+
+    async def _look(self, *, gpus: bool, ram: bool) -> Mapping[str, int | None]:
+        """The kernel is read while the driver's process answers."""
+        if not gpus:
+            return {RAM: self._ram_used()} if ram else {}
+        looking = self._look_at_gpus.begin()
+        if not ram:
+            return await looking
+        await asyncio.sleep(0)  # so that the question is on its way
+        used = self._ram_used()
+        return {**await looking, RAM: used}
 
     async def _gpus_used(self) -> Mapping[str, int | None]:
         try:
@@ -106,7 +115,7 @@ class Measuring:
         began = self._clock.monotonic()
         graphics, (memory, problems) = await asyncio.gather(self._meters.gpus(), self._meters.memory())
         family = await self._families()
-        await self._look(family)
+        await self._judge(family)
         self.owners = family.owners
         tokens = {held.reservation_id: held.token for held in self._book.open_ones()}
         held_ram = (([name for name in names if name in tokens], mb) for names, mb in family.ram_mb.items())
@@ -146,7 +155,7 @@ class Measuring:
         gpus = (entry for uuid, entry in self._book.ledger.items() if uuid != RAM)
         return {pid for entry in gpus for pid, names in entry.owners.items() if kept.isdisjoint(names)}
 
-    async def _look(self, family: Family) -> None:
+    async def _judge(self, family: Family) -> None:
         """Expire and end what time and processes ended. A container that was never seen from here ends by release."""
         await self.woke()
         now, at = self._clock.monotonic(), self._clock.now()

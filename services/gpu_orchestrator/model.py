@@ -93,8 +93,8 @@ class Use:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One device in the ledger. `free_mb` is None when it cannot be known; `attributed` says whether use is known by
-    process; `grown_mb` is what more is used since the measurement, nobody knows yet by whom. A device with a `problem`
-    is not given to anybody."""
+    process; `grown_mb` is what more is used since the measurement, nobody knows yet by whom; `short_mb` is what more is
+    promised and used than may be given. A device with a `problem` is not given to anybody."""
 
     uuid: str
     total_mb: int | None
@@ -107,6 +107,7 @@ class Entry:
     foreign_mb: int = 0
     grown_mb: int = 0
     free_mb: int | None = None
+    short_mb: int = 0
     attributed: bool = True
     problem: str | None = None
     ill_until: float | None = None

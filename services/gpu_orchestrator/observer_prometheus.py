@@ -1,6 +1,7 @@
 """Memory as Prometheus metrics. A value that is not known is NaN."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -31,7 +32,9 @@ class PrometheusObserver:
         self._level = Gauge("mesh_ledger_pressure_level", "0 OK, 1 ELEVATED, 2 CRITICAL.", device, registry=registry)
         self._left = Gauge("mesh_ledger_exhausted_in_seconds", "Until nothing is left.", device, registry=registry)
         self._open = Gauge("mesh_ledger_reservations", "Open reservations by state.", ("state",), registry=registry)
-        self._asked = Counter("mesh_ledger_reserve", "Reservations asked for.", ("outcome",), registry=registry)
+        asked = Counter("mesh_ledger_reserve", "Reservations asked for.", ("outcome",), registry=registry)
+        # To look a metric up by its labels takes longer than to count; of these there are few.
+        self._asked = cache(asked.labels)
         self._devices: frozenset[str] = frozenset()
         self._events = Counter("mesh_ledger_events", "What happened in the ledger.", ("kind",), registry=registry)
 
@@ -54,7 +57,7 @@ class PrometheusObserver:
             self._open.labels(state).set(reservations.get(state, 0))
 
     def asked(self, outcome: str) -> None:
-        self._asked.labels(outcome).inc()
+        self._asked(outcome).inc()
 
     def happened(self, kind: str) -> None:
         self._events.labels(kind).inc()

@@ -20,11 +20,15 @@ class Shared(Generic[T]):
 
     async def __call__(self) -> T:
         """Raises what the run raises, to all of them. Who is cancelled does not cancel the others."""
+        return await self.begin()
+
+    def begin(self) -> "asyncio.Future[T]":
+        """As a call, for who does something else meanwhile."""
         told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._asked.append(told)
         if self._task is None:
             self._task = asyncio.create_task(self._while_asked(), name="shared")
-        return await told
+        return told
 
     async def close(self) -> None:
         if self._task is not None:

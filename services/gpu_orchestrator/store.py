@@ -20,13 +20,16 @@ class Journal(Protocol):
         """Why it cannot be written at the moment."""
         ...
 
-    def write(
-        self, changed: Sequence[Held], then: Callable[[BaseException | None], None] | None = None
-    ) -> Future[None]:
-        """All of them or none; on disk when this is done. Raises `Unavailable`, now or then.
+    def write(self, changed: Sequence[Held], then: Then | None = None, *, synced: bool = True) -> Future[None]:
+        """All of them or none. When this is done it outlives this process, and if `synced` a power failure too. Raises
+        `Unavailable`, now or then.
 
         `then` is called first, with what went wrong or None, also when who waits was cancelled.
         """
+        ...
+
+    def forget(self, held: Held) -> Future[None]:
+        """As if it had never been; its token is not used again. Raises `Unavailable`, now or then."""
         ...
 
     async def read(self) -> tuple[Sequence[Held], int]:

@@ -56,7 +56,7 @@ class SqliteJournal:
     async def close(self) -> None:
         await self._file.close()
 
-    def write(self, changed: Sequence[Held], then: Then | None = None) -> Future[None]:
+    def write(self, changed: Sequence[Held], then: Then | None = None, *, synced: bool = True) -> Future[None]:
         rows = [(each.token, each.reservation_id, int(each.is_open), _text(each)) for each in changed]
 
         def work(database: sqlite3.Connection) -> None:
@@ -66,7 +66,13 @@ class SqliteJournal:
                 self._ended = 0
                 database.execute(_FORGET, (KEPT_ENDED,))
 
-        return self._file.begin(work, then)
+        return self._file.begin(work, then, synced=synced)
+
+    def forget(self, held: Held) -> Future[None]:
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM reservations WHERE token = ?", (held.token,))
+
+        return self._file.begin(work, synced=False)
 
     async def read(self) -> tuple[Sequence[Held], int]:
         def work(database: sqlite3.Connection) -> tuple[Sequence[Held], int]:

@@ -1,7 +1,7 @@
 """Measure, reckon, decide, keep, tell."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
 import structlog
@@ -31,6 +31,7 @@ from libs.common.contracts.gpu_orchestrator import (
 )
 from libs.common.errors import Conflict, Malformed, MeshError, NotFound
 from services.gpu_orchestrator.bookkeeping import Bookkeeping
+from services.gpu_orchestrator.choosing import Choice
 from services.gpu_orchestrator.copying import read_copy
 from services.gpu_orchestrator.devices import named
 from services.gpu_orchestrator.machine import Held, Holder, committed, released, renewed
@@ -229,8 +230,11 @@ class GpuOrchestrator:
 
     async def _reserve(self, name: str, asked: ReserveRequest) -> Held:
         def make(before: Held | None) -> Held:
-            return self._granted(name, asked) if before is None else self._same(before, asked)
+            return self._granted(name, asked, self._book.choice(asked)) if before is None else self._same(before, asked)
 
+        held = await self._at_a_guess(name, asked)
+        if held is not None:
+            return held
         as_measured = await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
         try:
             return await self._bookkeeping.add(name, make)
@@ -240,10 +244,27 @@ class GpuOrchestrator:
         await self._measuring.refresh()
         return await self._bookkeeping.add(name, make)
 
-    def _granted(self, name: str, asked: ReserveRequest) -> Held:
+    async def _at_a_guess(self, name: str, asked: ReserveRequest) -> Held | None:
+        """Claimed by what was known before the question; the look that must come after it is taken while the claim is
+        written. None: it does not fit what was known, or what grew since is in the way."""
+
+        def make(before: Held | None) -> Held | None:
+            if before is not None:
+                return self._same(before, asked)
+            with suppress(Malformed):  # of GPUs that were not measured yet
+                choice = self._book.choice(asked)
+                return self._granted(name, asked, choice) if choice.fits else None
+            return None
+
+        async def prove(held: Held) -> bool:
+            await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
+            return self._book.bears(held)
+
+        return await self._bookkeeping.attempt(name, make, prove)
+
+    def _granted(self, name: str, asked: ReserveRequest, choice: Choice) -> Held:
         if self._book.open_count >= MOST_OPEN:
             raise Conflict(f"{MOST_OPEN} reservations are open here, and more are not kept: release some of them.")
-        choice = self._book.choice(asked)
         if not choice.fits:
             answer = fit_view(choice, self._node_id, self._book.indices, self._clock.now())
             raise Conflict(f"It does not fit: {choice.reason}.", **answer.model_dump(mode="json", exclude={"reason"}))

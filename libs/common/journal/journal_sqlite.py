@@ -24,7 +24,7 @@ Work = Callable[[sqlite3.Connection], T]
 Unreadable = Callable[[Path, sqlite3.Error], None]
 """What becomes of a file that is no journal: raise, or take it away so that a new one is made."""
 Then = Callable[[BaseException | None], None]
-"""Runs on the event loop once it is on disk (None) or known not to be, also when nobody waits for it any more."""
+"""Runs on the event loop once it is there (None) or known not to be, also when nobody waits for it any more."""
 AtOnce = Callable[[T], None]
 """Runs on the journal's thread with what the work returned, when that is written and not yet synced. Must not raise."""
 
@@ -35,6 +35,7 @@ class _Waiting:
     done: "asyncio.Future[Any]"
     then: Then | None
     at_once: AtOnce[Any] | None
+    synced: bool
     value: Any = None
     error: Exception | None = None
 
@@ -91,12 +92,17 @@ class SqliteFile:
         sync, after `at_once`."""
         return await self.begin(work, at_once=at_once)
 
-    def begin(self, work: Work[T], then: Then | None = None, at_once: AtOnce[T] | None = None) -> "asyncio.Future[T]":
-        """As `do`. Who is cancelled while waiting cancels nothing: `then` is told what became of it all the same."""
+    def begin(
+        self, work: Work[T], then: Then | None = None, at_once: AtOnce[T] | None = None, *, synced: bool = True
+    ) -> "asyncio.Future[T]":
+        """As `do`, or with `synced` false done when it is written, and synced after that.
+
+        Who is cancelled while waiting cancels nothing: `then` is told what became of it all the same.
+        """
         if self._thread is None:
             raise Unavailable("the journal is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.put(_Waiting(work, done, then, at_once))
+        self._waiting.put(_Waiting(work, done, then, at_once, synced))
         return done
 
     def _run(self, loop: asyncio.AbstractEventLoop, opened: "asyncio.Future[None]") -> None:
@@ -111,10 +117,20 @@ class SqliteFile:
             while batch := self._next_batch():
                 changes = database.total_changes
                 self._write(database, batch)
+                waiting = self._tell(loop, batch, [each for each in batch if not each.synced])
                 if database.total_changes > changes:
-                    self._sync(log, batch)
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(_resolve, batch)
+                    self._sync(log, waiting)
+                self._tell(loop, waiting, waiting)
+
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Waiting], done: Sequence[_Waiting]
+    ) -> Sequence[_Waiting]:
+        """Returns who still waits."""
+        if not done:
+            return batch
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, done)
+        return [each for each in batch if each not in done]
 
     def _next_batch(self) -> list[_Waiting]:
         """Empty: it is to be closed."""
@@ -152,7 +168,7 @@ class SqliteFile:
                 each.at_once(each.value)
 
     def _sync(self, log: int, batch: Sequence[_Waiting]) -> None:
-        """A disk that failed at this may have dropped what was written, and says so only once: nothing is taken after."""
+        """A disk that failed at this may have dropped what was written, and says so once: nothing is taken after."""
         try:
             os.fdatasync(log)
         except OSError as error:

@@ -1,8 +1,6 @@
 """What is told to be on disk was synced before; who needs less is told earlier."""
 
 import asyncio
-import errno
-import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -13,35 +11,9 @@ import pytest
 from libs.common.errors import Unavailable
 from libs.common.journal import journal_sqlite
 from libs.common.journal.journal_sqlite import SqliteFile
+from tests.disks import Disk, WithDisk
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS lines (text TEXT) STRICT;"
-
-
-class Disk:
-    """The machine's own, of which each sync is counted, and waits or fails when told to."""
-
-    def __init__(self) -> None:
-        self.syncs = 0
-        self.broken = False
-        self.let_go = threading.Event()
-        self.let_go.set()
-
-    def fdatasync(self, file: int) -> None:
-        self.let_go.wait(10)
-        self.syncs += 1
-        if self.broken:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        os.fdatasync(file)
-
-
-class WithDisk:
-    """The module `os`, with another disk."""
-
-    def __init__(self, disk: Disk) -> None:
-        self.fdatasync = disk.fdatasync
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(os, name)
 
 
 @pytest.fixture
@@ -105,6 +77,18 @@ async def test_who_needs_no_sync_is_told_when_it_is_written(file: SqliteFile, di
     assert not told.done()
     disk.let_go.set()
     await told
+
+
+async def test_what_need_not_be_synced_is_done_when_it_is_written_and_synced_then(file: SqliteFile, disk: Disk):
+    disk.let_go.clear()
+    told: list[object] = []
+    synced = file.begin(write("one"), told.append)
+
+    assert await asyncio.wait_for(file.begin(write("two"), told.append, synced=False), 5) == "two"
+    assert (told, synced.done(), disk.syncs) == ([None], False, 0)
+    disk.let_go.set()
+    await synced
+    assert told == [None, None]
 
 
 async def test_what_waits_at_the_same_moment_shares_a_sync(file: SqliteFile, disk: Disk):

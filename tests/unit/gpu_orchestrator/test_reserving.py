@@ -27,9 +27,11 @@ from libs.common.contracts.gpu_orchestrator import (
 )
 from libs.common.contracts.streams import GPU_RESERVATIONS
 from libs.common.errors import Conflict, Forbidden, Malformed, NotFound
+from libs.common.journal import journal_sqlite
 from services.gpu_orchestrator import use_cases
 from services.gpu_orchestrator.copying import read_copy
 from services.gpu_orchestrator.views import shortened
+from tests.disks import Disk, WithDisk
 from tests.nodes import AT, gpu
 from tests.unit.gpu_orchestrator.world import FREE_MB, World, idle, made_world
 
@@ -38,6 +40,13 @@ from tests.unit.gpu_orchestrator.world import FREE_MB, World, idle, made_world
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with made_world(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(journal_sqlite, "os", WithDisk(disk))
+    return disk
 
 
 def wish(mb: int = 1000, **more: object) -> ReserveRequest:
@@ -93,6 +102,58 @@ async def test_what_grew_since_the_measurement_is_kept_from_others_without_measu
     held = await world.orchestrator.reserve(wish(10_000))
 
     assert (held.gpu_uuids, world.meters.measured) == (("GPU-1",), 1)
+
+
+async def test_what_a_look_shows_to_be_too_much_is_not_given_and_leaves_nothing_behind(tmp_path: Path):
+    async with made_world(tmp_path) as world:
+        await world.orchestrator.refresh()
+        world.meters.sees.clear()
+        asked = wish(20_000, gpu_indices=[0], reservation_id="mine")
+        asking = [asyncio.create_task(world.orchestrator.reserve(asked)) for _ in range(2)]
+        while not world.meters.looked:
+            await asyncio.sleep(0)
+        world.meters.states = (idle(0, GpuProcess(pid=7, kind="compute", used_mb=15_000)), idle(1))
+        world.meters.sees.set()
+        refused = await asyncio.gather(*asking, return_exceptions=True)
+        left = world.orchestrator.reservations(only_open=False).reservations
+        other = await world.orchestrator.reserve(wish(gpu_indices=[1], reservation_id="mine"))
+
+    assert ([type(each) for each in refused], left) == ([Conflict, Conflict], ())
+    async with made_world(tmp_path) as again:
+        kept = again.orchestrator.reservations(only_open=False).reservations
+        assert ([each.token for each in kept], other.token > 1) == ([other.token], True)
+
+
+async def test_who_goes_before_the_look_is_answered_leaves_nothing_behind(tmp_path: Path):
+    async with made_world(tmp_path) as world:
+        await world.orchestrator.refresh()
+        world.meters.sees.clear()
+        asking = asyncio.create_task(world.orchestrator.reserve(wish()))
+        while not world.meters.looked:
+            await asyncio.sleep(0)
+        during = len(world.orchestrator.reservations(only_open=True).reservations)
+        asking.cancel()
+        await asyncio.wait({asking})
+        world.meters.sees.set()
+
+        assert (during, await free(world)) == (1, [FREE_MB] * 2)
+    async with made_world(tmp_path) as again:
+        assert again.orchestrator.reservations(only_open=False).reservations == ()
+
+
+async def test_a_grant_waits_until_it_is_synced_and_a_release_only_until_it_is_written(world: World, disk: Disk):
+    disk.let_go.clear()
+    asking = asyncio.create_task(world.orchestrator.reserve(wish()))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(asking), 0.1)
+    disk.let_go.set()
+    held = await asking
+    disk.let_go.clear()
+
+    released = await asyncio.wait_for(world.orchestrator.release(Release(reservation_id=held.reservation_id)), 5)
+
+    assert (released.state, disk.syncs) == (ReservationState.RELEASED, 1)
+    disk.let_go.set()
 
 
 async def test_what_was_given_up_since_the_measurement_is_given(world: World):

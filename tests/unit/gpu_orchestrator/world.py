@@ -45,6 +45,11 @@ class MadeUpMeters:
     measured: int = 0
     looked: int = 0
     ram: Memory = field(default_factory=lambda: Memory(total_mb=65536, available_mb=60000))
+    sees: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: a look is answered."""
+
+    def __post_init__(self) -> None:
+        self.sees.set()
 
     async def gpus(self) -> Graphics:
         self.measured += 1
@@ -52,6 +57,7 @@ class MadeUpMeters:
 
     async def used_mb(self) -> Mapping[str, int | None]:
         self.looked += 1
+        await self.sees.wait()
         return {state.gpu.uuid: state.gpu.vram_used_mb for state in self.states}
 
     stalled: float | None = None
