@@ -12,6 +12,6 @@ class Load(Protocol):
         """Send one request and measure it. What goes wrong is in the sample, nothing is raised."""
         ...
 
-    async def first_model(self, base_url: str) -> str:
-        """The first model a server names. Raises `Unavailable`."""
+    async def first_model(self, target: Target) -> str:
+        """The first model a server names, whatever the target's is. Raises `Unavailable`."""
         ...

@@ -17,9 +17,12 @@ CONNECTION_CLOSED = "connection_closed"
 
 
 class HttpLoad:
-    def __init__(self, client: httpx.AsyncClient, clock: Clock) -> None:
+    """`key` is what engines of this mesh want to be told; empty: nothing. No other server hears it."""
+
+    def __init__(self, client: httpx.AsyncClient, clock: Clock, key: str = "") -> None:
         self._client = client
         self._clock = clock
+        self._key = key
 
     async def one(
         self, target: Target, prompt: str, *, max_tokens: int, ignore_eos: bool, seed: int, timeout: float
@@ -40,13 +43,17 @@ class HttpLoad:
             sample = await self._measured(target, body, timeout)
         return sample
 
-    async def first_model(self, base_url: str) -> str:
+    async def first_model(self, target: Target) -> str:
         try:
-            answer = await self._client.get(f"{base_url}/v1/models", timeout=CONNECT_SECONDS)
+            headers = self._headers(target)
+            answer = await self._client.get(f"{target.base_url}/v1/models", headers=headers, timeout=CONNECT_SECONDS)
             answer.raise_for_status()
             return str(answer.json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise Unavailable(f"{base_url} does not name its models: {error!r}") from error
+            raise Unavailable(f"{target.base_url} does not name its models: {error!r}") from error
+
+    def _headers(self, target: Target) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._key}"} if self._key and target.ours else {}
 
     async def _measured(self, target: Target, body: dict[str, object], timeout: float) -> Sample:
         sent = self._clock.monotonic()
@@ -63,7 +70,9 @@ class HttpLoad:
 
     async def _answered(self, target: Target, body: dict[str, object], sent: float) -> Sample:
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-        request = self._client.build_request("POST", target.base_url + COMPLETIONS, json=body, timeout=timeout)
+        request = self._client.build_request(
+            "POST", target.base_url + COMPLETIONS, json=body, headers=self._headers(target), timeout=timeout
+        )
         try:
             response = await self._client.send(request, stream=True)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):

@@ -16,7 +16,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where requests go."""
+    """Where requests go. `ours`: an engine of this mesh, which is told the mesh's key."""
 
     base_url: str
     model_name: str
+    ours: bool = False

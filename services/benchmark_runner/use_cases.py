@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 
 OVER = (BenchmarkState.COMPLETED, BenchmarkState.FAILED, BenchmarkState.CANCELLED)
 WARM_UP = -1
+REFUSED = "http_401"
 
 
 @dataclass(slots=True, eq=False)
@@ -136,13 +137,20 @@ class BenchmarkRunner:
         request = run.view.request
         if request.base_url is not None:
             url = request.base_url.rstrip("/").removesuffix("/v1")
-            name = request.model_name or await self._load.first_model(url)
+            target = Target(base_url=url, model_name=request.model_name or "", ours=self._is_ours(url))
+            name = request.model_name or await self._load.first_model(target)
             run.change(base_url=url, model_name=name)
-            return Target(base_url=url, model_name=name)
+            return replace(target, model_name=name)
         placed = self._engine_for(request.model_name)
         engine = placed.engine
-        run.change(base_url=engine.url, model_name=engine.model_name, node_id=placed.node_id, engine=engine)
-        return Target(base_url=engine.url or "", model_name=engine.model_name)
+        url = engine.far_url or engine.url or ""
+        run.change(base_url=url, model_name=engine.model_name, node_id=placed.node_id, engine=engine)
+        return Target(base_url=url, model_name=engine.model_name, ours=self._is_ours(url))
+
+    def _is_ours(self, url: str) -> bool:
+        """A deployment started the engine there: other machines may reach no others, and those have no key of ours."""
+        engines = [placed.engine for placed in self._fleet.engines(self._clock.monotonic())]
+        return any(url in (engine.url, engine.far_url) for engine in engines if engine.far_url)
 
     def _engine_for(self, model_name: str | None) -> Placed:
         placed = self._fleet.engines(self._clock.monotonic(), model_name=model_name)
@@ -156,6 +164,8 @@ class BenchmarkRunner:
         """One request that is not counted; it also tells how many tokens a word of ours has there."""
         words = words_for(request.prompt_tokens, FIRST_GUESS_TOKENS_PER_WORD)
         sample = await self._one(request, target, words, WARM_UP)
+        if sample.error == REFUSED:
+            raise Unavailable(f"{target.base_url} wants a key that it was not told: see ENGINE_API_KEY")
         if sample.error is not None:
             raise Unavailable(f"{target.base_url} does not serve: {sample.error}")
         return words_for(request.prompt_tokens, tokens_per_word(words, sample.prompt_tokens))

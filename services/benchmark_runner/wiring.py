@@ -23,11 +23,12 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     chosen = settings or load(Settings)
     reports = FileReports(chosen.benchmark_output_dir or platform.data_dir / "benchmarks")
     # The connection pool must never be what is measured.
+    key = chosen.engine_api_key.get_secret_value() if chosen.engine_api_key else ""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
     client = httpx.AsyncClient(limits=limits, trust_env=False)
     runner = BenchmarkRunner(
         clock=platform.clock,
-        load=HttpLoad(client, platform.clock),
+        load=HttpLoad(client, platform.clock, key),
         reports=reports,
         make_id=partial(_make_id, platform.clock),
         queue_limit=chosen.benchmark_queue,

@@ -94,6 +94,10 @@ class HostedProcess:
     def _url(self) -> str | None:
         return self._address.near(self._begun.port) if self.asked.serves and self._begun.port else None
 
+    @property
+    def _far_url(self) -> str | None:
+        return self._address.far(self._begun.port) if self._url else None
+
     def now(self) -> Engine:
         state = self._state
         return Engine(
@@ -105,6 +109,7 @@ class HostedProcess:
             device=self.asked.device,
             device_reason="as it was deployed",
             url=self._url if state is EngineState.READY else None,
+            far_url=self._far_url if state is EngineState.READY else None,
             slots=self.asked.slots,
             context_tokens=self.asked.context_tokens,
             problem=self._reason() or None,
@@ -137,7 +142,7 @@ class HostedProcess:
             model_name=self.asked.model_name,
             state=state,
             pid=self._process.pid if self._process else None,
-            url=self._address.far(self._begun.port) if self._url else None,
+            url=self._far_url,
             started_at=self._begun.at,
             ended_at=ended.at if ended else None,
             exit_code=ended.exit_code if ended else None,

@@ -216,7 +216,10 @@ class Engine(Message):
     state: EngineState
     device: str = Field(examples=["cpu", "cuda"])
     device_reason: str = Field("", description="why this device, and on a machine with a GPU why not the GPU")
-    url: str | None = None
+    url: str | None = Field(None, description="as its own machine reaches it")
+    far_url: str | None = Field(
+        None, description="as other machines reach one that was deployed, where its node lets them"
+    )
     slots: Count = Field(0, description="requests it serves at once")
     context_tokens: Count | None = None
     problem: str | None = None

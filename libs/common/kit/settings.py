@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from os import environ  # noqa: TID251  # the one place that reads it
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from re import fullmatch
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from libs.common.contracts.base import Identifier
@@ -13,6 +14,16 @@ from libs.common.errors import WrongSetting
 from libs.common.kit.settings_words import Variable, complaint, raw_value, variables
 
 S = TypeVar("S", bound=BaseSettings)
+
+
+def _fits_a_header(key: SecretStr) -> SecretStr:
+    if not fullmatch(r"[!-~]{1,1024}", key.get_secret_value()):
+        raise ValueError("it must be 1 to 1024 printable characters of ASCII without spaces")
+    return key
+
+
+HeaderKey = Annotated[SecretStr, AfterValidator(_fits_a_header)]
+"""A secret that is said in a header."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

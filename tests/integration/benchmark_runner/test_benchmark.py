@@ -12,13 +12,16 @@ import pytest
 
 from libs.common.clock import SystemClock
 from libs.common.contracts.benchmark_runner import BenchmarkRequest, BenchmarkState
-from libs.common.contracts.node_registry import NodeWorkload
+from libs.common.contracts.node_registry import Engine, EngineState, NodeWorkload
 from libs.common.errors import Conflict, NotFound, Unavailable
 from services.benchmark_runner.load_http import HttpLoad
 from services.benchmark_runner.store_files import FileReports
 from services.benchmark_runner.use_cases import BenchmarkRunner
+from services.node_agent.hosted_door import EngineAddress
+from tests.fake_engine import fake_vllm
 from tests.integration.node_agent.conftest import EngineAtWork, engines, until
 from tests.integration.node_agent.test_engine_llama import counters
+from tests.integration.node_agent.test_hosting import Host, start_of
 
 
 @pytest.fixture
@@ -28,13 +31,13 @@ async def engine(tmp_path: Path) -> AsyncIterator[EngineAtWork]:
 
 
 @asynccontextmanager
-async def runner_in(folder: Path) -> AsyncIterator[BenchmarkRunner]:
+async def runner_in(folder: Path, key: str = "") -> AsyncIterator[BenchmarkRunner]:
     clock, numbers = SystemClock(), itertools.count(1)
     reports = FileReports(folder)
     async with httpx.AsyncClient(trust_env=False) as client:
         runner = BenchmarkRunner(
             clock=clock,
-            load=HttpLoad(client, clock),
+            load=HttpLoad(client, clock, key),
             reports=reports,
             make_id=lambda: f"run-{next(numbers)}",
             queue_limit=2,
@@ -51,16 +54,11 @@ async def runner_in(folder: Path) -> AsyncIterator[BenchmarkRunner]:
 
 async def heard(runner: BenchmarkRunner, engine: EngineAtWork) -> None:
     await engine.ready()
-    await runner.hear(
-        NodeWorkload(
-            node_id="node-1",
-            boot_id="b",
-            at=datetime.now(UTC),
-            slots=4,
-            free_slots=4,
-            engines=(engine.engine.now(),),
-        )
-    )
+    await runner.hear(workload_of(engine.engine.now()))
+
+
+def workload_of(engine: Engine) -> NodeWorkload:
+    return NodeWorkload(node_id="node-1", boot_id="b", at=datetime.now(UTC), slots=4, free_slots=4, engines=(engine,))
 
 
 async def test_a_run_counts_what_the_engine_counts(engine: EngineAtWork, tmp_path: Path):
@@ -93,6 +91,40 @@ async def test_a_server_may_be_named_by_its_address(engine: EngineAtWork, tmp_pa
 
     assert view.state == BenchmarkState.COMPLETED
     assert view.model_name == "tiny-random-llama"
+
+
+async def test_an_engine_that_wants_a_key_is_told_it_and_nobody_else_is(tmp_path: Path):
+    made = Host(tmp_path / "engines", fake_vllm(tmp_path / "vllm"), EngineAddress(told="localhost", api_key="s3cret"))
+    try:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+        async with runner_in(tmp_path / "reports", key="s3cret") as runner:
+            asked = BenchmarkRequest(base_url=ready.url, requests=1, max_tokens=2)
+            strange = await runner.start(asked)
+            await runner.hear(workload_of(made.shown[0].now()))
+            by_address = await runner.start(asked)
+            by_model = await runner.start(BenchmarkRequest(model_name="m", requests=1, max_tokens=2))
+    finally:
+        await made.close()
+
+    assert (strange.state, by_address.state, by_model.state) == ("failed", "completed", "completed")
+    assert by_model.base_url == ready.url
+    reports = [file.read_text(encoding="utf-8") for file in (tmp_path / "reports").glob("*.json")]
+    assert len(reports) == 3
+    assert "s3cret" not in "".join(reports)
+
+
+async def test_a_run_says_that_an_engine_wants_a_key(tmp_path: Path):
+    made = Host(tmp_path / "engines", fake_vllm(tmp_path / "vllm"), EngineAddress(api_key="s3cret"))
+    try:
+        await made.hosting.start(start_of())
+        ready = await made.until_state(EngineState.READY)
+        async with runner_in(tmp_path / "reports") as runner:
+            view = await runner.start(BenchmarkRequest(base_url=ready.url, model_name="m", requests=1))
+    finally:
+        await made.close()
+
+    assert "wants a key that it was not told: see ENGINE_API_KEY" in str(view.problem)
 
 
 async def test_reports_are_there_after_a_restart(engine: EngineAtWork, tmp_path: Path):
