@@ -35,7 +35,6 @@ from libs.common.bus.nats.server import ServerOptions, nats_server
 from libs.common.contracts.work_log import RECORD
 from libs.common.contracts.work_marshaling import ASSIGN, SUBMIT
 from services.node_agent import runner_function
-from services.node_agent.store_sqlite import SqliteJournal
 from services.work_marshaling.journal import Journal
 from tools.free_ports import free_port
 
@@ -62,8 +61,7 @@ STAMPS: Mapping[str, Sequence[Stamp]] = {
     ),
     "node_agent": (
         ("read, and given a slot", listening._Served, "answer", lambda served, _: ASSIGN.subject in served.subject),
-        ("into the agent's journal", SqliteJournal, "accept", lambda *_: True),
-        ("the function: into a thread", runner_function._Threads, "begin", lambda *_: True),
+        ("the function: into a thread", runner_function._Threads, "submit", lambda *_: True),
     ),
 }
 FIRST = "submission: to the stream, and on to the leader"

@@ -1,7 +1,6 @@
 """One attempt, from its first step to its outcome; and the slots that attempts take."""
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,28 +36,6 @@ class Pool:
     def show(self, *, closed: bool) -> SlotPool:
         free = 0 if closed else self.free
         return SlotPool(work_types=self.runner.work_types(), slots=self.runner.slots, free_slots=free)
-
-
-class Prepared:
-    """Jobs that begin the moment their attempts are on disk, where their runners can do that. `taken`: by token.
-
-    For a few: the threads of many would hold up the loop, which has their answers to write.
-    """
-
-    def __init__(self, taken: Mapping[str, tuple[Assignment, Pool]]) -> None:
-        self._taken = taken
-        starts = ((token, pool.runner.prepare(assignment)) for token, (assignment, pool) in taken.items())
-        self._starts = {token: start for token, start in starts if start is not None}
-
-    def begin(self, fresh: frozenset[str]) -> None:
-        """On the journal's thread."""
-        for token in fresh & self._starts.keys():
-            self._starts[token]()
-
-    def decline_all_but(self, fresh: frozenset[str]) -> None:
-        for token in self._starts.keys() - fresh:
-            assignment, pool = self._taken[token]
-            pool.runner.decline(assignment)
 
 
 @dataclass(slots=True, eq=False)

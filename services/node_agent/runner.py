@@ -13,9 +13,6 @@ Tell = Callable[[str], None]
 Began = Callable[[Holder], None]
 """Takes who uses the job's memory, as soon as there is somebody."""
 
-Start = Callable[[], None]
-"""Begins a job that is prepared. Any thread may call it."""
-
 
 def unnoticed(holder: Holder) -> None:
     """Of a job for which no memory was claimed."""
@@ -50,13 +47,8 @@ class Runner(Protocol):
         return None
 
     def decline(self, assignment: Assignment) -> None:
-        """It is not run here after all: what was kept or prepared for it is free."""
+        """It is not run here after all: what was kept for it is free."""
         return
-
-    def prepare(self, assignment: Assignment) -> Start | None:
-        """How its job begins while `run`, which then waits for it, is still on its way: the attempt is in the journal
-        from that moment on. None: it begins with `run`."""
-        return None
 
     async def run(self, assignment: Assignment, tell: Tell, began: Began = unnoticed) -> Any:
         """The job's result, as JSON values. Cancelling ends the job. Raises `JobFailed`.

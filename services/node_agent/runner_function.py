@@ -7,9 +7,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any
 
 import structlog
@@ -18,7 +17,7 @@ from libs.common.contracts.work_marshaling import Assignment
 from libs.common.errors import WrongSetting
 from services.node_agent.function_call import name_in
 from services.node_agent.model import Holder, JobFailed
-from services.node_agent.runner import Began, FunctionJobs, Start, Tell, unnoticed
+from services.node_agent.runner import Began, FunctionJobs, Tell, unnoticed
 
 log = structlog.get_logger()
 
@@ -32,7 +31,6 @@ class _Call:
     function: Function
     arguments: Any
     ended: "asyncio.Future[_Ended]"
-    begun: bool = False
     over: bool = False
 
 
@@ -51,26 +49,18 @@ class _Threads:
         self._abandoned = abandoned
         self._started = 0
         self._in_hand = 0
-        self._beginning = Lock()
         self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
         self._over: deque[tuple[_Call, _Ended]] = deque()
         self._woken = False
 
-    def prepare(self, function: Function, arguments: Any) -> _Call:
-        """There is a thread for it once it begins."""
+    def submit(self, function: Function, arguments: Any) -> _Call:
+        call = _Call(function, arguments, asyncio.get_running_loop().create_future())
+        self._waiting.put(call)
         self._in_hand += 1
         if self._started < min(self._in_hand, self._most):
             self._started += 1
             Thread(target=self._work, name=f"function-{self._started}", daemon=True).start()
-        return _Call(function, arguments, asyncio.get_running_loop().create_future())
-
-    def begin(self, call: _Call) -> None:
-        """Once, however often and by whatever thread it is called. A call that was cancelled before is over then."""
-        with self._beginning:
-            if call.begun:
-                return
-            call.begun = True
-        self._waiting.put(call)
+        return call
 
     def close(self) -> None:
         for _ in range(self._started):
@@ -116,7 +106,6 @@ class FunctionRunner(FunctionJobs):
         self._freed = freed
         self._threads = _Threads(slots, self._no_longer)
         self._lingering: set[_Call] = set()
-        self._prepared: dict[str | None, _Call] = {}
 
     async def close(self) -> None:
         """What still runs is left to itself; it cannot be ended, and its attempt is over."""
@@ -126,45 +115,19 @@ class FunctionRunner(FunctionJobs):
     def lingering(self) -> int:
         return len(self._lingering)
 
-    def prepare(self, assignment: Assignment) -> Start | None:
-        """Not when there is anything to be looked at before it begins."""
-        if assignment.payload is None or assignment.deadline is not None or assignment.memory is not None:
-            return None
-        try:
-            name = name_in(assignment.payload, self._functions)
-        except JobFailed:
-            return None
-        call = self._threads.prepare(self._functions[name], assignment.payload.get("arguments"))
-        self._prepared[assignment.attempt_token] = call
-        return partial(self._threads.begin, call)
-
-    def decline(self, assignment: Assignment) -> None:
-        call = self._prepared.pop(assignment.attempt_token, None)
-        if call is not None and not call.over:
-            call.ended.cancel()
-            self._lingering.add(call)
-            self._threads.begin(call)
-
-    async def forget(self, assignment: Assignment) -> None:
-        """An attempt may be over before anybody waits for its job."""
-        self.decline(assignment)
-
     async def run(self, assignment: Assignment, tell: Tell, began: Began = unnoticed) -> Any:
         began(Holder(pid=os.getpid()))
         payload = assignment.payload or {}
         name = name_in(payload, self._functions)
-        call = self._prepared.pop(assignment.attempt_token, None)
-        if call is None:
-            call = self._threads.prepare(self._functions[name], payload.get("arguments"))
-        self._threads.begin(call)
-        return await self._ended(name, call)
+        return await self._called(name, self._functions[name], payload.get("arguments"))
 
     def _no_longer(self, call: _Call) -> None:
         if call in self._lingering:
             self._lingering.discard(call)
             self._freed()
 
-    async def _ended(self, name: str, call: _Call) -> Any:
+    async def _called(self, name: str, function: Function, arguments: Any) -> Any:
+        call = self._threads.submit(function, arguments)
         try:
             result, error = await call.ended
         except asyncio.CancelledError:

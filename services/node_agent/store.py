@@ -1,13 +1,11 @@
 """The agent's journal: what it accepted and how that ended, so that nothing runs twice and no outcome is lost."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from libs.common.contracts.work_marshaling import Assignment
 from services.node_agent.model import Attempt, KeptOutput, Outcome
-
-Begin = Callable[[frozenset[str]], None]
 
 
 class Journal(Protocol):
@@ -23,13 +21,8 @@ class Journal(Protocol):
         """Why it cannot be written now; None when it can."""
         ...
 
-    async def accept(
-        self, assignments: Sequence[Assignment], at: datetime, begin: Begin | None = None
-    ) -> frozenset[str]:
-        """Keep these attempts. Returns the tokens that were not known before: only those are to be started.
-
-        `begin` is told them on the journal's thread, the moment they are written; then they are synced.
-        """
+    async def accept(self, assignments: Sequence[Assignment], at: datetime) -> frozenset[str]:
+        """Keep these attempts. Returns the tokens that were not known before: only those are to be started."""
         ...
 
     async def known(self, tokens: Collection[str]) -> frozenset[str]:

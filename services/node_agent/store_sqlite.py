@@ -12,7 +12,6 @@ import structlog
 from libs.common.contracts.work_marshaling import Assignment, WorkError
 from libs.common.journal.journal_sqlite import LOCK_SECONDS, SqliteFile
 from services.node_agent.model import Attempt, AttemptState, KeptOutput, Outcome
-from services.node_agent.store import Begin
 
 log = structlog.get_logger()
 
@@ -58,9 +57,7 @@ class SqliteJournal:
     async def close(self) -> None:
         await self._file.close()
 
-    async def accept(
-        self, assignments: Sequence[Assignment], at: datetime, begin: Begin | None = None
-    ) -> frozenset[str]:
+    async def accept(self, assignments: Sequence[Assignment], at: datetime) -> frozenset[str]:
         # The payload is not kept: what was not finished is never run again from here.
         rows: list[tuple[str, str, str, str]] = [
             (
@@ -75,7 +72,7 @@ class SqliteJournal:
         def write(database: sqlite3.Connection) -> frozenset[str]:
             return frozenset(row[0] for row in rows if database.execute(_ACCEPT, row).rowcount == 1)
 
-        return await self._file.do(write, begin)
+        return await self._file.do(write)
 
     async def known(self, tokens: Collection[str]) -> frozenset[str]:
         def read(database: sqlite3.Connection) -> frozenset[str]:

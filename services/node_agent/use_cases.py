@@ -1,25 +1,25 @@
 """Takes attempts, runs them, ends them: never one twice, never one without an outcome."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
 
 from libs.common.clock import Clock
+from libs.common.contracts.base import is_of_another_run
 from libs.common.contracts.node_agent import AgentDraining, DrainAgent, Engines, EngineView, JobLog, Jobs, JobView
 from libs.common.contracts.node_registry import Engine, NodeStatus, SlotPool
 from libs.common.contracts.work_leading import FromLeader
 from libs.common.contracts.work_marshaling import (
     Assignment,
-    AssignmentAnswer,
     AssignmentAnswers,
     Assignments,
     AttemptsStopped,
     StopAttempts,
 )
 from libs.common.errors import Conflict, NotFound, Unavailable
-from services.node_agent.attempts import Attempts, Job, Pool, Prepared
+from services.node_agent.attempts import Attempts, Job, Pool
 from services.node_agent.draining import Draining
 from services.node_agent.engine import EngineDoor
 from services.node_agent.job_memory import MemoryOfJobs
@@ -29,6 +29,7 @@ from services.node_agent.model import Attempt, KeptOutput, Outcome, Running
 from services.node_agent.observer import AgentObserver
 from services.node_agent.outbox import Outbox
 from services.node_agent.outcomes import failed
+from services.node_agent.refusals import Refusal, answers
 from services.node_agent.reports import Reports
 from services.node_agent.store import Journal
 from services.node_agent.views import job_id, log_from, view_of_kept, view_of_running
@@ -39,7 +40,6 @@ REMEMBERED = timedelta(hours=24)
 REMEMBERED_ATTEMPTS = 100_000
 SHOWN_JOBS = 200
 MOST_UNDELIVERED = 2000
-FEW = 4
 
 
 class NodeAgent:
@@ -72,6 +72,7 @@ class NodeAgent:
         self._pools = pools
         self._engines = engines
         self._jobs: dict[str, Job] = {}
+        self._unwritten: set[str] = set()
         self._attempts = Attempts(clock, reports, large, memory)
         self._memory = memory
         self._draining = draining
@@ -82,36 +83,36 @@ class NodeAgent:
     async def assign(self, request: Assignments) -> AssignmentAnswers:
         """Take what there is a free slot for. What is answered `accepted` is in the journal before the answer.
 
-        Raises `Conflict` for a leader that was replaced.
+        What was never told before cannot have begun: it begins at once, and is journaled meanwhile. Raises `Conflict`
+        for a leader that was replaced.
         """
         self._refuse_replaced(request)
-        refused: dict[str, str] = {}
+        refused: dict[str, Refusal] = {}
         taken: dict[str, tuple[Assignment, Pool]] = {}
         for assignment in request.assignments:
             token = assignment.attempt_token or ""
-            if token not in self._jobs and token not in taken:
+            if token not in self._jobs and token not in self._unwritten and token not in taken:
                 pool = self._pool_for(assignment, refused)
                 if pool is not None:
                     pool.taken += 1
                     taken[token] = (assignment, pool)
+        written_first = request.again or self._journal.problem() is not None
         try:
-            short = await self._with_memory(taken, refused)
-            fresh = await self._journaled(taken)
-            known = await self._journal.known(list(refused)) if refused else frozenset()
+            await self._with_memory(taken, refused)
+            if written_first:
+                await self._leave_out_known(taken, refused)
         except BaseException:
             self._give_back(pool for _, pool in taken.values())
             await asyncio.gather(*(self._memory.give_back(assignment) for assignment, _ in taken.values()))
             raise
-        known_already = [each for token, each in taken.items() if token not in fresh]
-        self._give_back(pool for _, pool in known_already)
-        for assignment, _ in known_already:
-            await self._memory.give_back(assignment)
-        for token in fresh:
-            self._begin(*taken[token])
-        if len(fresh) <= FEW:
-            await asyncio.sleep(0)  # they begin before the answer is written; of many the threads would hold it up
-        refused = {token: why for token, why in refused.items() if token not in known}
-        return self._answers(request, refused, short)
+        for assignment, pool in taken.values():
+            self._begin(assignment, pool)
+        if not written_first:
+            await asyncio.sleep(0)  # let them begin
+            await self._write_begun(taken)
+        for _ in refused:
+            self._observer.refused()
+        return answers(self._boot_id, request, refused)
 
     async def stop(self, request: StopAttempts) -> AttemptsStopped:
         """End these attempts. Their outcomes are told only if they are known already.
@@ -243,12 +244,15 @@ class NodeAgent:
             log.warning("replaced_leader_refused", epoch=request.epoch, newest=newest)
             raise Conflict(f"epoch {request.epoch} is over here: a leader of epoch {newest} was heard", epoch=newest)
 
-    def _pool_for(self, assignment: Assignment, refused: dict[str, str]) -> Pool | None:
+    def _pool_for(self, assignment: Assignment, refused: dict[str, Refusal]) -> Pool | None:
         token = assignment.attempt_token
         takes_nothing = self._takes_nothing()
         reason = takes_nothing or f"no {assignment.work_type} is done here"
         if not token:
-            refused[""] = "an assignment to a node must carry an attempt token"
+            refused[""] = Refusal(reason="an assignment to a node must carry an attempt token")
+            return None
+        if is_of_another_run(token, self._boot_id):
+            refused[token] = Refusal(reason="it was given to another run of this agent", other_run=True)
             return None
         for pool in () if takes_nothing else self._pools:
             if assignment.work_type not in pool.runner.work_types():
@@ -259,7 +263,7 @@ class NodeAgent:
                 reason = "no slot is free"
             else:
                 return pool
-        refused[token] = reason
+        refused[token] = Refusal(reason=reason)
         return None
 
     def _shown_as(self, shown: str) -> Job | None:
@@ -274,29 +278,41 @@ class NodeAgent:
                 return attempt
         raise NotFound(f"there is no job {shown[:200]!r} on this node", job_id=shown[:200])
 
-    async def _with_memory(self, taken: dict[str, tuple[Assignment, Pool]], refused: dict[str, str]) -> frozenset[str]:
-        """Claim what the jobs are promised. Who cannot have it is refused for this alone: their tokens."""
+    async def _with_memory(self, taken: dict[str, tuple[Assignment, Pool]], refused: dict[str, Refusal]) -> None:
+        """Claim what the jobs are promised. Who cannot have it is refused for this alone."""
         wanted = {token: (each, pool.runner) for token, (each, pool) in taken.items() if each.memory is not None}
         if not wanted:
-            return frozenset()
+            return
         told = await self._memory.claim_all(wanted)
-        short = {token: why for token, why in told.items() if isinstance(why, str)}
+        short = {
+            token: Refusal(reason=why, short_of_memory=True) for token, why in told.items() if isinstance(why, str)
+        }
         self._give_back(taken.pop(token)[1] for token in short)
         refused |= short
         taken |= {token: (got, taken[token][1]) for token, got in told.items() if not isinstance(got, str)}
-        return frozenset(short)
 
-    async def _journaled(self, taken: dict[str, tuple[Assignment, Pool]]) -> frozenset[str]:
+    async def _leave_out_known(self, taken: dict[str, tuple[Assignment, Pool]], refused: dict[str, Refusal]) -> None:
+        """Journal them; what the journal had before is accepted, and does not begin again."""
+        fresh = await self._accept(taken)
+        for token in await self._journal.known(list(refused)) if refused else ():
+            del refused[token]
+        known = [taken.pop(token) for token in taken.keys() - fresh]
+        self._give_back(pool for _, pool in known)
+        for assignment, _ in known:
+            await self._memory.give_back(assignment)
+
+    async def _write_begun(self, begun: Mapping[str, tuple[Assignment, Pool]]) -> None:
+        """What cannot be written is accepted all the same, for it runs; another run of this agent will not begin it."""
+        try:
+            await self._accept(begun)
+        except Unavailable as error:
+            self._unwritten.update(begun)
+            log.error("attempts_not_journaled", attempts=len(begun), reason=error.message)
+
+    async def _accept(self, taken: Mapping[str, tuple[Assignment, Pool]]) -> frozenset[str]:
         if not taken:
             return frozenset()
-        prepared = Prepared(taken if len(taken) <= FEW else {})
-        fresh: frozenset[str] = frozenset()
-        try:
-            assignments = [assignment for assignment, _ in taken.values()]
-            fresh = await self._journal.accept(assignments, self._clock.now(), prepared.begin)
-        finally:
-            prepared.decline_all_but(fresh)
-        return fresh
+        return await self._journal.accept([assignment for assignment, _ in taken.values()], self._clock.now())
 
     def _give_back(self, pools: Iterable[Pool]) -> None:
         for pool in pools:
@@ -331,23 +347,6 @@ class NodeAgent:
         job.task = asyncio.get_running_loop().create_task(self._attempt(job), name=f"attempt {assignment.work_id}")
         self._observer.accepted(assignment.work_type)
         self._reports.started(job.running)
-
-    def _answers(self, request: Assignments, refused: Mapping[str, str], short: Collection[str]) -> AssignmentAnswers:
-        answers: list[AssignmentAnswer] = []
-        for assignment in request.assignments:
-            token = assignment.attempt_token or ""
-            reason = refused.get(token)
-            if reason is not None:
-                self._observer.refused()
-            answers.append(
-                AssignmentAnswer.model_construct(
-                    attempt_token=token,
-                    accepted=reason is None,
-                    reason=reason or "",
-                    short_of_memory=reason is not None and token in short,
-                )
-            )
-        return AssignmentAnswers.model_construct(boot_id=self._boot_id, answers=tuple(answers))
 
     async def _attempt(self, job: Job) -> None:
         """One attempt from its start to its journaled end."""

@@ -138,7 +138,8 @@ class Dispatcher:
             return await self._publish_external(offered, batch)
         tokens = [assignment.token for assignment in batch]
         try:
-            leader = Assignments(epoch=self._term.epoch, log_made=self._term.log_made, assignments=())
+            again = not all(offered[token].certain for token in tokens)
+            leader = Assignments(epoch=self._term.epoch, log_made=self._term.log_made, again=again, assignments=())
             request = encode_with(leader, assignments=encode_list(each.json for each in batch))
             answers = await self._bus.request(ASSIGN, request, node_id=node_id, timeout=ANSWER_SECONDS)
         except NobodyAnswers:
@@ -229,9 +230,14 @@ class Dispatcher:
                 self._refusals.pop((node_id, observed.memory is not None), None)
                 self._accepted.append(observed)
                 self._news.set()
+            elif answer.other_run and not offered[answer.attempt_token].certain:
+                # It may have begun before the agent ended: its lease is left to end, which counts as an attempt.
+                offered.pop(answer.attempt_token, None)
             else:
                 token, short = answer.attempt_token, answer.short_of_memory
                 self._refuse(node_id, offered, [token], answer.reason, short_of_memory=short)
+        for token in given:
+            offered[token].certain = False
         return not given
 
     async def _tell_observers(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from libs.common.contracts.base import attempt_token
 from libs.common.contracts.node_registry import (
     EngineState,
     GpuBeat,
@@ -116,6 +117,11 @@ class Nodes:
 
     def __contains__(self, node_id: str) -> bool:
         return node_id in self._nodes
+
+    def token_for(self, node_id: str, secret: str) -> str:
+        """Of an attempt on this node, by the run of its agent that was heard last."""
+        agent = self[node_id].agent
+        return attempt_token(secret, None if agent is None else agent.boot_id)
 
     def silent_for(self, node_id: str, now: float) -> float:
         """Since when its agent said nothing, in seconds."""

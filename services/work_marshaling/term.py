@@ -315,9 +315,8 @@ class Term:
                 slowness=lambda kind: self.conduct.paces.slowness(kind, self.calendar()),
             )
             for choice in choices:
-                self.happen(
-                    choice.work_id, Given(node_id=choice.node_id, token=self._chances.token(), despite=choice.despite)
-                )
+                token = self.nodes.token_for(choice.node_id, self._chances.token())
+                self.happen(choice.work_id, Given(node_id=choice.node_id, token=token, despite=choice.despite))
                 submitted_at = self.memory.items[choice.work_id].submitted_at
                 self.meter.assigned((now - submitted_at).total_seconds())
             if len(choices) == MOST_PER_TURN:

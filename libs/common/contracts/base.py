@@ -85,6 +85,23 @@ def _has_a_place_in_utc(moment: datetime) -> datetime:
 
 
 AttemptToken = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+"""A secret that names one attempt. One made for a node's agent tells which run of it is meant: see `attempt_token`."""
+
+_OF_BOOT_ID = 12
+
+
+def attempt_token(secret: str, boot_id: str | None) -> str:
+    """A token for an attempt by the run of an agent with this boot id, whose first 12 characters follow a dot.
+
+    Without a boot id, or with one that has other characters than letters, digits, `_` and `-`, it is for any run.
+    """
+    return f"{secret}.{boot_id[:_OF_BOOT_ID]}" if boot_id is not None and _TOKEN.fullmatch(boot_id) else secret
+
+
+def is_of_another_run(token: str, boot_id: str) -> bool:
+    """Whether the token was made for another run of an agent than the one that has this boot id."""
+    return "." in token and not token.endswith(f".{boot_id[:_OF_BOOT_ID]}")
+
 
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 

@@ -128,6 +128,7 @@ class Assignments(FromLeader):
     """Attempts for this node. It journals them, then answers."""
 
     assignments: tuple[Assignment, ...] = Field(max_length=1000)
+    again: bool = Field(False, description="some of them may have been told to the node before")
 
 
 class AssignmentAnswer(Message):
@@ -135,6 +136,9 @@ class AssignmentAnswer(Message):
     accepted: bool
     reason: str = ""
     short_of_memory: bool = Field(False, description="refused for this alone: what needs less may be taken")
+    other_run: bool = Field(
+        False, description="refused since its token is of another run of this agent, which may have begun it"
+    )
 
 
 class AssignmentAnswers(Message):

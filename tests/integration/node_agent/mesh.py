@@ -52,7 +52,7 @@ from services.node_agent.store_sqlite import SqliteJournal
 from services.node_agent.use_cases import NodeAgent
 from services.node_agent.wiring import build
 from tests.integration.node_agent.conftest import until
-from tests.integration.node_agent.functions import echo, wait_at
+from tests.integration.node_agent.functions import append_line, echo, wait_at
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
@@ -62,6 +62,7 @@ PLACE = "tests.integration.node_agent.functions"
 FUNCTIONS = ",".join(
     f"{name}={PLACE}:{name}" for name in ("echo", "append_line", "wait_at", "fail", "huge", "not_json")
 )
+FUNCTIONS_BY_NAME = {"echo": echo, "append_line": append_line, "wait_at": wait_at}
 _numbers = itertools.count(1)
 
 
@@ -121,8 +122,8 @@ class Marshaling:
     async def request(self, call: Call[Q, A], asked: Q) -> A:
         return await self.bus.request(call, asked, node_id=NODE, timeout=5)
 
-    async def assign(self, *assignments: Assignment) -> list[AssignmentAnswer]:
-        answer = await self.request(ASSIGN, Assignments(epoch=1, assignments=assignments))
+    async def assign(self, *assignments: Assignment, again: bool = False) -> list[AssignmentAnswer]:
+        answer = await self.request(ASSIGN, Assignments(epoch=1, assignments=assignments, again=again))
         return list(answer.answers)
 
     async def stop(self, *tokens: str) -> AttemptsStopped:
@@ -211,16 +212,16 @@ async def agent(
 
 
 @asynccontextmanager
-async def bare_agent(folder: Path, *, slots: int) -> AsyncIterator[NodeAgent]:
+async def bare_agent(folder: Path, *, slots: int, journal: SqliteJournal | None = None) -> AsyncIterator[NodeAgent]:
     """The use cases without doors and loops: nothing is told or delivered."""
     clock = SystemClock()
-    journal = SqliteJournal(folder / "journal.db")
+    journal = journal or SqliteJournal(folder / "journal.db")
     observer = PrometheusObserver(CollectorRegistry())
     async with MemoryServer(clock=clock).connect("bare") as transport:
         bus = Bus(transport, name="bare", observer=SilentObserver(), clock=clock)
         reports = Reports(bus, clock, node_id=NODE, boot_id="boot")
         draining = Draining(bus, journal, clock, reports, node_id=NODE)
-        functions = FunctionRunner({"echo": echo, "wait_at": wait_at}, slots=slots, freed=reports.workload_changed)
+        functions = FunctionRunner(FUNCTIONS_BY_NAME, slots=slots, freed=reports.workload_changed)
         await journal.open()
         try:
             yield NodeAgent(

@@ -24,7 +24,6 @@ from libs.common.errors import Conflict, WrongSetting
 from services.node_agent import wiring
 from services.node_agent.model import Outcome
 from services.node_agent.store_sqlite import SqliteJournal
-from services.node_agent.use_cases import FEW
 from tests.integration.node_agent.conftest import until
 from tests.integration.node_agent.functions import gate, reached
 from tests.integration.node_agent.mesh import agent, bare_agent, function_job, job, marshaling, start_agent
@@ -89,7 +88,7 @@ async def test_a_token_that_is_known_is_accepted_again_and_not_started_twice(tmp
     async with marshaling() as other, agent(other.server, tmp_path):
         await other.assign(assignment)
         await other.outcome_of(assignment)
-        again = await other.assign(assignment, assignment)
+        again = await other.assign(assignment, assignment, again=True)
 
     assert [answer.accepted for answer in again] == [True, True]
     assert lines.read_text() == "once\n"
@@ -103,7 +102,7 @@ async def test_a_token_that_is_known_is_accepted_again_also_when_no_slot_is_free
         await other.assign(done)
         await other.outcome_of(done)
         await other.assign(busy)
-        again = await other.assign(done)
+        again = await other.assign(done, again=True)
         gate("known-without-slot").set()
         await other.outcome_of(busy)
 
@@ -197,31 +196,17 @@ async def test_a_stopped_attempt_ends_without_an_outcome(tmp_path: Path):
 
 
 async def test_an_attempt_stopped_before_its_first_step_gives_its_slot_back(tmp_path: Path):
-    many = tuple(function_job("echo") for _ in range(FEW + 1))
+    many = tuple(function_job("echo") for _ in range(5))
     tokens = tuple(each.attempt_token or "" for each in many)
     async with bare_agent(tmp_path, slots=len(many)) as bare:
         # Awaited directly, nothing else runs between the two.
-        await bare.assign(Assignments(epoch=1, assignments=many))
+        await bare.assign(Assignments(epoch=1, assignments=many, again=True))
         answer = await bare.stop(StopAttempts(attempt_tokens=tokens, reason="test"))
         shown = [await bare.job(f"{each.work_id}@1") for each in many]
 
         assert answer.stopped == tokens
         assert {each.state for each in shown} == {"stopped"}
         assert bare.pools()[0].free_slots == len(many)
-
-
-async def test_a_function_begins_once_its_attempt_is_on_disk_while_the_loop_does_something_else(tmp_path: Path):
-    assignment = function_job("wait_at", "early")
-    async with bare_agent(tmp_path, slots=1) as bare:
-        gate("early")
-        assigning = asyncio.create_task(bare.assign(Assignments(epoch=1, assignments=(assignment,))))
-        await asyncio.sleep(0)  # as far as the journal
-        begun = reached["early"].wait(10)  # the loop stands still
-        gate("early").set()
-        await assigning
-        await until(lambda: bare.pools()[0].free_slots == 1)
-
-    assert begun
 
 
 async def test_a_leader_that_was_replaced_can_neither_stop_nor_give_an_attempt(tmp_path: Path):
@@ -332,7 +317,7 @@ async def test_what_an_earlier_run_had_accepted_is_reported_as_failed_and_not_ru
 
     async with marshaling() as other, agent(other.server, tmp_path):
         outcome = await other.outcome_of(assignment)
-        answers = await other.assign(assignment)
+        answers = await other.assign(assignment, again=True)
 
     assert isinstance(outcome, WorkFailed)
     assert (outcome.error.code, outcome.error.retryable) == ("agent_restarted", True)

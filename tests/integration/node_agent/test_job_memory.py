@@ -123,7 +123,7 @@ async def test_an_attempt_that_is_given_again_after_its_end_claims_nothing_more(
         await other.assign(job)
         await other.outcome_of(job)
         await until(lambda: held(world) == ())
-        again = await other.assign(job)
+        again = await other.assign(job, again=True)
 
         assert again[0].accepted
         assert held(world) == ()

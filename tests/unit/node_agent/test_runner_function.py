@@ -3,13 +3,11 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from libs.common.contracts.work_marshaling import Assignment
-from libs.common.contracts.work_requirements import JobMemory
 from services.node_agent.model import JobFailed
 from services.node_agent.runner_function import FunctionRunner
 
@@ -52,66 +50,6 @@ async def test_one_thread_does_what_comes_one_after_another_and_each_has_its_own
     assert len({await runs.run(job("name"), print) for _ in range(8)}) == 1
     assert len(set(await asyncio.gather(*(runs.run(job("meet"), print) for _ in range(3))))) == 3
     await runs.close()
-
-
-async def test_a_prepared_function_begins_once_by_any_thread_before_it_is_waited_for():
-    begun = threading.Semaphore(0)
-
-    def begin(number: int) -> int:
-        begun.release()
-        return number + 1
-
-    runs = runner(begin=begin)
-    start = runs.prepare(job("begin", 1))
-    assert start is not None
-    assert not begun.acquire(blocking=False)
-
-    await asyncio.to_thread(start)
-    start()
-    assert await asyncio.to_thread(begun.acquire, timeout=10)
-
-    assert await runs.run(job("begin", 1), print) == 2
-    assert not begun.acquire(blocking=False)
-    await runs.close()
-
-
-async def test_a_prepared_function_that_is_declined_never_begins():
-    called, freed = threading.Event(), asyncio.Event()
-    runs = runner(freed.set, slots=1, begin=lambda _: called.set())
-    start = runs.prepare(job("begin"))
-    assert start is not None
-
-    runs.decline(job("begin"))
-    start()
-    await asyncio.wait_for(freed.wait(), 10)
-
-    assert not called.is_set()
-    assert runs.lingering == 0
-    await runs.close()
-
-
-async def test_a_function_that_began_and_is_not_waited_for_keeps_its_slot_until_it_returns():
-    go_on, freed = threading.Event(), asyncio.Event()
-    runs = runner(freed.set, slots=1, wait=lambda _: go_on.wait(10))
-    start = runs.prepare(job("wait"))
-    assert start is not None
-    start()
-
-    await runs.forget(job("wait"))
-    assert runs.lingering == 1
-    go_on.set()
-    await asyncio.wait_for(freed.wait(), 10)
-
-    assert runs.lingering == 0
-    await runs.close()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"deadline": datetime(2030, 1, 1, tzinfo=UTC)}, {"memory": JobMemory(ram_mb=1)}, {"payload": {"function": "no"}}],
-)
-def test_what_is_to_be_looked_at_first_is_not_prepared(changes: dict[str, Any]):
-    assert runner(begin=print).prepare(job("begin").model_copy(update=changes)) is None
 
 
 @pytest.mark.parametrize("raised", [SystemExit(3), StopIteration(), asyncio.CancelledError(), ValueError("no")])

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from libs.common.bus.bus import Bus
-from tests.unit.work_marshaling.house import House, Instance
+from tests.unit.work_marshaling.house import House, Instance, Node
 
 
 @pytest.fixture
@@ -23,3 +23,10 @@ async def queue(house: House) -> AsyncIterator[Instance]:
 async def bus(house: House) -> AsyncIterator[Bus]:
     async with house.bus("test") as connected:
         yield connected
+
+
+@pytest.fixture
+async def node(house: House, bus: Bus, queue: Instance) -> Node:
+    opened = Node(house, bus, "n1")
+    await opened.open()
+    return opened

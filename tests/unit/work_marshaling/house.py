@@ -48,6 +48,7 @@ from libs.common.contracts.work_marshaling import (
     WorkView,
 )
 from libs.common.contracts.work_outcomes import OUTCOMES, WorkOutcomes
+from libs.common.errors import Unavailable
 from services.work_marshaling import nats_api
 from services.work_marshaling.again import Again
 from services.work_marshaling.archiving import Archiving
@@ -269,6 +270,8 @@ class Node:
         self.stops: list[StopAttempts] = []
         self.offers: list[Assignments] = []
         self.accepts = True
+        self.answers = True
+        self.other_run = False
         self.memory_left: int | None = None
         self._house = house
         self._bus = bus
@@ -284,15 +287,24 @@ class Node:
 
     async def _assign(self, asked: Assignments) -> AssignmentAnswers:
         self.offers.append(asked)
+        if not self.answers:
+            raise Unavailable("nothing was heard")
         answers = []
         for each in asked.assignments:
             short = self.memory_left is not None and each.memory is not None and each.memory.ram_mb > self.memory_left
-            accepted = self.accepts and not short
+            accepted = self.accepts and not short and not self.other_run
             if accepted:
                 self.taken.append(each)
             token = each.attempt_token or ""
-            told = AssignmentAnswer(attempt_token=token, accepted=accepted, reason="full", short_of_memory=short)
-            answers.append(told)
+            answers.append(
+                AssignmentAnswer(
+                    attempt_token=token,
+                    accepted=accepted,
+                    reason="full",
+                    short_of_memory=short,
+                    other_run=self.other_run,
+                )
+            )
         return AssignmentAnswers(boot_id="b1", answers=tuple(answers))
 
     async def _stop(self, asked: StopAttempts) -> AttemptsStopped:

@@ -154,13 +154,6 @@ def test_a_death_counts_once_and_not_at_all_when_a_suspect_was_aboard():
     assert due(conduct_after(later), {}, later[-1].at) != []
 
 
-@pytest.fixture
-async def node(house: House, bus: Bus, queue: Instance) -> Node:
-    opened = Node(house, bus, "n1")
-    await opened.open()
-    return opened
-
-
 async def test_a_node_that_fails_everything_is_blacklisted_told_and_survives_a_restart(house: House, bus: Bus):
     told: list[BlacklistEntry] = []
 

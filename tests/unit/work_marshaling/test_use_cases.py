@@ -36,13 +36,6 @@ from tests.unit.work_marshaling.house import (
 )
 
 
-@pytest.fixture
-async def node(house: House, bus: Bus, queue: Instance) -> Node:
-    opened = Node(house, bus, "n1")
-    await opened.open()
-    return opened
-
-
 async def letters(bus: Bus) -> list[str]:
     count = (await bus.stream_state(DEAD_LETTERS)).last_sequence
     kept = [await bus.message(DEAD_LETTERS, sequence) for sequence in range(1, count + 1)]
