@@ -191,7 +191,7 @@ class Outbox:
             await self._bus.append(FAILED, message, message_id=token, timeout=APPEND_SECONDS)
 
     async def _let_all_go(self) -> None:
-        """All that were delivered while the journal was busy share its next sync."""
+        """All that were delivered while the journal was busy share its next transaction."""
         while True:
             delivered = [await self._delivered.get()]
             while not self._delivered.empty():

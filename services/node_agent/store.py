@@ -44,7 +44,7 @@ class Journal(Protocol):
     async def keep_drained(self, reason: str | None) -> None: ...
 
     async def delivered(self, tokens: Collection[str]) -> None:
-        """NATS has these outcomes: their results are not kept here any longer."""
+        """NATS has these outcomes: their results are not kept here any longer. A power failure may bring them back."""
         ...
 
     async def stopped(self, token: str, at: datetime) -> None:

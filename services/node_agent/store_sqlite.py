@@ -127,12 +127,13 @@ class SqliteJournal:
         await self._file.do(write)
 
     async def delivered(self, tokens: Collection[str]) -> None:
-        await self._file.do(
+        await self._file.begin(
             lambda database: database.executemany(
                 "UPDATE attempts SET state = 'delivered', result = NULL"
                 " WHERE token = ? AND state IN ('accepted', 'ended')",
                 [(token,) for token in tokens],
-            )
+            ),
+            synced=False,
         )
 
     async def stopped(self, token: str, at: datetime) -> None:

@@ -25,8 +25,6 @@ Unreadable = Callable[[Path, sqlite3.Error], None]
 """What becomes of a file that is no journal: raise, or take it away so that a new one is made."""
 Then = Callable[[BaseException | None], None]
 """Runs on the event loop once it is there (None) or known not to be, also when nobody waits for it any more."""
-AtOnce = Callable[[T], None]
-"""Runs on the journal's thread with what the work returned, when that is written and not yet synced. Must not raise."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +32,6 @@ class _Waiting:
     work: Work[Any]
     done: "asyncio.Future[Any]"
     then: Then | None
-    at_once: AtOnce[Any] | None
     synced: bool
     value: Any = None
     error: Exception | None = None
@@ -87,22 +84,20 @@ class SqliteFile:
         while thread.is_alive():  # noqa: ASYNC110  # a thread tells no event loop that it ended
             await asyncio.sleep(0.005)
 
-    async def do(self, work: Work[T], at_once: AtOnce[T] | None = None) -> T:
+    async def do(self, work: Work[T]) -> T:
         """Returns when it is on disk. Raises `Unavailable`: then nothing of it is there, unless the disk failed at the
-        sync, after `at_once`."""
-        return await self.begin(work, at_once=at_once)
+        sync."""
+        return await self.begin(work)
 
-    def begin(
-        self, work: Work[T], then: Then | None = None, at_once: AtOnce[T] | None = None, *, synced: bool = True
-    ) -> "asyncio.Future[T]":
-        """As `do`, or with `synced` false done when it is written, and synced after that.
+    def begin(self, work: Work[T], then: Then | None = None, *, synced: bool = True) -> "asyncio.Future[T]":
+        """As `do`, or with `synced` false done when it is written: it is synced with the next that has to be.
 
         Who is cancelled while waiting cancels nothing: `then` is told what became of it all the same.
         """
         if self._thread is None:
             raise Unavailable("the journal is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.put(_Waiting(work, done, then, at_once, synced))
+        self._waiting.put(_Waiting(work, done, then, synced))
         return done
 
     def _run(self, loop: asyncio.AbstractEventLoop, opened: "asyncio.Future[None]") -> None:
@@ -118,7 +113,7 @@ class SqliteFile:
                 changes = database.total_changes
                 self._write(database, batch)
                 waiting = self._tell(loop, batch, [each for each in batch if not each.synced])
-                if database.total_changes > changes:
+                if waiting and database.total_changes > changes:
                     self._sync(log, waiting)
                 self._tell(loop, waiting, waiting)
 
@@ -163,9 +158,6 @@ class SqliteFile:
             self._failed(batch, str(error))
             return
         self._problem = None
-        for each in batch:
-            if each.at_once is not None:
-                each.at_once(each.value)
 
     def _sync(self, log: int, batch: Sequence[_Waiting]) -> None:
         """A disk that failed at this may have dropped what was written, and says so once: nothing is taken after."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -63,32 +62,15 @@ async def test_nothing_is_told_before_it_is_synced(file: SqliteFile, disk: Disk)
 
 async def test_who_needs_no_sync_is_told_when_it_is_written(file: SqliteFile, disk: Disk):
     disk.let_go.clear()
-    written: list[str] = []
-    at_once = threading.Event()
+    synced, written = file.begin(write("one")), file.begin(write("two"), synced=False)
 
-    def heard(text: str) -> None:
-        written.append(text)
-        at_once.set()
-
-    told = file.begin(write("one"), at_once=heard)
-
-    assert await asyncio.to_thread(at_once.wait, 5)
-    assert written == ["one"]
-    assert not told.done()
-    disk.let_go.set()
-    await told
-
-
-async def test_what_need_not_be_synced_is_done_when_it_is_written_and_synced_then(file: SqliteFile, disk: Disk):
-    disk.let_go.clear()
-    told: list[object] = []
-    synced = file.begin(write("one"), told.append)
-
-    assert await asyncio.wait_for(file.begin(write("two"), told.append, synced=False), 5) == "two"
-    assert (told, synced.done(), disk.syncs) == ([None], False, 0)
+    assert await asyncio.wait_for(written, 5) == "two"
+    assert not synced.done()
     disk.let_go.set()
     await synced
-    assert told == [None, None]
+    await file.begin(write("three"), synced=False)
+    assert await file.do(count) == 3
+    assert disk.syncs == 1
 
 
 async def test_what_waits_at_the_same_moment_shares_a_sync(file: SqliteFile, disk: Disk):
