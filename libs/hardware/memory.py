@@ -29,13 +29,13 @@ def read_memory(limits: Limits, root: Path = Path("/")) -> Memory:
 
 def _meminfo(root: Path) -> tuple[int, int, int, int] | None:
     """Bytes of RAM, of these available, of swap, of these free; None where there is no such table."""
-    found = {name: int(kib) * KIB for name, kib in _AMOUNT.findall(text(root / "proc/meminfo") or "")}
+    found = {name: int(kib) * KIB for name, kib in _AMOUNT.findall(text(f"{root}/proc/meminfo") or "")}
     return tuple(found[name] for name in _MEMINFO) if len(found) == len(_MEMINFO) else None  # type: ignore[return-value]  # as many as there are names
 
 
 def stalled_ratio(root: Path = Path("/")) -> float | None:
     """Of the last 10 s, in which everything waited for memory; None where the kernel keeps no account of it."""
-    for line in (text(root / "proc/pressure/memory") or "").splitlines():
+    for line in (text(f"{root}/proc/pressure/memory") or "").splitlines():
         kind, _, rest = line.partition(" ")
         if kind == "full":
             with suppress(KeyError, ValueError):

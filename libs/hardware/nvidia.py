@@ -1,19 +1,22 @@
 """NVIDIA GPUs, as the NVML process tells them, and what must be remembered about them between two questions."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from libs.common.contracts.node_registry import Gpu, Problem
+from libs.common.contracts.node_registry import Gpu, GpuLink, Problem
 from libs.common.errors import Unavailable
-from libs.hardware.nvidia_answer import SOURCE, Nvidia, from_answer
+from libs.hardware.nvidia_answer import SOURCE, Nvidia, from_answer, links_of, pids_of
 from libs.hardware.nvml_helper import NvmlHelper
 from libs.hardware.pci import NVIDIA, PciBus
-from libs.hardware.reading import mib, problem
+from libs.hardware.reading import mib, problem, text
 
 LOOK_AGAIN_SECONDS = 60.0
 """How often NVML is started anew where it could not be had, and where it has lost a GPU: it does not see it return."""
+NAMES_SECONDS = 10.0
+"""How long a process keeps the name that was read: it seldom changes, and each is a file of the kernel."""
 MISSES = 2
 """So many questions without an answer make GPUs unhealthy: one that is late happens to a busy machine."""
 SILENT = "the NVIDIA driver does not answer"
@@ -44,6 +47,10 @@ class NvidiaProbe:
         self._last = Nvidia(processes={})
         self._misses = 0
         self._xids: dict[str, str] = {}
+        self._told_links: Any = None
+        self._links: tuple[GpuLink, ...] = ()
+        self._names: dict[int, str | None] = {}
+        self._named_at = float("-inf")
 
     async def read(self) -> Nvidia:
         now = asyncio.get_running_loop().time()
@@ -77,9 +84,18 @@ class NvidiaProbe:
         if answer.get("lost") and not self._lost:
             self._look_again_at = now + self._pause
         self._lost = bool(answer.get("lost"))
-        found = from_answer(answer, self._root)
+        if answer.get("links") != self._told_links:
+            self._told_links, self._links = answer.get("links"), links_of(answer)
+        found = from_answer(answer, self._names_of(pids_of(answer), now), self._links)
         self._last = replace(found, gpus=tuple(self._condemned(gpu) for gpu in found.gpus))
         return self._last
+
+    def _names_of(self, pids: Collection[int], now: float) -> Mapping[int, str | None]:
+        if now - self._named_at >= NAMES_SECONDS:
+            self._named_at, self._names = now, {}
+        known = self._names
+        self._names = {pid: known[pid] if pid in known else text(f"{self._root}/proc/{pid}/comm") for pid in pids}
+        return self._names
 
     def _condemned(self, gpu: Gpu) -> Gpu:
         xid = self._xids.get(gpu.uuid)

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from libs.common.contracts.node_registry import Gpu, GpuLink, MigDevice, Problem
-from libs.hardware.reading import mib, text
+from libs.hardware.reading import mib
 
 SOURCE = "nvidia"
 _UNIFIED = ("gb10", "orin", "thor", "xavier", "tegra")
@@ -60,18 +59,28 @@ class Nvidia:
     problems: tuple[Problem, ...] = ()
 
 
-def from_answer(answer: Mapping[str, Any], root: Path = Path("/")) -> Nvidia:
-    """Raises what a damaged answer makes Python raise (KeyError, TypeError, ValueError)."""
+def pids_of(answer: Mapping[str, Any]) -> set[int]:
+    """Who uses any of the GPUs. Raises as `from_answer`."""
+    return {process["pid"] for gpu in answer["gpus"] for process in gpu.get("processes") or ()}
+
+
+def links_of(answer: Mapping[str, Any]) -> tuple[GpuLink, ...]:
+    """How the GPUs are connected. Raises as `from_answer`."""
+    return tuple(GpuLink.model_validate(link) for link in answer.get("links", ()))
+
+
+def from_answer(answer: Mapping[str, Any], names: Mapping[int, str | None], links: tuple[GpuLink, ...]) -> Nvidia:
+    """`names`: of processes. Raises what a damaged answer makes Python raise (KeyError, TypeError, ValueError)."""
     problems = [Problem(source=each["source"], message=each["message"]) for each in answer["problems"]]
     gpus = [gpu for told in answer["gpus"] if (gpu := _gpu(told, problems)) is not None]
     return Nvidia(
         gpus=tuple(gpus),
         processes={
-            gpu["uuid"]: tuple(_process(process, root) for process in gpu["processes"])
+            gpu["uuid"]: tuple(_process(process, names) for process in gpu["processes"])
             for gpu in answer["gpus"]
             if gpu.get("processes") is not None
         },
-        links=tuple(GpuLink.model_validate(link) for link in answer.get("links", ())),
+        links=links,
         driver_version=answer.get("driver_version"),
         cuda_version=answer.get("cuda_version"),
         problems=tuple(problems),
@@ -132,6 +141,6 @@ def _mig(told: Mapping[str, Any], problems: list[Problem]) -> MigDevice:
     )
 
 
-def _process(told: Mapping[str, Any], root: Path) -> GpuProcess:
-    name = text(root / f"proc/{told['pid']}/comm")
-    return GpuProcess(pid=told["pid"], kind=told["kind"], name=name, used_mb=mib(told.get("used")))
+def _process(told: Mapping[str, Any], names: Mapping[int, str | None]) -> GpuProcess:
+    pid = told["pid"]
+    return GpuProcess(pid=pid, kind=told["kind"], name=names.get(pid), used_mb=mib(told.get("used")))

@@ -1,5 +1,6 @@
 """The machine itself, through `libs.hardware`."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
@@ -9,11 +10,15 @@ from libs.hardware import nvidia_answer
 from libs.hardware.inspector import Inspector
 from services.gpu_orchestrator.meters import Graphics
 
+GROUP_SECONDS = 10.0
+"""How often our control group is looked for; to read its limits, where it was, takes less time than a thread."""
+
 
 class HostMeters:
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
         self._others = False
+        self._grouped_at = float("-inf")
 
     async def gpus(self) -> Graphics:
         graphics = await self._inspector.graphics()
@@ -33,7 +38,11 @@ class HostMeters:
         return None
 
     async def memory(self) -> tuple[Memory, tuple[Problem, ...]]:
+        now = asyncio.get_running_loop().time()
+        if now - self._grouped_at < GROUP_SECONDS and (memory := self.memory_now()) is not None:
+            return memory, ()
         reading = await self._inspector.memory()
+        self._grouped_at = now
         return reading.value, reading.problems
 
     @asynccontextmanager

@@ -14,6 +14,7 @@ from libs.hardware.reading import text
 from services.gpu_orchestrator.meters import Family, Root
 
 T = TypeVar("T")
+NOBODY = Family(owners={}, alive={}, ram_mb={}, commands={})
 MOST_ANCESTORS = 64
 KIB_PER_MIB = 1024
 MIB = 1024 * 1024
@@ -61,6 +62,8 @@ class ProcProcesses:
         return await self._aside(lambda: self._commands(pids))
 
     async def families(self, roots: Collection[Root], pids: Collection[int]) -> Family:
+        if not roots and not pids:
+            return NOBODY
         return await self._aside(lambda: self._families(roots, pids))
 
     async def _aside(self, function: Callable[[], T]) -> T:

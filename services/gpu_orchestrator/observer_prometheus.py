@@ -35,24 +35,30 @@ class PrometheusObserver:
         asked = Counter("mesh_ledger_reserve", "Reservations asked for.", ("outcome",), registry=registry)
         # To look a metric up by its labels takes longer than to count; of these there are few.
         self._asked = cache(asked.labels)
-        self._devices: frozenset[str] = frozenset()
+        self._reckoned: dict[str, tuple[int, ...]] = {}
+        self._pressed: dict[str, tuple[str, float]] = {}
         self._events = Counter("mesh_ledger_events", "What happened in the ledger.", ("kind",), registry=registry)
 
     def pressed(self, device: str, level: str, seconds: float) -> None:
+        if self._pressed.get(device) == (level, seconds):
+            return
+        self._pressed[device] = (level, seconds)
         self._level.labels(device).set(LEVELS.index(level))
         self._left.labels(device).set(seconds)
 
     def reckoned(self, ledger: Mapping[str, Entry], reservations: Mapping[str, int]) -> None:
-        for gone in self._devices - ledger.keys():
-            for metric in (self._claimed, self._held, self._foreign, self._leaked, self._given):
+        metrics = (self._claimed, self._held, self._foreign, self._leaked, self._given)
+        for gone in self._reckoned.keys() - ledger.keys():
+            del self._reckoned[gone]
+            for metric in metrics:
                 metric.remove(gone)
-        self._devices = frozenset(ledger)
         for uuid, entry in ledger.items():
-            self._claimed.labels(uuid).set(entry.claimed_mb * MIB)
-            self._held.labels(uuid).set(entry.held_mb * MIB)
-            self._foreign.labels(uuid).set(entry.foreign_mb * MIB)
-            self._leaked.labels(uuid).set(entry.leaked_mb * MIB)
-            self._given.labels(uuid).set(entry.given_mb * MIB)
+            sizes = (entry.claimed_mb, entry.held_mb, entry.foreign_mb, entry.leaked_mb, entry.given_mb)
+            if sizes == self._reckoned.get(uuid):
+                continue
+            self._reckoned[uuid] = sizes
+            for metric, mib in zip(metrics, sizes, strict=True):
+                metric.labels(uuid).set(mib * MIB)
         for state in ("held", "committed"):
             self._open.labels(state).set(reservations.get(state, 0))
 

@@ -53,6 +53,7 @@ class Metrics:
         self._requests_of, self._request_of = cache(self._requests.labels), cache(self._request.labels)
         self._rounds = self._counter("loop_rounds", "Rounds of a loop.", "loop", "outcome")
         self._round_at = self._gauge("loop_last_success_timestamp_seconds", "When a round last succeeded.", "loop")
+        self._rounds_of, self._round_at_of = cache(self._rounds.labels), cache(self._round_at.labels)
 
     def handling(self, kind: Kind, subject: str) -> AbstractContextManager[None]:
         return _Handling(self, kind, subject)
@@ -80,9 +81,9 @@ class Metrics:
         self._request_of(method, route).observe(seconds)
 
     def loop_round(self, loop: str, outcome: str) -> None:
-        self._rounds.labels(loop, outcome).inc()
+        self._rounds_of(loop, outcome).inc()
         if outcome == "ok":
-            self._round_at.labels(loop).set(self._clock.now().timestamp())
+            self._round_at_of(loop).set(self._clock.now().timestamp())
 
     def watch_connection(self, bus: Bus) -> None:
         self.registry.register(_Connection(bus))

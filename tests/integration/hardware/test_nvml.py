@@ -13,6 +13,7 @@ import pytest
 
 from libs.common.contracts.node_registry import Tier
 from libs.common.errors import TimedOut, Unavailable
+from libs.hardware import nvidia
 from libs.hardware.inspector import Inspector
 from libs.hardware.nvidia import NvidiaProbe
 from libs.hardware.nvidia_answer import Nvidia
@@ -107,6 +108,29 @@ async def test_who_uses_a_gpu_is_told(simulator: Simulator):
 
     processes = {each.pid: (each.kind, each.used_mb) for each in found.processes[uuid(0)]}
     assert processes == {11: ("compute", 500), 12: ("graphics", None)}
+
+
+async def test_a_process_is_named_at_once_and_its_name_is_read_again_after_a_while(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def call(pid: int, name: str) -> None:
+        (tmp_path / f"proc/{pid}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"proc/{pid}/comm").write_text(name)
+
+    async def names(probe: NvidiaProbe, *pids: int) -> list[str | None]:
+        simulator.show(machines.T4.changed(0, processes=tuple((pid, 10, "c") for pid in pids)))
+        return [process.name for process in (await probe.read()).processes[uuid(0)]]
+
+    call(7, "old")
+    async with probing(simulator, root=tmp_path) as (probe, _):
+        told = [await names(probe, 7)]
+        call(7, "new")
+        call(8, "another")
+        told.append(await names(probe, 7, 8))
+        monkeypatch.setattr(nvidia, "NAMES_SECONDS", 0)
+        told.append(await names(probe, 7, 8))
+
+    assert told == [["old"], ["old", "another"], ["new", "another"]]
 
 
 async def test_a_gpu_that_fills_up_is_seen_at_once(simulator: Simulator):
