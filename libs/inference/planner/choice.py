@@ -98,13 +98,22 @@ class Chooser:
 
     def _told(self, instances: Sequence[Instance], *notes: str) -> Choice:
         if not instances and not self._declined:
-            there = sum(len(room.gpus) for room in self._rooms)
-            wanted = (self._goal.tensor or 1) * (self._goal.pipeline or 1) * (self._goal.replicas or 1)
-            text = f"World size ({wanted}) is larger than the number of available GPUs ({there})."
-            self._decline(Parallel(tensor=self._goal.tensor or 1), Refusal(code="too_few_gpus", message=text))
+            self._decline(Parallel(tensor=self._goal.tensor or 1), self._lacking())
         taken = {(each.parallel.tensor, each.parallel.pipeline) for each in instances}
         declined = [d for d in self._declined.values() if (d.parallel.tensor, d.parallel.pipeline) not in taken]
         return Choice(instances=tuple(instances), declined=tuple(declined), notes=notes)
+
+    def _lacking(self) -> Refusal:
+        """Why no set of GPUs was looked at. Ray alone would take nodes that give unequally many."""
+        together = (self._goal.tensor or 1) * (self._goal.pipeline or 1)
+        wanted = together * (self._goal.replicas or 1)
+        there = [len((room.whole if together > 1 else room).gpus) for room in self._rooms]
+        if wanted > sum(there):
+            text = f"World size ({wanted}) is larger than the number of available GPUs ({sum(there)})."
+            return Refusal(code="too_few_gpus", message=text)
+        listed = ", ".join(map(str, there))
+        text = f"World size ({wanted}) needs as many GPUs of each node that takes part, and the nodes have {listed}."
+        return Refusal(code="unequal_nodes", message=text)
 
     def _apart(self, together: Instance | None) -> list[Instance]:
         """Replicas of the smallest instance, where they serve everything with no more GPUs than one instance."""

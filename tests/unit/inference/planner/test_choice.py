@@ -125,6 +125,14 @@ def test_a_forced_division_keeps_the_defaults_of_the_engine():
     assert chosen.declined[0].code in {Verdict.NO_CACHE.value, Verdict.TOO_LONG.value}
 
 
+def test_nodes_that_cannot_give_equally_many_gpus_are_named_with_what_they_have():
+    chosen = _choose("Qwen/Qwen3-32B", node("a", 24, 24), node("b", 24), tensor=1, pipeline=3)
+
+    assert [(each.code, each.message) for each in chosen.declined] == [
+        ("unequal_nodes", "World size (3) needs as many GPUs of each node that takes part, and the nodes have 2, 1.")
+    ]
+
+
 @pytest.mark.parametrize(("tensor", "code"), [(3, "attention_heads"), (16, "too_few_gpus")])
 def test_a_forced_division_that_cannot_be_is_refused_and_nothing_else_is_tried(tensor: int, code: str):
     chosen = _choose(LLAMA, EIGHT, tensor=tensor)
