@@ -12,6 +12,15 @@ from libs.inference.planner.quantisation import cache_type_of, quantisation_of
 
 MOST_LAYERS = 10_000
 
+LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "max_seq_length",
+)
+
 
 def model_facts(config: Mapping[str, object], quantisation: Mapping[str, object] | None = None) -> ModelFacts:
     """Read a parsed `config.json`, and a parsed `hf_quant_config.json` where there is one.
@@ -27,6 +36,7 @@ def model_facts(config: Mapping[str, object], quantisation: Mapping[str, object]
     text = whole.part("text_config", "llm_config", "language_config") or whole
     family = family_of(architecture, text)
     layers = _layers(text, family)
+    length_field = _length_field(text)
     separate = Fields(quantisation) if quantisation else None
     doubts = () if family.known else (f"architectures: {architecture} is not known here and read as a plain model",)
     return ModelFacts(
@@ -35,7 +45,8 @@ def model_facts(config: Mapping[str, object], quantisation: Mapping[str, object]
         vocabulary=text.count("vocab_size", least=1),
         layers=layers,
         tied=_tied(whole, text, family),
-        max_position=text.count("max_position_embeddings", default=0),
+        max_position=text.count(length_field, default=0),
+        length_field=length_field,
         type_bytes=type_bytes(text if text.has("dtype", "torch_dtype") else whole, "dtype", "torch_dtype"),
         rope_dim=_rope_dim(text, family),
         quantisation=quantisation_of(whole, separate),
@@ -47,6 +58,16 @@ def model_facts(config: Mapping[str, object], quantisation: Mapping[str, object]
         certainty=Certainty.EXACT if family.known else Certainty.LOW,
         doubts=doubts,
     )
+
+
+def _length_field(text: Fields) -> str:
+    """The field that limits the length: `model_max_length` whatever others say, or the one that allows least.
+
+    Source: `transformers_utils/model_arch_config_convertor.py` (`derive_max_model_len_and_key`).
+    """
+    if text.count("model_max_length", default=0):
+        return "model_max_length"
+    return min(filter(text.has, LENGTHS), key=text.count, default=LENGTHS[0])
 
 
 def _layers(text: Fields, family: Family) -> tuple[Layer, ...]:

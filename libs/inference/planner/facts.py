@@ -199,10 +199,10 @@ class Draft:
 class ModelFacts:
     """A model, as its configuration tells it. `type_bytes` is the size of an unquantised weight.
 
-    `scales` say by what part of a model how much larger its files are than computed, `beside` how many bytes they hold
-    that are not counted otherwise. `cache_type` is what the cache is kept in where nobody asks otherwise; empty: as
-    weights are that are not quantised. `draft_layers` are those with which it can guess
-    ahead itself: they are not among its layers, and not loaded unless `draft` wants them.
+    `max_position` was found in `length_field`. `scales` say by what part of a model how much larger its files are than
+    computed, `beside` how many bytes they hold that are not counted otherwise. `cache_type` is what the cache is kept
+    in where nobody asks otherwise; empty: as weights are that are not quantised. `draft_layers` are those with which it
+    can guess ahead itself: they are not among its layers, and not loaded unless `draft` wants them.
     """
 
     architecture: str
@@ -225,6 +225,7 @@ class ModelFacts:
     adapters: Adapters | None = None
     draft: Draft | None = None
     layer_inputs: LayerInputs | None = None
+    length_field: str = "max_position_embeddings"
 
     @property
     def heads(self) -> int:

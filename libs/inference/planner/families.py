@@ -82,6 +82,7 @@ STRANGE: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("encoder_layers", "attn_res_block_size", "routed_expert_hidden_size"), NOBODY),
     **dict.fromkeys(("mla_use_output_gate",), NOBODY),
     "linear_attn_config": frozenset({"KimiLinearForCausalLM"}),
+    "linear_num_heads": NOBODY,
     **dict.fromkeys(("altup_num_inputs", "num_kv_shared_layers", "hidden_size_per_layer_input"), SHARING),
 }
 """Fields that change how a model is built, and the architectures of which that is counted here."""

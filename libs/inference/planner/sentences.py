@@ -29,11 +29,12 @@ LEAST_ENGINE_CAPABILITY = 70
 def option_refusals(facts: ModelFacts, options: Options) -> Iterator[Refusal]:
     """Source: `config/model.py` (`_get_and_verify_max_len`), `config/scheduler.py` (`verify_max_model_len`)."""
     if facts.max_position and options.max_model_len > facts.max_position:
+        other = facts.max_position if facts.length_field == "model_max_length" else None
         yield Refusal(
             code="max_model_len",
             message=(
                 f"User-specified max_model_len ({options.max_model_len}) is greater than the derived max_model_len "
-                f"(max_position_embeddings={facts.max_position} or model_max_length=None in model's config.json). "
+                f"({facts.length_field}={facts.max_position} or model_max_length={other} in model's config.json). "
                 "To allow overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1."
             ),
         )

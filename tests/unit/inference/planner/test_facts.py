@@ -264,6 +264,29 @@ def test_what_its_successor_adds_is_named(field: str):
         model_facts({**KIMI_LINEAR, field: 12})
 
 
+def test_layers_that_vllm_would_not_find_are_named():
+    """Where transformers wrote the configuration anew: vLLM reads `linear_attn_config`, and it is gone."""
+    plain = {name: value for name, value in KIMI_LINEAR.items() if name != "linear_attn_config"}
+
+    with pytest.raises(Unsupported, match="linear_num_heads"):
+        model_facts({**plain, "layer_types": ["linear_attention"] * 27, "linear_num_heads": 32})
+
+
+@pytest.mark.parametrize(
+    ("told", "length", "field"),
+    [
+        ({"model_max_length": 1048576}, 1048576, "model_max_length"),
+        ({"max_position_embeddings": 8192, "model_max_length": 131072}, 131072, "model_max_length"),
+        ({"max_position_embeddings": 8192, "max_seq_len": 2048}, 2048, "max_seq_len"),
+        ({}, 0, "max_position_embeddings"),
+    ],
+)
+def test_the_length_is_limited_by_the_field_that_vllm_heeds(told: dict[str, int], length: int, field: str):
+    known = model_facts({**KIMI_LINEAR, **told})
+
+    assert (known.max_position, known.length_field) == (length, field)
+
+
 @pytest.mark.parametrize("field", ["num_kv_shared_layers", "hidden_size_per_layer_input", "altup_num_inputs"])
 def test_sharing_layers_of_an_architecture_not_known_to_share_are_named(field: str):
     with pytest.raises(Unsupported, match=field):
