@@ -133,15 +133,14 @@ class Link:
 
     async def send(self, subject: str, payload: bytes, headers: Headers | None, reply: str, *, within: float) -> None:
         """Publish on this connection or, if it is away, the next one. Raises `Disconnected`, `Malformed`."""
-        own = dict(headers) if headers else None
         connection = self.current
         if connection is not None:
             try:
-                return await connection.publish(subject, payload, own, reply)
+                return await connection.publish(subject, payload, headers, reply)
             except Disconnected:
                 _log.debug("nats_publish_waits", subject=subject)
         connection = await self.connection(within)
-        return await connection.publish(subject, payload, own, reply)
+        return await connection.publish(subject, payload, headers, reply)
 
     async def run(self) -> None:
         """Connect, restore, watch, for ever."""
