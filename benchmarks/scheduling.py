@@ -6,7 +6,6 @@ before the next. Assignments per second, the best of three, with more and more i
 
 import sys
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from libs.common.contracts.node_registry import NodeWorkload
@@ -48,7 +47,7 @@ def rate(pending: int, node_count: int, submitters: int, per_turn: int = PER_TUR
 
 
 def _item(number: int, submitters: int) -> WorkItem:
-    spec = replace(SPEC, priority=number % 10, submitter=f"s{number % submitters}" if submitters > 1 else None)
+    spec = SPEC._replace(priority=number % 10, submitter=f"s{number % submitters}" if submitters > 1 else None)
     return WorkItem(work_id=f"w{number}", sequence=number + 1, index=0, submitted_at=NOW, digest="", spec=spec)
 
 

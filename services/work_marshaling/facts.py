@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from libs.common.contracts.work_log import (
     Admitted,
@@ -26,12 +26,11 @@ from libs.common.contracts.work_log import (
     Started,
 )
 from libs.common.contracts.work_marshaling import SERVER_PREFIX, WorkError, WorkStatus
-from libs.common.contracts.work_requirements import Requirements
+from libs.common.contracts.work_requirements import NO_REQUIREMENTS
 from services.work_marshaling.identity import payload_text
 from services.work_marshaling.model import Attempt, ItemFact, Outcome, Spec, Submission, WorkItem
 
 INLINE_BYTES = 4096
-NO_REQUIREMENTS = Requirements()
 REFUSALS_KEPT = 32
 
 AttemptFact = Assigned | Started | Expired | AttemptFailed
@@ -56,10 +55,10 @@ def _attempt_fact(item: WorkItem, fact: AttemptFact) -> WorkItem:
                 assigned_at=fact.at,
                 despite=fact.despite,
             )
-            return replace(item, status=WorkStatus.ASSIGNED, attempts=(*item.attempts, given))
+            return item._replace(status=WorkStatus.ASSIGNED, attempts=(*item.attempts, given))
         case Started():
             begun = _with_attempt(item.attempts, fact.attempt, started_at=fact.at)
-            return replace(item, status=WorkStatus.RUNNING, attempts=begun)
+            return item._replace(status=WorkStatus.RUNNING, attempts=begun)
         case Expired():
             return _expired(item, fact)
         case AttemptFailed():
@@ -69,13 +68,13 @@ def _attempt_fact(item: WorkItem, fact: AttemptFact) -> WorkItem:
 def _item_fact(item: WorkItem, fact: RetryAt | Requeued | PayloadKept | PayloadStored | Cancelled | Ended) -> WorkItem:
     match fact:
         case RetryAt():
-            return replace(item, status=WorkStatus.RETRYING, retry_at=fact.at)
+            return item._replace(status=WorkStatus.RETRYING, retry_at=fact.at)
         case Requeued():
-            return replace(item, status=WorkStatus.PENDING, retry_at=None)
+            return item._replace(status=WorkStatus.PENDING, retry_at=None)
         case PayloadKept():
-            return replace(item, spec=replace(item.spec, payload=payload_text(fact.payload).encode()))
+            return item._replace(spec=item.spec._replace(payload=payload_text(fact.payload).encode()))
         case PayloadStored():
-            return replace(item, spec=replace(item.spec, payload_ref=fact.payload_ref))
+            return item._replace(spec=item.spec._replace(payload_ref=fact.payload_ref))
         case Cancelled():
             return _cancelled(item, fact)
         case Ended():
@@ -84,11 +83,12 @@ def _item_fact(item: WorkItem, fact: RetryAt | Requeued | PayloadKept | PayloadS
 
 def _admitted(fact: Admitted) -> WorkItem:
     asked = fact.item
+    needs = asked.requirements
     spec = Spec(
         work_type=asked.work_type,
         model_name=asked.model_name,
         priority=asked.priority,
-        requirements=NO_REQUIREMENTS if asked.requirements == NO_REQUIREMENTS else asked.requirements,
+        requirements=needs if needs is NO_REQUIREMENTS or needs != NO_REQUIREMENTS else NO_REQUIREMENTS,
         timeout_seconds=asked.timeout_seconds,
         deadline=asked.deadline,
         not_before=asked.not_before,
@@ -111,11 +111,8 @@ def _admitted(fact: Admitted) -> WorkItem:
     )
 
 
-def _with_attempt(attempts: tuple[Attempt, ...], number: int, **changes: object) -> tuple[Attempt, ...]:
-    return tuple(
-        replace(attempt, **changes) if attempt.number == number else attempt  # type: ignore[arg-type]
-        for attempt in attempts
-    )
+def _with_attempt(attempts: tuple[Attempt, ...], number: int, **changes: Any) -> tuple[Attempt, ...]:
+    return tuple(attempt._replace(**changes) if attempt.number == number else attempt for attempt in attempts)
 
 
 def _expired(item: WorkItem, fact: Expired) -> WorkItem:
@@ -128,7 +125,7 @@ def _expired(item: WorkItem, fact: Expired) -> WorkItem:
         counted=fact.counted,
         died=fact.reason is ExpiryReason.DIED,
     )
-    return replace(item, status=WorkStatus.PENDING, attempts=_without_old_refusals(attempts))
+    return item._replace(status=WorkStatus.PENDING, attempts=_without_old_refusals(attempts))
 
 
 def _without_old_refusals(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
@@ -145,7 +142,7 @@ def _attempt_failed(item: WorkItem, fact: AttemptFailed) -> WorkItem:
     changes: dict[str, object] = {"ended_at": fact.at, "outcome": Outcome.FAILED, "error": fact.error}
     changes |= {"out_seq": fact.out_seq, "counted": fact.counted, "died": not fact.counted}
     attempts = _with_attempt(item.attempts, fact.attempt, **changes, **_start(fact))
-    return replace(item, status=WorkStatus.PENDING, attempts=attempts)
+    return item._replace(status=WorkStatus.PENDING, attempts=attempts)
 
 
 def _start(fact: AttemptFailed | Ended) -> dict[str, datetime]:
@@ -158,8 +155,7 @@ def _ended(item: WorkItem, fact: Ended) -> WorkItem:
     if fact.status == "completed" and fact.attempt is not None:
         done = {"ended_at": fact.at, "outcome": Outcome.COMPLETED, "error": None, "out_seq": fact.out_seq}
         attempts = _with_attempt(attempts, fact.attempt, **done, **_start(fact))
-    return replace(
-        item,
+    return item._replace(
         attempts=_without_live(attempts, fact.at),
         ended_at=fact.at,
         retry_at=None,
@@ -171,8 +167,7 @@ def _ended(item: WorkItem, fact: Ended) -> WorkItem:
 
 
 def _cancelled(item: WorkItem, fact: Cancelled) -> WorkItem:
-    return replace(
-        item,
+    return item._replace(
         attempts=_without_live(item.attempts, fact.at),
         ended_at=fact.at,
         retry_at=None,
@@ -184,14 +179,14 @@ def _cancelled(item: WorkItem, fact: Cancelled) -> WorkItem:
 def _without_live(attempts: tuple[Attempt, ...], at: datetime) -> tuple[Attempt, ...]:
     """Those of an ended item: nobody holds a lease any more."""
     return tuple(
-        replace(attempt, outcome=Outcome.CANCELLED, ended_at=at) if attempt.outcome is None else attempt
+        attempt._replace(outcome=Outcome.CANCELLED, ended_at=at) if attempt.outcome is None else attempt
         for attempt in attempts
     )
 
 
 def without_payload(item: WorkItem) -> WorkItem:
     """Once the archive was told of it."""
-    return replace(item, spec=replace(item.spec, payload=None))
+    return item._replace(spec=item.spec._replace(payload=None))
 
 
 def facts_of(item: WorkItem) -> Iterator[ItemFact]:

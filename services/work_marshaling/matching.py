@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 from libs.common.contracts.node_registry import NodeState
 from libs.common.contracts.work_marshaling import EXTERNAL
-from libs.common.contracts.work_requirements import Requirements
+from libs.common.contracts.work_requirements import NO_REQUIREMENTS, Requirements
 from libs.hardware.matching import Clause, Lack, at_least, clauses
-from services.work_marshaling.facts import NO_REQUIREMENTS
 from services.work_marshaling.model import WorkItem
 from services.work_marshaling.nodes import Agent, Node
 from services.work_marshaling.slots import Promise

@@ -5,7 +5,7 @@ Items are never changed, only replaced, so that a shallow copy of them is a cons
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from libs.common.contracts.log import LogEpoch, RecordKind
@@ -25,8 +25,8 @@ from libs.common.contracts.work_log import (
     WorkRecord,
 )
 from libs.common.contracts.work_marshaling import WorkStatus
-from libs.common.contracts.work_requirements import Requirements
-from services.work_marshaling.facts import NO_REQUIREMENTS, apply, without_payload
+from libs.common.contracts.work_requirements import NO_REQUIREMENTS, Requirements
+from services.work_marshaling.facts import apply, without_payload
 from services.work_marshaling.machine import POISON
 from services.work_marshaling.model import ItemFact, Refusal, WorkItem
 from services.work_marshaling.remembered import RememberedIds
@@ -202,7 +202,7 @@ class Memory:
         shared = self._requirements.setdefault(repr(asked), asked)
         if len(self._requirements) > REFUSALS_KEPT:
             self._requirements.clear()
-        return replace(item, spec=replace(item.spec, requirements=shared)) if shared is not asked else item
+        return item._replace(spec=item.spec._replace(requirements=shared)) if shared is not asked else item
 
     def _alias(self, sequence: int, work_id: str) -> None:
         self._aliases[sequence] = work_id

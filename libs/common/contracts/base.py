@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
@@ -77,6 +77,8 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, patt
 
 
 def _has_a_place_in_utc(moment: datetime) -> datetime:
+    if MINYEAR < moment.year < MAXYEAR:
+        return moment
     try:
         moment.astimezone(UTC)
     except OverflowError:

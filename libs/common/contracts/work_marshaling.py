@@ -23,7 +23,7 @@ from libs.common.contracts.base import (
     Topic,
 )
 from libs.common.contracts.work_leading import FromLeader
-from libs.common.contracts.work_requirements import JobMemory, Requirements
+from libs.common.contracts.work_requirements import NO_REQUIREMENTS, JobMemory, Requirements
 
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
 SERVER_PREFIX = "srv-"
@@ -72,7 +72,7 @@ class WorkItem(Message):
     payload_ref: ObjectRef | None = Field(
         None, description="an object of WORK_OBJECTS that holds the payload as JSON; then `payload` is left out"
     )
-    requirements: Requirements = Requirements()
+    requirements: Requirements = NO_REQUIREMENTS
     timeout_seconds: float = Field(300.0, gt=0, le=7 * 86400)
     deadline: Moment | None = None
     max_attempts: int | None = Field(None, ge=1, le=100)

@@ -44,6 +44,10 @@ class Requirements(Demands):
         return _known(Platform, name)
 
 
+NO_REQUIREMENTS = Requirements()
+"""One for all that ask for nothing: it is known by itself, without being compared."""
+
+
 class JobMemory(Message):
     """Memory that a job is promised: RAM, and VRAM on each of so many GPUs."""
 

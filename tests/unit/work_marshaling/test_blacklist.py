@@ -1,7 +1,6 @@
 """Nodes that fail: less work, then none, then a trial."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import hypothesis.strategies as st
@@ -25,7 +24,7 @@ Known = dict[Key, Blacklisted | Paroled]
 
 def running(node_id: str = "n1", **fields: object) -> WorkItem:
     attempt = Attempt(number=1, token="t", node_id=node_id, assigned_at=NOW)
-    return replace(item("w", 1, **fields), attempts=(attempt,))
+    return item("w", 1, **fields)._replace(attempts=(attempt,))
 
 
 def done(at: datetime = NOW) -> Fact:
@@ -148,7 +147,7 @@ def test_a_death_counts_once_and_not_at_all_when_a_suspect_was_aboard():
     died = Expired(work_id="w", attempt=1, at=NOW, reason=ExpiryReason.DIED, counted=False)
     assert due(conduct_after([died] * 50), {}) == []
 
-    suspect = replace(running(), attempts=(*running().attempts, replace(running().attempts[0], number=0, died=True)))
+    suspect = running()._replace(attempts=(*running().attempts, running().attempts[0]._replace(number=0, died=True)))
     later = [died.model_copy(update={"at": NOW + timedelta(seconds=20 * number)}) for number in range(10)]
     assert due(conduct_after(later, suspect), {}, later[-1].at) == []
     assert due(conduct_after(later), {}, later[-1].at) != []

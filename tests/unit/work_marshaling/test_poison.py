@@ -98,14 +98,14 @@ class Mesh:
 
 
 def mesh_of(good: int, bad: int, **fields: object) -> Mesh:
-    template = replace(item("w", 1), spec=replace(item("w", 1).spec, max_attempts=1))
+    template = item("w", 1)._replace(spec=item("w", 1).spec._replace(max_attempts=1))
     chance = random.Random(good + bad)
     names = [f"g{number}" for number in range(good)] + [f"p{number}" for number in range(bad)]
     chance.shuffle(names)
     known: dict[str, object] = {"node_count": 20, "slots": 8, "seed": 1, "policy": POLICY}
     mesh = Mesh(poison=frozenset(name for name in names if name[0] == "p"), **known | fields)  # type: ignore[arg-type]
     for number, name in enumerate(names, start=1):
-        mesh.submit(replace(template, work_id=name, sequence=number))
+        mesh.submit(template._replace(work_id=name, sequence=number))
     return mesh
 
 

@@ -3,7 +3,6 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 
 import hypothesis.strategies as st
@@ -172,7 +171,7 @@ def test_a_turn_costs_no_more_with_many_items_waiting():
         template = item("w", 1)
         queue = Queue(ageing_seconds=AGEING, poison_nodes=3)
         for number in range(waiting):
-            queue.add(replace(template, work_id=f"w{number}", sequence=number))
+            queue.add(template._replace(work_id=f"w{number}", sequence=number))
         known = nodes()
         return calls(lambda: [chosen(queue, known, {"n1": 1}) for _ in range(200)])
 
@@ -311,7 +310,7 @@ def test_free_memory_that_wobbles_is_no_news():
 
 def test_an_item_waits_for_a_node_where_it_did_not_fail_as_long_as_there_is_one():
     tried = Attempt(number=1, token="t", node_id="n1", assigned_at=NOW, outcome=Outcome.EXPIRED)
-    again = replace(item("w", 1), attempts=(tried,))
+    again = item("w", 1)._replace(attempts=(tried,))
     known = nodes(workload("n1", slots=9), workload("n2", slots=1))
     assert chosen(queue_of(again), known, {"n1": 9, "n2": 1}) == [("w", "n2")]
     assert chosen(queue_of(again), known, {"n1": 9, "n2": 0}) == []
