@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from libs.common.contracts.work_log import AttemptFailed, Blacklisted, Ended, Expired, ExpiryReason, Fact, Paroled
+from libs.common.contracts.work_log import AttemptFailed, Blacklisted, Ended, Expired, ExpiryReason, Paroled
 from libs.common.contracts.work_marshaling import EXTERNAL
 from services.work_marshaling.model import Attempt, ConductRules, WorkItem
 from services.work_marshaling.pace import Paces
@@ -100,9 +100,9 @@ class Conduct:
         """How many attempts a node may hold; None: as many as it has slots."""
         return self._quotas.get(node_id)
 
-    def hear(self, item: WorkItem, fact: Fact, slots: int) -> str | None:
+    def hear(self, item: WorkItem, fact: AttemptEnd, slots: int) -> str | None:
         """Count the end of an attempt. Which node it says something about, if any. `slots`: of that node."""
-        if not isinstance(fact, AttemptEnd) or fact.attempt is None:
+        if fact.attempt is None:
             return None
         attempt = next((each for each in item.attempts if each.number == fact.attempt), None)
         if attempt is None or attempt.node_id == EXTERNAL:

@@ -38,16 +38,20 @@ AttemptFact = Assigned | Started | Expired | AttemptFailed
 
 def apply(item: WorkItem | None, fact: ItemFact) -> WorkItem:
     """The item after the fact. Raises `ValueError` where the log contradicts itself."""
-    if isinstance(fact, Admitted):
+    if fact.fact == "admitted":
         return _admitted(fact)
     if item is None:
         raise ValueError(f"the log says {fact.fact} of {fact.work_id}, which was never admitted")
-    return _attempt_fact(item, fact) if isinstance(fact, AttemptFact) else _item_fact(item, fact)
+    match fact.fact:
+        case "assigned" | "started" | "expired" | "attempt_failed":
+            return _attempt_fact(item, fact)
+        case _:
+            return _item_fact(item, fact)
 
 
 def _attempt_fact(item: WorkItem, fact: AttemptFact) -> WorkItem:
-    match fact:
-        case Assigned():
+    match fact.fact:
+        case "assigned":
             given = Attempt(
                 number=fact.attempt,
                 token=fact.token,
@@ -56,29 +60,29 @@ def _attempt_fact(item: WorkItem, fact: AttemptFact) -> WorkItem:
                 despite=fact.despite,
             )
             return item._replace(status=WorkStatus.ASSIGNED, attempts=(*item.attempts, given))
-        case Started():
+        case "started":
             begun = _with_attempt(item.attempts, fact.attempt, started_at=fact.at)
             return item._replace(status=WorkStatus.RUNNING, attempts=begun)
-        case Expired():
+        case "expired":
             return _expired(item, fact)
-        case AttemptFailed():
+        case "attempt_failed":
             return _attempt_failed(item, fact)
 
 
 def _item_fact(item: WorkItem, fact: RetryAt | Requeued | PayloadKept | PayloadStored | Cancelled | Ended) -> WorkItem:
-    match fact:
-        case RetryAt():
-            return item._replace(status=WorkStatus.RETRYING, retry_at=fact.at)
-        case Requeued():
-            return item._replace(status=WorkStatus.PENDING, retry_at=None)
-        case PayloadKept():
-            return item._replace(spec=item.spec._replace(payload=payload_text(fact.payload).encode()))
-        case PayloadStored():
-            return item._replace(spec=item.spec._replace(payload_ref=fact.payload_ref))
-        case Cancelled():
-            return _cancelled(item, fact)
-        case Ended():
+    match fact.fact:
+        case "ended":
             return _ended(item, fact)
+        case "retry_at":
+            return item._replace(status=WorkStatus.RETRYING, retry_at=fact.at)
+        case "requeued":
+            return item._replace(status=WorkStatus.PENDING, retry_at=None)
+        case "payload_kept":
+            return item._replace(spec=item.spec._replace(payload=payload_text(fact.payload).encode()))
+        case "payload_stored":
+            return item._replace(spec=item.spec._replace(payload_ref=fact.payload_ref))
+        case "cancelled":
+            return _cancelled(item, fact)
 
 
 def _admitted(fact: Admitted) -> WorkItem:

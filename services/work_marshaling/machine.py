@@ -264,15 +264,15 @@ def longest_retry_delay(item: WorkItem, policy: Policy) -> float:
 def effects(before: WorkItem | None, fact: ItemFact) -> tuple[Effect, ...]:
     """What has to be done in the world once the fact is on disk."""
     live = before.live if before is not None else None
-    match fact:
-        case Assigned():
+    match fact.fact:
+        case "assigned":
             return (Offer(work_id=fact.work_id, node_id=fact.node_id, token=fact.token),)
-        case Expired(reason=ExpiryReason.TIMEOUT) if live:
+        case "expired" if live and fact.reason is ExpiryReason.TIMEOUT:
             return (Stop(node_id=live.node_id, token=live.token, reason="timed out"),)
-        case Ended():
+        case "ended":
             stop = _stop(live, "ended otherwise") if live and live.number != fact.attempt else ()
             return (TellEnd(work_id=fact.work_id), *stop)
-        case Cancelled():
+        case "cancelled":
             return (TellEnd(work_id=fact.work_id), *_stop(live, "cancelled"))
     return ()
 

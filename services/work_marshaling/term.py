@@ -16,11 +16,11 @@ import structlog
 
 from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
-from libs.common.contracts.work_log import Blacklisted, Fact, ItemFact, Paroled, WorkRecord
+from libs.common.contracts.work_log import Blacklisted, Fact, Paroled, WorkRecord
 from libs.common.contracts.work_marshaling import EXTERNAL, WorkStatus
 from libs.common.errors import Unavailable
 from libs.common.log.fenced_log import FencedLog
-from services.work_marshaling.conduct import AttemptEnd, Conduct
+from services.work_marshaling.conduct import Conduct
 from services.work_marshaling.explaining import Possible
 from services.work_marshaling.journal import Journal
 from services.work_marshaling.leases import Leases
@@ -147,26 +147,28 @@ class Term:
         following: list[Effect] = []
         for fact in facts:
             change = self.memory.take(fact)
-            self._judge(change, fact)
-            if change is not None and isinstance(fact, ItemFact):
+            if change is not None:
+                self._judge(change)
                 first.setdefault(change.after.work_id, change.before)
-                following.extend(effects(change.before, fact))
+                following.extend(effects(change.before, change.fact))
+            elif fact.fact == "blacklisted" or fact.fact == "paroled":
+                self._distrust(fact)
         for work_id, before in first.items():
             self._settle(before, self.memory.items[work_id])
             if work_id in self._watch:
                 following.append(Changed(item=self.memory.items[work_id]))
         self.journal.add(facts, tuple(first), tuple(following))
 
-    def _judge(self, change: Change | None, fact: Fact) -> None:
-        """What the fact says about a node counts for how much work it gets, and whether any."""
-        if isinstance(fact, Blacklisted | Paroled):
-            self._distrust(fact)
-        elif change is not None and change.before is not None and isinstance(fact, AttemptEnd):
-            live = change.before.live
-            slots = 0 if live is None else sum(pool.slots for pool in self.nodes[live.node_id].pools)
-            node_id = self.conduct.hear(change.before, fact, max(1, slots))
-            if node_id is not None:
-                self.leases.limit(node_id, self.conduct.quota(node_id))
+    def _judge(self, change: Change) -> None:
+        """What the end of an attempt says about a node counts for how much work it gets."""
+        fact = change.fact
+        match fact.fact:
+            case "ended" | "attempt_failed" | "expired" if change.before is not None:
+                live = change.before.live
+                slots = 0 if live is None else sum(pool.slots for pool in self.nodes[live.node_id].pools)
+                node_id = self.conduct.hear(change.before, fact, max(1, slots))
+                if node_id is not None:
+                    self.leases.limit(node_id, self.conduct.quota(node_id))
 
     def _distrust(self, fact: Blacklisted | Paroled) -> None:
         found = None
