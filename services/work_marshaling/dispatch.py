@@ -9,7 +9,7 @@ import structlog
 from pydantic_core import to_json
 
 from libs.common.bus.bus import Bus
-from libs.common.bus.codec import encode, encode_list, encode_with
+from libs.common.bus.codec import encode, encode_list, encode_without, joined
 from libs.common.clock import Clock
 from libs.common.contracts.base import Written
 from libs.common.contracts.work_marshaling import (
@@ -40,16 +40,20 @@ STOPS_REMEMBERED = 10_000
 REFUSALS_REMEMBERED = 10_000
 FIRST_AVOIDANCE_SECONDS = 0.25
 OBSERVED_AT_A_STRETCH = 10
+_FOR_THE_NODE = {"attempt_token": b"null", "payload": b"null", "payload_ref": b"null"}
+"""What observers are not told, as they are told it."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """An assignment as its node is told it. `observed` is what observers may know: not its payload, nor its token."""
+    """An assignment as its node is told it. `shared` is what observers may know: not its payload, nor its token."""
 
+    work_id: str
     token: str
-    observed: Assignment
+    wants_memory: bool
+    shared: bytes
     json: bytes
 
 
@@ -76,7 +80,8 @@ class Dispatcher:
         self._refusals: Counter[tuple[str, bool]] = Counter()
         self._busy: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
-        self._accepted: deque[Assignment] = deque()
+        self._accepted: deque[tuple[str, bytes]] = deque()
+        self._leader = (0, b"")
         self._news = asyncio.Event()
 
     def do(self, effect: Effect) -> None:
@@ -138,9 +143,9 @@ class Dispatcher:
             return await self._publish_external(offered, batch)
         tokens = [assignment.token for assignment in batch]
         try:
-            again = not all(offered[token].certain for token in tokens)
-            leader = Assignments(epoch=self._term.epoch, log_made=self._term.log_made, again=again, assignments=())
-            request = encode_with(leader, assignments=encode_list(each.json for each in batch))
+            again = not all([offered[token].certain for token in tokens])
+            assignments = encode_list([each.json for each in batch])
+            request = joined(Assignments, self._from_leader(), again=to_json(again), assignments=assignments)
             answers = await self._bus.request(ASSIGN, request, node_id=node_id, timeout=ANSWER_SECONDS)
         except NobodyAnswers:
             self._nobody(node_id, offered, tokens)
@@ -153,6 +158,14 @@ class Dispatcher:
             self._refuse(node_id, offered, tokens, f"{error.code}: {error.message}")
             return True
         return await self._answered(node_id, offered, batch, answers.answers)
+
+    def _from_leader(self) -> bytes:
+        """What all requests of one epoch have in common."""
+        epoch = self._term.epoch
+        if self._leader[0] != epoch:
+            leader = Assignments(epoch=epoch, log_made=self._term.log_made, assignments=())
+            self._leader = epoch, encode_without(leader, "again", "assignments")
+        return self._leader[1]
 
     async def _batch(self, node_id: str, offered: OrderedDict[str, _Offered]) -> list[_Written]:
         batch: list[_Written] = []
@@ -184,7 +197,8 @@ class Dispatcher:
             self._term.happen(item.work_id, PayloadLost())
             return None
         spec = item.spec
-        observed = Assignment(
+        memory = _memory(spec.requirements)
+        assignment = Assignment(
             work_id=item.work_id,
             attempt=item.attempts[-1].number,
             attempt_token=None,
@@ -197,11 +211,12 @@ class Dispatcher:
             deadline=spec.deadline,
             labels=dict(spec.labels),
             payload_bytes=spec.payload_bytes,
-            memory=_memory(spec.requirements),
+            memory=memory,
         )
+        shared = encode_without(assignment, *_FOR_THE_NODE)
         apart = {"payload": payload} if spec.payload_ref is None else {"payload_ref": encode(spec.payload_ref)}
-        told = encode_with(observed, attempt_token=to_json(token), **apart)
-        return _Written(token, observed, told.json)
+        told = joined(Assignment, shared, **_FOR_THE_NODE | {"attempt_token": to_json(token)} | apart)
+        return _Written(item.work_id, token, memory is not None, shared, told.json)
 
     async def _publish_external(self, offered: OrderedDict[str, _Offered], batch: Sequence[_Written]) -> bool:
         try:
@@ -220,15 +235,15 @@ class Dispatcher:
         answers: Sequence[AssignmentAnswer],
     ) -> bool:
         """True when every assignment was answered, one way or the other."""
-        given = {assignment.token: assignment.observed for assignment in batch}
+        given = {assignment.token: assignment for assignment in batch}
         for answer in answers:
-            observed = given.pop(answer.attempt_token, None)
-            if observed is None:
+            assignment = given.pop(answer.attempt_token, None)
+            if assignment is None:
                 continue
             if answer.accepted:
                 offered.pop(answer.attempt_token, None)
-                self._refusals.pop((node_id, observed.memory is not None), None)
-                self._accepted.append(observed)
+                self._refusals.pop((node_id, assignment.wants_memory), None)
+                self._accepted.append((assignment.work_id, assignment.shared))
                 self._news.set()
             elif answer.other_run and not offered[answer.attempt_token].certain:
                 # It may have begun before the agent ended: its lease is left to end, which counts as an attempt.
@@ -245,16 +260,16 @@ class Dispatcher:
         while True:
             await self._news.wait()
             for _ in range(min(OBSERVED_AT_A_STRETCH, len(self._accepted))):
-                await self._tell(self._accepted.popleft())
+                await self._tell(*self._accepted.popleft())
             if not self._accepted:
                 self._news.clear()
             await asyncio.sleep(0)
 
-    async def _tell(self, observed: Assignment) -> None:
+    async def _tell(self, work_id: str, shared: bytes) -> None:
         try:
-            await self._bus.publish(ASSIGNED, observed)
+            await self._bus.publish(ASSIGNED, joined(Assignment, shared, **_FOR_THE_NODE))
         except Unavailable as error:
-            _log.debug("observers_not_told", work_id=observed.work_id, reason=error.message)
+            _log.debug("observers_not_told", work_id=work_id, reason=error.message)
 
     def _nobody(self, node_id: str, offered: OrderedDict[str, _Offered], tokens: Sequence[str]) -> None:
         now = self._clock.monotonic()

@@ -118,15 +118,16 @@ class Journal:
     async def _write(self, steps: Sequence[Step]) -> None:
         if self._pieces is None and self._checkpoint_due() and not self._commit.waiting:
             self._snapshot = self._memory.snapshot()
-        facts = tuple(fact for step in steps for fact in step.facts)
+        facts = [fact for step in steps for fact in step.facts]
         last = steps[-1]
         started = self._clock.monotonic()
         await self._append(facts, last.in_seq, last.out_seq)
-        self._meter.appended(self._clock.monotonic() - started, len(facts))
-        self._records += 1
-        self._bytes += sum(step.weight for step in steps)
+        seconds = self._clock.monotonic() - started
         self.durable_in, self.durable_out = last.in_seq, last.out_seq
         self._confirm(steps)
+        self._meter.appended(seconds, len(facts))
+        self._records += 1
+        self._bytes += sum([step.weight for step in steps])
 
     def _confirm(self, steps: Sequence[Step]) -> None:
         written = self._commit.written + len(steps)

@@ -43,9 +43,9 @@ def encode(message: Message | Written[Any]) -> bytes:
     return _json(message)
 
 
-def _json(message: Message, exclude: Iterable[str] = ()) -> bytes:
+def _json(message: Message, exclude: set[str] | None = None) -> bytes:
     try:
-        return message.__pydantic_serializer__.to_json(message, exclude=set(exclude) or None)
+        return message.__pydantic_serializer__.to_json(message, exclude=exclude)
     except (PydanticSerializationError, UnicodeEncodeError) as error:
         raise Malformed(f"{type(message).__name__} cannot be written as JSON: {_short(str(error))}") from error
 
@@ -55,9 +55,18 @@ def encode_with(message: T, **written: bytes) -> Written[T]:
 
     Raises `Malformed` as `encode` does.
     """
-    rest = _json(message, exclude=written.keys())
-    told = b",".join(b'"%b":%b' % (name.encode(), value) for name, value in written.items())
-    return Written(type(message), b"{%b}" % told if rest == b"{}" else b"{%b,%b" % (told, rest[1:]))
+    return joined(type(message), encode_without(message, *written), **written)
+
+
+def encode_without(message: Message, *fields: str) -> bytes:
+    """The message without these fields, for `joined` to add them. Raises `Malformed` as `encode` does."""
+    return _json(message, set(fields))
+
+
+def joined(kind: type[T], rest: bytes, **written: bytes) -> Written[T]:
+    """A message of which `rest` was written by `encode_without`, with the fields that it left out."""
+    told = b",".join([b'"%b":%b' % (name.encode(), value) for name, value in written.items()])
+    return Written(kind, b"{%b}" % told if rest == b"{}" else b"{%b,%b" % (told, rest[1:]))
 
 
 def encode_list(parts: Iterable[bytes]) -> bytes:

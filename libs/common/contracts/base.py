@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
@@ -113,6 +114,7 @@ Moment = Annotated[AwareDatetime, AfterValidator(_has_a_place_in_utc)]
 """A point in time, RFC 3339 with its offset; written in UTC."""
 
 
+@lru_cache(maxsize=4096)
 def node_token(node_id: str) -> str:
     """The form of a node id that may enter subjects and consumer names.
 
