@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from libs.common.contracts.work_marshaling import WorkStatus
+from libs.common.kit.tallies import Durations, Tally
 from services.work_marshaling.meter import Measures, RecordMeasures, Role
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -55,12 +56,12 @@ class PrometheusMeter:
     """What happens is counted here; the state is read from `measures` at every scrape."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._append = Histogram(
-            "mesh_work_log_append_seconds", "Time to append a log record.", buckets=_FAST, registry=registry
+        self._append = Durations(
+            "mesh_work_log_append_seconds", "Time to append a log record.", _FAST, registry=registry
         )
-        self._facts = Counter("mesh_work_log_facts", "Facts appended to the log.", registry=registry)
-        self._wait = Histogram(
-            "mesh_work_assignment_seconds", "From submission to assignment.", buckets=_SLOW, registry=registry
+        self._facts = Tally("mesh_work_log_facts", "Facts appended to the log.", registry=registry)
+        self._wait = Durations(
+            "mesh_work_assignment_seconds", "From submission to assignment.", _SLOW, registry=registry
         )
         self._expired = Counter("mesh_work_leases_expired", "Leases that nobody renewed.", registry=registry)
         self._refused = Counter("mesh_work_attempts_refused", "Attempts a node did not take.", registry=registry)
@@ -80,11 +81,11 @@ class PrometheusMeter:
         self._registry.register(_Records(measures))
 
     def appended(self, seconds: float, facts: int) -> None:
-        self._append.observe(seconds)
-        self._facts.inc(facts)
+        self._append.add((), seconds)
+        self._facts.counts[()] += facts
 
     def assigned(self, seconds_since_submission: float) -> None:
-        self._wait.observe(max(0.0, seconds_since_submission))
+        self._wait.add((), max(0.0, seconds_since_submission))
 
     def lease_expired(self) -> None:
         self._expired.inc()

@@ -16,7 +16,7 @@ import structlog
 
 from libs.common.bus.bus import Bus
 from libs.common.clock import Clock
-from libs.common.contracts.work_log import Blacklisted, Fact, Paroled, WorkRecord
+from libs.common.contracts.work_log import Blacklisted, Fact, ItemFact, Paroled, WorkRecord
 from libs.common.contracts.work_marshaling import EXTERNAL, WorkStatus
 from libs.common.errors import Unavailable
 from libs.common.log.fenced_log import FencedLog
@@ -44,7 +44,7 @@ from services.work_marshaling.model import (
 )
 from services.work_marshaling.nodes import Distrust, Nodes
 from services.work_marshaling.scheduler import Queue
-from services.work_marshaling.store import Change, Memory
+from services.work_marshaling.store import Memory
 from services.work_marshaling.timers import Due, Timer, Timers
 
 TICK_SECONDS = 0.1
@@ -148,7 +148,7 @@ class Term:
         for fact in facts:
             change = self.memory.take(fact)
             if change is not None:
-                self._judge(change)
+                self._judge(change.before, change.fact)
                 first.setdefault(change.after.work_id, change.before)
                 following.extend(effects(change.before, change.fact))
             elif fact.fact == "blacklisted" or fact.fact == "paroled":
@@ -159,14 +159,13 @@ class Term:
                 following.append(Changed(item=self.memory.items[work_id]))
         self.journal.add(facts, tuple(first), tuple(following))
 
-    def _judge(self, change: Change) -> None:
+    def _judge(self, before: WorkItem | None, fact: ItemFact) -> None:
         """What the end of an attempt says about a node counts for how much work it gets."""
-        fact = change.fact
         match fact.fact:
-            case "ended" | "attempt_failed" | "expired" if change.before is not None:
-                live = change.before.live
+            case "ended" | "attempt_failed" | "expired" if before is not None:
+                live = before.live
                 slots = 0 if live is None else sum(pool.slots for pool in self.nodes[live.node_id].pools)
-                node_id = self.conduct.hear(change.before, fact, max(1, slots))
+                node_id = self.conduct.hear(before, fact, max(1, slots))
                 if node_id is not None:
                     self.leases.limit(node_id, self.conduct.quota(node_id))
 
@@ -319,8 +318,7 @@ class Term:
             for choice in choices:
                 token = self.nodes.token_for(choice.node_id, self._chances.token())
                 self.happen(choice.work_id, Given(node_id=choice.node_id, token=token, despite=choice.despite))
-                submitted_at = self.memory.items[choice.work_id].submitted_at
-                self.meter.assigned((now - submitted_at).total_seconds())
+                self.meter.assigned((now - self.memory.items[choice.work_id].submitted_at).total_seconds())
             if len(choices) == MOST_PER_TURN:
                 self._wake.set()
             await asyncio.sleep(0)

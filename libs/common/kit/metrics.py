@@ -25,6 +25,7 @@ from libs.common.bus.bus import Bus
 from libs.common.bus.observer import Kind, outcome_of
 from libs.common.clock import Clock
 from libs.common.errors import MeshError
+from libs.common.kit.tallies import Durations, Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -40,16 +41,17 @@ class Metrics:
         self._outcomes = frozenset({"ok", "cancelled"} | set(_codes(MeshError)))
         build = self._gauge("build_info", "What runs here; always 1.", "service", "version", "python")
         build.labels(service, version, python).set(1)
-        self._handled = self._counter("bus_handled", "Messages handled.", "kind", "subject", "outcome")
-        self._handling = self._histogram("bus_handling_seconds", "Time to handle a message.", "kind", "subject")
-        self._sent = self._counter("bus_sent", "Messages sent, or not.", "kind", "subject", "outcome")
-        # To look a metric up by its labels takes longer than to count; of these there are few.
-        self._sent_of, self._handled_of = cache(self._sent.labels), cache(self._handled.labels)
-        self._handling_of = cache(self._handling.labels)
+        each, of = ("kind", "subject", "outcome"), ("kind", "subject")
+        self._handled = Tally("mesh_bus_handled", "Messages handled.", each, registry=self.registry)
+        self._handling = Durations(
+            "mesh_bus_handling_seconds", "Time to handle a message.", _SECONDS, of, registry=self.registry
+        )
+        self._sent = Tally("mesh_bus_sent", "Messages sent, or not.", each, registry=self.registry)
         self._malformed = self._counter("bus_malformed", "Messages that could not be read.", "subject")
         self._dead = self._counter("bus_dead_letters", "Messages kept as dead letters.", "subject", "reason")
         self._requests = self._counter("http_requests", "HTTP requests.", "method", "route", "status")
         self._request = self._histogram("http_request_seconds", "Time to answer a request.", "method", "route")
+        # To look a metric up by its labels takes longer than to count; of these there are few.
         self._requests_of, self._request_of = cache(self._requests.labels), cache(self._request.labels)
         self._rounds = self._counter("loop_rounds", "Rounds of a loop.", "loop", "outcome")
         self._round_at = self._gauge("loop_last_success_timestamp_seconds", "When a round last succeeded.", "loop")
@@ -59,14 +61,14 @@ class Metrics:
         return _Handling(self, kind, subject)
 
     def handled(self, kind: Kind, subject: str, outcome: str, seconds: float) -> None:
-        self._handling_of(kind, subject).observe(seconds)
-        self._handled_of(kind, subject, self._bounded(outcome)).inc()
+        self._handling.add((kind, subject), seconds)
+        self._handled.counts[kind, subject, self._bounded(outcome)] += 1
 
     def now(self) -> float:
         return self._clock.monotonic()
 
     def sent(self, kind: Kind, subject: str, outcome: str) -> None:
-        self._sent_of(kind, subject, self._bounded(outcome)).inc()
+        self._sent.counts[kind, subject, self._bounded(outcome)] += 1
 
     def malformed(self, subject: str) -> None:
         self._malformed.labels(subject).inc()
