@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import httpx
 from rich.console import Console
@@ -112,7 +113,7 @@ async def _registered(mesh: Mesh) -> None:
 
 async def _engine(mesh: Mesh) -> Engine:
     async def ask() -> Engine | None:
-        answer = await mesh.http.get(f"{mesh.urls['node_agent']}/api/v1/engines")
+        answer = await _answered(mesh, "GET", f"{mesh.urls['node_agent']}/api/v1/engines")
         answer.raise_for_status()
         engines = [Engine.model_validate(engine) for engine in answer.json()["engines"]]
         return next((engine for engine in engines if engine.state is EngineState.READY), None)
@@ -124,7 +125,7 @@ async def _earlier_items(mesh: Mesh, console: Console) -> None:
     """Let work that an earlier run left open end first, or its tokens would be counted with ours."""
 
     async def open_items() -> int:
-        answer = await mesh.http.get(f"{mesh.urls['work_marshaling']}/api/v1/stats")
+        answer = await _answered(mesh, "GET", f"{mesh.urls['work_marshaling']}/api/v1/stats")
         answer.raise_for_status()
         return int(answer.json()["open_items"])
 
@@ -162,10 +163,10 @@ def _item(engine: Engine, number: int) -> WorkItem:
 
 async def _by_rest(mesh: Mesh, engine: Engine, number: int) -> Row:
     started = mesh.clock.monotonic()
-    answer = await mesh.http.post(
-        f"{mesh.urls['work_marshaling']}/api/v1/work/submit",
-        json=_item(engine, number).model_dump(mode="json", exclude_none=True),
-    )
+    # Under an id of its own: asked again, it is the same item.
+    item = _item(engine, number).model_copy(update={"work_id": f"main-job-{uuid4().hex}"})
+    url = f"{mesh.urls['work_marshaling']}/api/v1/work/submit"
+    answer = await _answered(mesh, "POST", url, json=item.model_dump(mode="json", exclude_none=True))
     if answer.status_code != httpx.codes.ACCEPTED:
         return Row(number=number, door="REST", work_id="", status="refused", problem=answer.text)
     view, seconds = await _ended(mesh, answer.json()["work_id"], started)
@@ -196,7 +197,7 @@ async def _ended(mesh: Mesh, work_id: str, started: float) -> tuple[Mapping[str,
 
     await _until(mesh, ask, RESULT_SECONDS, f"item {work_id} has no result")
     seconds = mesh.clock.monotonic() - started
-    return (await mesh.http.get(url)).json(), seconds
+    return (await _answered(mesh, "GET", url)).json(), seconds
 
 
 def _row(number: int, door: str, view: Mapping[str, Any], seconds: float) -> Row:
@@ -219,6 +220,20 @@ async def _counter(mesh: Mesh, engine: Engine, name: str) -> int:
     answer.raise_for_status()
     value = next(line.split()[-1] for line in answer.text.splitlines() if line.startswith(name + " "))
     return int(float(value))
+
+
+async def _answered(mesh: Mesh, method: str, url: str, **more: Any) -> httpx.Response:
+    """What is asked of a service that may not be able to answer yet: after a kill nobody leads until the lease of who
+    was killed has ended. Raises `Unavailable`."""
+
+    async def ask() -> httpx.Response | None:
+        answer = await mesh.http.request(method, url, **more)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            return answer
+        await mesh.clock.sleep(float(answer.headers.get("Retry-After", "0")))
+        return None
+
+    return await _until(mesh, ask, RESULT_SECONDS, f"{url} is not available")
 
 
 async def _until(mesh: Mesh, ask: Callable[[], Awaitable[T | None]], seconds: float, otherwise: str) -> T:
