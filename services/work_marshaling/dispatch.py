@@ -143,7 +143,7 @@ class Dispatcher:
             return await self._publish_external(offered, batch)
         tokens = [assignment.token for assignment in batch]
         try:
-            again = not all([offered[token].certain for token in tokens])
+            again = not all(offered[token].certain for token in tokens)
             assignments = encode_list([each.json for each in batch])
             request = joined(Assignments, self._from_leader(), again=to_json(again), assignments=assignments)
             answers = await self._bus.request(ASSIGN, request, node_id=node_id, timeout=ANSWER_SECONDS)
