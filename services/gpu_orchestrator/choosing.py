@@ -62,20 +62,23 @@ def choose(wish: Wish, ledger: Ledger, gpus: Sequence[str], ranks: Ranks) -> Cho
     """`gpus`: those of the ledger that may be given, in the order of their indices."""
     eligible = gpus if wish.uuids is None else wish.uuids
     count = wish.gpu_count if wish.uuids is None else len(wish.uuids)
-    fitting = [uuid for uuid in eligible if _given(ledger, uuid) >= wish.required_mb]
+    given = {uuid: _given(ledger, uuid) for uuid in eligible}
+    fitting = [uuid for uuid, mb in given.items() if mb >= wish.required_mb]
     lacks_ram = _given(ledger, RAM) < wish.ram_mb
     if len(fitting) < count or lacks_ram:
         return _refusal(wish, ledger, eligible, count, lacks_ram=lacks_ram)
     if wish.uuids is not None:
         return Choice(fits=True, uuids=wish.uuids)
-    return Choice(fits=True, uuids=_best(wish, ledger, fitting, ranks))
+    return Choice(fits=True, uuids=_best(wish, given, fitting, ranks))
 
 
-def _best(wish: Wish, ledger: Ledger, fitting: Sequence[str], ranks: Ranks) -> tuple[str, ...]:
-    given = {uuid: _given(ledger, uuid) for uuid in fitting}
+def _best(wish: Wish, given: Mapping[str, int], fitting: Sequence[str], ranks: Ranks) -> tuple[str, ...]:
     by_fit = sorted(fitting, key=given.__getitem__)
     if wish.gpu_count <= 1:
         return tuple(by_fit[: wish.gpu_count])
+    if not wish.prefer_nvlink:  # then who has more free than the last that is needed is in no best set
+        most = given[by_fit[wish.gpu_count - 1]]
+        by_fit = [uuid for uuid in by_fit if given[uuid] <= most]
     place = {uuid: number for number, uuid in enumerate(fitting)}
 
     def cost(chosen: Sequence[str]) -> tuple[object, ...]:

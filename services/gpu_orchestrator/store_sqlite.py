@@ -4,7 +4,6 @@ import json
 import sqlite3
 from asyncio import Future
 from collections.abc import Sequence
-from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from services.gpu_orchestrator.machine import OPEN, Held
 KEPT_ENDED = 1000
 FORGOTTEN_AT_ONCE = 100
 """To look for what is too old costs a step for each that is kept: so not at every end."""
-_FIELDS = tuple(field.name for field in fields(Held))
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reservations (
     token INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -57,7 +55,7 @@ class SqliteJournal:
         await self._file.close()
 
     def write(self, changed: Sequence[Held], then: Then | None = None, *, synced: bool = True) -> Future[None]:
-        rows = [(each.token, each.reservation_id, int(each.is_open), _text(each)) for each in changed]
+        rows = [(each.token, each.reservation_id, int(each.is_open), to_json(each).decode()) for each in changed]
 
         def work(database: sqlite3.Connection) -> None:
             database.executemany(_WRITE, rows)
@@ -88,10 +86,6 @@ def _refuse(path: Path, error: sqlite3.Error) -> None:
     raise WrongSetting(
         f"the journal of reservations {path} cannot be read ({error}); end what runs on the GPUs, then remove it"
     ) from error
-
-
-def _text(held: Held) -> str:
-    return to_json({name: getattr(held, name) for name in _FIELDS}).decode()
 
 
 def _held(body: str) -> Held:
