@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,6 +26,7 @@ from libs.common.contracts.work_marshaling import (
     WorkView,
 )
 from libs.common.contracts.work_records import Finished
+from libs.common.contracts.work_requirements import Requirements
 from libs.common.errors import Conflict, Malformed, MeshError, NotFound, Unavailable
 from libs.common.kit.service import Degraded, Remark
 from services.work_marshaling.asking import Asking, told_refusal
@@ -40,6 +42,8 @@ from services.work_marshaling.term import Term
 
 ADMISSION_SECONDS = 5.0
 SLICE = 200
+MOST_WARNINGS = 8
+MOST_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +148,11 @@ class WorkMarshaling:
         with suppress(TimeoutError, Unavailable):  # they are on disk: whoever leads next admits them
             async with asyncio.timeout(ADMISSION_SECONDS):
                 await known.admitted(last)
-        return [
+        told = [
             await self._receipt(known, item, ticket) if isinstance(ticket, Ticket) else ticket
             for item, ticket in zip(items, tickets, strict=True)
         ]
+        return [_warned(item, receipt) for item, receipt in zip(items, told, strict=True)]
 
     async def _ticket(self, prepared: Prepared) -> Ticket | WorkAccepted | MeshError:
         if isinstance(prepared, asyncio.Future):
@@ -263,6 +268,20 @@ def _read(raw: Mapping[str, Any]) -> Submission:
         return Submission.model_validate(raw)
     except ValidationError as error:
         raise malformed("the item", error, values=True) from error
+
+
+def _warned(item: Submission | None, receipt: WorkAccepted | MeshError) -> WorkAccepted | MeshError:
+    unknown = () if item is None else item.requirements.unknown
+    if not unknown or isinstance(receipt, MeshError):
+        return receipt
+    return receipt.model_copy(update={"warnings": tuple(map(_ignored, unknown[:MOST_WARNINGS]))})
+
+
+def _ignored(name: str) -> str:
+    short = name[:MOST_NAME].encode("ascii", "backslashreplace").decode()
+    near = get_close_matches(short, Requirements.model_fields, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"requirements.{short}: there is no such requirement, it was ignored{meant}"
 
 
 def _known(memory: Memory, item: Submission) -> WorkAccepted | _Ended | None:

@@ -245,6 +245,7 @@ class WorkAccepted(Message):
     status: WorkStatus = WorkStatus.PENDING
     duplicate: bool = False
     unsatisfiable_now: str | None = Field(None, description="why no node that is known could ever run it")
+    warnings: tuple[str, ...] = Field((), description="what was ignored in `requirements`, because it is unknown")
 
 
 class WorkLookup(Message):

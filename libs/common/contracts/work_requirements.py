@@ -1,8 +1,9 @@
 """What an item of work needs of a node, and what it is promised there."""
 
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_validator, model_validator
 
 from libs.common.contracts.base import Identifier, Message
 from libs.common.contracts.node_registry import Demands, Mib, Platform, Tier
@@ -23,6 +24,22 @@ class Requirements(Demands):
     vram_mb: Mib | None = Field(
         None, description="the same of VRAM, on each of `min_gpu_count` GPUs that satisfy every clause, else on one"
     )
+
+    _unknown: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _note_what_is_ignored(cls, told: Any, read: ModelWrapValidatorHandler["Requirements"]) -> "Requirements":
+        found = read(told)
+        if isinstance(told, dict) and (unknown := told.keys() - cls.model_fields.keys()):
+            found._unknown = tuple(sorted(map(str, unknown)))
+        return found
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What was written here and is ignored, as everywhere. But who mistypes a requirement has an item that runs
+        anywhere, and should be told."""
+        return self._unknown
 
     @property
     def gpu_count(self) -> int:

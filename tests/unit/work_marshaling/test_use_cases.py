@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from libs.common.bus.bus import Bus
+from libs.common.bus.codec import encode
 from libs.common.contracts.base import DEAD_LETTER
 from libs.common.contracts.node_registry import ANNOUNCE
 from libs.common.contracts.streams import DEAD_LETTERS, WORK_IN
@@ -522,3 +523,23 @@ async def test_a_node_that_lacks_memory_for_one_item_is_given_others(house: Hous
         assert len(node.offers) == tries
         node.memory_left = 100
         assert (await node.takes(2)).work_id == short
+
+
+async def test_the_receipt_names_a_requirement_that_does_not_exist(queue) -> None:
+    told = await queue.marshaling.submit_many(
+        SubmitMany(
+            items=(
+                {"work_type": "chat", "requirements": {"min_vram_per_gpu": 24000, "min_ram_mb": 1}},
+                {"work_type": "chat", "requirements": {"\ud800" * 100: 1}},
+                {"work_type": "chat", "requirements": {"min_ram_mb": 1}},
+                {"work_type": "chat"},
+            )
+        )
+    )
+
+    mistyped, unreadable, right, none = (answer.accepted.warnings for answer in told.answers)
+    ignored = "there is no such requirement, it was ignored; did you mean min_vram_mb_per_gpu?"
+    assert mistyped == (f"requirements.min_vram_per_gpu: {ignored}",)
+    assert len(unreadable[0]) < 1000
+    assert encode(told)
+    assert right == none == ()
