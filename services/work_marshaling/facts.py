@@ -322,6 +322,8 @@ def weight(fact: Fact) -> int:
 def envelope_bytes(item: Submission) -> int:
     """The size of what is free to grow in an item beside its payload: labels, requirements."""
     asked = item.requirements
+    if asked is NO_REQUIREMENTS and not item.labels:
+        return 0
     named = (*(asked.node_ids or ()), *asked.prefer_node_ids, *asked.avoid_node_ids)
     pairs = (*item.labels.items(), *asked.labels.items())
     return sum(len(name) + 3 for name in named) + sum(6 * (len(key) + len(value)) + 6 for key, value in pairs)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from datetime import datetime
+from functools import lru_cache
 
 from pydantic_core import to_json
 
@@ -18,6 +19,7 @@ def server_id(stream_made: datetime, sequence: int, index: int | None = None) ->
     return own if index is None else f"{own}-{index}"
 
 
+@lru_cache  # of the moment when the stream was made, for every item in it
 def _base36(number: int) -> str:
     digits = ""
     while number:

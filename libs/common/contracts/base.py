@@ -42,16 +42,17 @@ def _plain(value: Any) -> Any:
         item, depth = floor.pop()
         if depth > MAX_DEPTH:
             raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
-        if isinstance(item, dict):
-            floor.extend((inner, depth + 1) for pair in item.items() for inner in pair)
+        if isinstance(item, str):
+            if not item.isascii() and not _is_text(item):
+                raise ValueError("holds half of a surrogate pair, which is not text")
+        elif isinstance(item, dict):
+            floor.extend([(inner, depth + 1) for pair in item.items() for inner in pair])
         elif isinstance(item, list):
-            floor.extend((inner, depth + 1) for inner in item)
+            floor.extend([(inner, depth + 1) for inner in item])
         elif isinstance(item, float) and not math.isfinite(item):
             raise ValueError("holds NaN or an infinity, which is not JSON")
         elif isinstance(item, int) and not -MAX_INTEGER <= item <= MAX_INTEGER:
             raise ValueError("holds an integer beyond 64 bits")
-        elif isinstance(item, str) and not _is_text(item):
-            raise ValueError("holds half of a surrogate pair, which is not text")
     return value
 
 
