@@ -46,6 +46,10 @@ class Requirements(Demands):
         """On how many GPUs `vram_mb` is wanted."""
         return max(1, self.min_gpu_count or 0) if self.vram_mb else 0
 
+    def __eq__(self, other: object) -> bool:
+        """What was ignored makes no difference."""
+        return isinstance(other, Requirements) and self.__dict__ == other.__dict__
+
     def __hash__(self) -> int:
         """Without one pydantic takes it for changeable, and copies the default of every item that asks for nothing."""
         return hash(self.model_dump_json())
