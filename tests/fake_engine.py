@@ -1,7 +1,7 @@
 """A program with vLLM's command line, log lines, HTTP routes and metrics, and with ways to fail, for what needs a GPU,
 speed or numbers.
 
-`fake_vllm(folder)` makes a `vllm` that starts it. How its starts go is written in `folder/starts.json`: a list with one
+`fake_vllm(folder)` makes a `vllm` that starts it. How its starts go is written in `folder/vllm.json`: a list with one
 word for each start to come, `ok` after the last. It asks for no GPU: where it is told which to use, it writes the lines
 of one. Like vLLM's, its scheduler is a process of its own, which lives on when the first one is killed.
 """
@@ -9,7 +9,6 @@ of one. Like vLLM's, its scheduler is a process of its own, which lives on when 
 import argparse
 import atexit
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -23,8 +22,8 @@ from types import FrameType
 from typing import Any
 
 from tests.engine_lines import FAULTS, ON_CPU, ON_GPU, SERVED, Line
+from tests.fake_program import fake_program, keep, kept, next_start
 
-ROOT = Path(__file__).resolve().parents[1]
 BAD_FLAG_STATUS = 2
 TOKENS_PER_GIB = 1_048_576
 """Of a model with 1 KiB of cache for each token, as the engine suite's is."""
@@ -38,21 +37,14 @@ def fake_vllm(folder: Path, *starts: str, speed: float | None = None) -> Path:
 
     Returns its path, for ENGINE_PROGRAMS.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "starts.json").write_text(json.dumps(starts))
+    program = fake_program(folder, "vllm", "tests.fake_engine", starts)
     (folder / "speed.json").write_text(json.dumps(speed))
-    program = folder / "vllm"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.fake_engine {folder} "$@"\n')
-    program.chmod(0o755)
     return program
 
 
 def begun(folder: Path) -> list[dict[str, Any]]:
     """Every start of it: its arguments, its environment as far as it matters, its processes, how it was to go."""
-    try:
-        return [json.loads(line) for line in (folder / "begun.jsonl").read_text().splitlines()]
-    except FileNotFoundError:
-        return []
+    return kept(folder, "vllm")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,20 +71,6 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     for name in ("enforce-eager", "enable-expert-parallel", "headless"):
         parser.add_argument(f"--{name}", action="store_true")
     return parser.parse_args(words)
-
-
-def _next_start(folder: Path) -> str:
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        starts = json.loads((folder / "starts.json").read_text())
-        how = starts.pop(0) if starts else "ok"
-        (folder / "starts.json").write_text(json.dumps(starts))
-    return how
-
-
-def _keep(folder: Path, **told: Any) -> None:
-    with (folder / "begun.jsonl").open("a") as kept:
-        kept.write(json.dumps(told) + "\n")
 
 
 class _Engine:
@@ -288,15 +266,15 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def main(folder: Path, words: list[str]) -> None:
-    how = _next_start(folder)
+    how = next_start(folder, "vllm")
     told = {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "CUDA_", "NCCL_"))}
     start = {"how": how, "pid": os.getpid(), "arguments": words, "environment": told}
     if words[:1] != ["serve"] or how == "bad_flag":
-        _keep(folder, **start)
+        keep(folder, "vllm", start)
         _Parser(prog="vllm").error("unrecognized arguments: --no-such-flag")
     wanted = _arguments(words[1:])
     engine = _Engine(how, wanted, json.loads((folder / "speed.json").read_text()))
-    _keep(folder, **start, core=engine.core)
+    keep(folder, "vllm", start | {"core": engine.core})
     signal.signal(signal.SIGTERM, signal.SIG_IGN if how == "deaf" else _end)
     if how == "hang":
         signal.pause()

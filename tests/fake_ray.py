@@ -6,8 +6,6 @@ processes do not end when the first one is killed, and its workers are in groups
 """
 
 import argparse
-import fcntl
-import json
 import os
 import signal
 import socket
@@ -16,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.fake_program import fake_program, keep, kept, next_start
+
 STARTED = ("SUCC scripts.py:1084 -- Ray runtime started.", "This command will now block forever")
 STATUS = """======== Autoscaler status: {now} ========
 Node status
@@ -45,20 +44,12 @@ Pending Demands:
 
 
 def fake_ray(folder: Path, *starts: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ray.json").write_text(json.dumps(starts))
-    program = folder / "ray"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.fake_ray {folder} "$@"\n')
-    program.chmod(0o755)
-    return program
+    return fake_program(folder, "ray", "tests.fake_ray", starts)
 
 
 def ray_begun(folder: Path) -> list[dict[str, Any]]:
     """Every `ray start`: its arguments, its environment as far as it matters, and its processes."""
-    try:
-        return [json.loads(line) for line in (folder / "ray.jsonl").read_text().splitlines()]
-    except FileNotFoundError:
-        return []
+    return kept(folder, "ray")
 
 
 def main(folder: Path, words: list[str]) -> None:
@@ -87,13 +78,12 @@ def _status(cluster: Path) -> str:
 
 
 def _start(folder: Path, cluster: Path, wanted: argparse.Namespace, words: list[str]) -> None:
-    how = _next_start(folder)
+    how = next_start(folder, "ray")
     (Path(wanted.temp_dir) / "session_latest").mkdir()
     told = {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "CUDA_", "RAY_"))}
     children = [_process(own_group=own_group) for own_group in (False, True)]
-    with (folder / "ray.jsonl").open("a") as kept:
-        start = {"how": how, "pid": os.getpid(), "children": children, "arguments": words, "environment": told}
-        kept.write(json.dumps(start) + "\n")
+    start = {"how": how, "pid": os.getpid(), "children": children, "arguments": words, "environment": told}
+    keep(folder, "ray", start)
     if how != "lost":
         cluster.mkdir(exist_ok=True)
         (cluster / str(os.getpid())).write_text(str(wanted.num_gpus))
@@ -104,15 +94,6 @@ def _start(folder: Path, cluster: Path, wanted: argparse.Namespace, words: list[
         while True:
             door.accept()[0].close()
     signal.pause()
-
-
-def _next_start(folder: Path) -> str:
-    with (folder / "ray.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        starts = json.loads((folder / "ray.json").read_text())
-        how = starts.pop(0) if starts else "ok"
-        (folder / "ray.json").write_text(json.dumps(starts))
-    return how
 
 
 def _process(*, own_group: bool) -> int:
