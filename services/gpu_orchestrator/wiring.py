@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import httpx
 import structlog
@@ -43,7 +42,6 @@ CHANGE_SECONDS = 0.25
 COPY_SECONDS = 0.5
 STILL_SECONDS = 30.0
 log = structlog.get_logger()
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def build(platform: Platform, settings: Settings | None = None) -> Service:
@@ -130,7 +128,7 @@ class _Parts:
 def _orchestrator(platform: Platform, settings: Settings, parts: _Parts) -> tuple[GpuOrchestrator, Watching]:
     observer = PrometheusObserver(platform.metrics)
     bookkeeping = Bookkeeping(
-        book=Book(_rules(settings)), journal=parts.journal, clock=platform.clock, machine_boot=_machine_boot()
+        book=Book(_rules(settings)), journal=parts.journal, clock=platform.clock, machine_boot=platform.machine_boot
     )
     measuring = Measuring(
         meters=parts.meters,
@@ -187,8 +185,3 @@ def _limits(settings: Settings) -> Limits:
         critical_left=left / 2,
         hold_seconds=settings.gpu_pressure_hold_seconds,
     )
-
-
-def _machine_boot() -> str:
-    """What the kernel calls the time since it started; where it has no name for it, all starts are one."""
-    return BOOT_ID.read_text(encoding="ascii").strip() if BOOT_ID.exists() else "unknown"

@@ -8,7 +8,7 @@ from libs.common.contracts.work_marshaling import AssignmentAnswer, AssignmentAn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why an attempt was not taken. `other_run`: it is of another run of this agent, which may have begun it."""
+    """Why an attempt was not taken. `other_run`: it is of a run of this agent that nothing is known of."""
 
     reason: str
     short_of_memory: bool = False

@@ -1,6 +1,6 @@
 """The agent's journal: what it accepted and how that ended, so that nothing runs twice and no outcome is lost."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -19,6 +19,19 @@ class Journal(Protocol):
 
     def problem(self) -> str | None:
         """Why it cannot be written now; None when it can."""
+        ...
+
+    async def runs(self, boot_id: str) -> frozenset[str]:
+        """The boot ids of all runs of the agent since the machine was started: this one is kept among them."""
+        ...
+
+    def begin(self, assignments: Sequence[Assignment], at: datetime) -> Awaitable[None]:
+        """Keep these attempts, which were never told before. When this returns they outlive the process, and may begin;
+        what it returns is done when they are on disk.
+
+        Raises `Unavailable`, and then nothing of it is there. What is returned may raise it too, and then they are kept
+        no better than before.
+        """
         ...
 
     async def accept(self, assignments: Sequence[Assignment], at: datetime) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """The journal in SQLite."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydantic_core import to_json
 
 from libs.common.contracts.work_marshaling import Assignment, WorkError
 from libs.common.journal.journal_sqlite import LOCK_SECONDS, SqliteFile
+from libs.common.journal.notes import Notes
 from services.node_agent.model import Attempt, AttemptState, KeptOutput, Outcome
 
 log = structlog.get_logger()
@@ -32,6 +35,7 @@ CREATE TABLE IF NOT EXISTS attempts (
 CREATE INDEX IF NOT EXISTS open_attempts ON attempts (accepted_at) WHERE state IN ('accepted', 'ended');
 CREATE INDEX IF NOT EXISTS attempts_of_work ON attempts (work_id);
 CREATE TABLE IF NOT EXISTS outputs (token TEXT PRIMARY KEY, before INTEGER NOT NULL, text TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS runs (boot_id TEXT PRIMARY KEY, machine_boot TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS drained (only_one INTEGER PRIMARY KEY CHECK (only_one = 1), reason TEXT NOT NULL) STRICT;
 """
 _ACCEPT = (
@@ -40,34 +44,65 @@ _ACCEPT = (
 _COLUMNS = "state, accepted_at, started_at, ended_at, assignment, error, result"
 
 
-class SqliteJournal:
-    """See `Journal`. A second agent on the same file would run things twice: it is refused."""
+_Row = tuple[str, str, str, str]
 
-    def __init__(self, path: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
+
+class SqliteJournal:
+    """See `Journal`. A second agent on the same file would run things twice: it is refused.
+
+    `machine_boot` names the time since the machine was started.
+    """
+
+    def __init__(self, path: Path, *, machine_boot: str = "unknown", lock_seconds: float = LOCK_SECONDS) -> None:
+        self._machine_boot = machine_boot
         self._file = SqliteFile(
             path, schema=_SCHEMA, owner="node agent", unreadable=_put_aside, lock_seconds=lock_seconds
         )
+        self._notes = Notes(path.with_name(f"{path.name}-begun"))
+        self._on_their_way: set[str] = set()
+        self._unwritten: list[_Row] = []
 
     def problem(self) -> str | None:
         return self._file.problem()
 
     async def open(self) -> None:
         await self._file.open()
+        left = [row for line in self._notes.open() if (row := _noted(line)) is not None]
+        await self._file.do(lambda database: database.executemany(_ACCEPT, left))
+        self._notes.empty()
 
     async def close(self) -> None:
         await self._file.close()
+        self._notes.close()
+
+    async def runs(self, boot_id: str) -> frozenset[str]:
+        def write(database: sqlite3.Connection) -> frozenset[str]:
+            database.execute("DELETE FROM runs WHERE machine_boot != ?", (self._machine_boot,))
+            database.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (boot_id, self._machine_boot))
+            return frozenset(row[0] for row in database.execute("SELECT boot_id FROM runs"))
+
+        return await self._file.do(write)
+
+    def begin(self, assignments: Sequence[Assignment], at: datetime) -> "asyncio.Future[None]":
+        fresh = _rows(assignments, at)
+        self._notes.write([to_json(row) for row in fresh])
+        rows, self._unwritten = [*self._unwritten, *fresh], []
+        self._on_their_way.update(row[0] for row in rows)
+
+        def write(database: sqlite3.Connection) -> None:
+            database.executemany(_ACCEPT, rows)
+
+        def written(error: BaseException | None) -> None:
+            if error is not None:
+                self._unwritten.extend(rows)
+                return
+            self._on_their_way.difference_update(row[0] for row in rows)
+            self._notes.settle(len(rows))
+
+        return self._file.begin(write, written)
 
     async def accept(self, assignments: Sequence[Assignment], at: datetime) -> frozenset[str]:
-        # The payload is not kept: what was not finished is never run again from here.
-        rows: list[tuple[str, str, str, str]] = [
-            (
-                each.attempt_token or "",
-                each.work_id,
-                at.isoformat(),
-                each.model_dump_json(exclude={"payload"}),
-            )
-            for each in assignments
-        ]
+        rows = [row for row in _rows(assignments, at) if row[0] not in self._on_their_way]
 
         def write(database: sqlite3.Connection) -> frozenset[str]:
             return frozenset(row[0] for row in rows if database.execute(_ACCEPT, row).rowcount == 1)
@@ -75,11 +110,13 @@ class SqliteJournal:
         return await self._file.do(write)
 
     async def known(self, tokens: Collection[str]) -> frozenset[str]:
+        on_their_way = frozenset(self._on_their_way.intersection(tokens))
+
         def read(database: sqlite3.Connection) -> frozenset[str]:
             query = "SELECT 1 FROM attempts WHERE token = ?"
             return frozenset(token for token in tokens if database.execute(query, (token,)).fetchone())
 
-        return await self._file.do(read)
+        return on_their_way | await self._file.do(read)
 
     async def ended(self, token: str, outcome: Outcome) -> None:
         error = outcome.error.model_dump_json() if outcome.error else None
@@ -171,6 +208,25 @@ class SqliteJournal:
             return [_attempt(row) for row in database.execute(f"SELECT {_COLUMNS} FROM attempts {where}", values)]
 
         return await self._file.do(read)
+
+
+def _rows(assignments: Sequence[Assignment], at: datetime) -> list[_Row]:
+    """The payload is not kept: what was not finished is never run again from here."""
+    moment = at.isoformat()
+    return [
+        (each.attempt_token or "", each.work_id, moment, each.model_dump_json(exclude={"payload"}))
+        for each in assignments
+    ]
+
+
+def _noted(line: bytes) -> _Row | None:
+    """None for what a power failure left of one."""
+    try:
+        token, work_id, moment, assignment = json.loads(line)
+        return token, work_id, moment, Assignment.model_validate_json(assignment).model_dump_json()
+    except ValueError as error:
+        log.warning("note_unreadable", bytes=len(line), reason=str(error)[:200])
+        return None
 
 
 def _put_aside(path: Path, error: sqlite3.Error) -> None:

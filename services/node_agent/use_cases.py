@@ -1,7 +1,7 @@
 """Takes attempts, runs them, ends them: never one twice, never one without an outcome."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -72,7 +72,7 @@ class NodeAgent:
         self._pools = pools
         self._engines = engines
         self._jobs: dict[str, Job] = {}
-        self._unwritten: set[str] = set()
+        self._runs = frozenset((boot_id,))
         self._attempts = Attempts(clock, reports, large, memory)
         self._memory = memory
         self._draining = draining
@@ -83,33 +83,34 @@ class NodeAgent:
     async def assign(self, request: Assignments) -> AssignmentAnswers:
         """Take what there is a free slot for. What is answered `accepted` is in the journal before the answer.
 
-        What was never told before cannot have begun: it begins at once, and is journaled meanwhile. Raises `Conflict`
-        for a leader that was replaced.
+        What was never told before cannot have begun: it begins when it is written, before it is on disk. Raises
+        `Conflict` for a leader that was replaced, `Unavailable` when nothing can be written.
         """
         self._refuse_replaced(request)
         refused: dict[str, Refusal] = {}
         taken: dict[str, tuple[Assignment, Pool]] = {}
         for assignment in request.assignments:
             token = assignment.attempt_token or ""
-            if token not in self._jobs and token not in self._unwritten and token not in taken:
+            if token not in self._jobs and token not in taken:
                 pool = self._pool_for(assignment, refused)
                 if pool is not None:
                     pool.taken += 1
                     taken[token] = (assignment, pool)
-        written_first = request.again or self._journal.problem() is not None
+        on_disk: Awaitable[None] | None = None
         try:
             await self._with_memory(taken, refused)
-            if written_first:
+            if request.again:
                 await self._leave_out_known(taken, refused)
+            elif taken:
+                on_disk = self._journal.begin([assignment for assignment, _ in taken.values()], self._clock.now())
         except BaseException:
             self._give_back(pool for _, pool in taken.values())
             await asyncio.gather(*(self._memory.give_back(assignment) for assignment, _ in taken.values()))
             raise
         for assignment, pool in taken.values():
             self._begin(assignment, pool)
-        if not written_first:
-            await asyncio.sleep(0)  # let them begin
-            await self._write_begun(taken)
+        if on_disk is not None:
+            await self._until_on_disk(on_disk)
         for _ in refused:
             self._observer.refused()
         return answers(self._boot_id, request, refused)
@@ -207,6 +208,7 @@ class NodeAgent:
     async def recover(self) -> None:
         """Account for what an earlier run of the agent left: what still runs is gone on with, nothing is run again."""
         await self._draining.remember()
+        self._runs = await self._journal.runs(self._boot_id)
         left = await self._journal.open_attempts()
         going_on = await self._go_on_with([attempt for attempt in left if attempt.outcome is None])
         lost = [attempt for attempt in left if attempt.outcome is None and attempt.token not in going_on]
@@ -251,8 +253,9 @@ class NodeAgent:
         if not token:
             refused[""] = Refusal(reason="an assignment to a node must carry an attempt token")
             return None
-        if is_of_another_run(token, self._boot_id):
-            refused[token] = Refusal(reason="it was given to another run of this agent", other_run=True)
+        if is_of_another_run(token, self._runs):
+            reason = "it was given to a run of this agent that nothing is known of"
+            refused[token] = Refusal(reason=reason, other_run=True)
             return None
         for pool in () if takes_nothing else self._pools:
             if assignment.work_type not in pool.runner.work_types():
@@ -293,7 +296,7 @@ class NodeAgent:
 
     async def _leave_out_known(self, taken: dict[str, tuple[Assignment, Pool]], refused: dict[str, Refusal]) -> None:
         """Journal them; what the journal had before is accepted, and does not begin again."""
-        fresh = await self._accept(taken)
+        fresh = await self._journal.accept([assignment for assignment, _ in taken.values()], self._clock.now())
         for token in await self._journal.known(list(refused)) if refused else ():
             del refused[token]
         known = [taken.pop(token) for token in taken.keys() - fresh]
@@ -301,18 +304,12 @@ class NodeAgent:
         for assignment, _ in known:
             await self._memory.give_back(assignment)
 
-    async def _write_begun(self, begun: Mapping[str, tuple[Assignment, Pool]]) -> None:
-        """What cannot be written is accepted all the same, for it runs; another run of this agent will not begin it."""
+    async def _until_on_disk(self, on_disk: Awaitable[None]) -> None:
+        """What cannot be synced is accepted all the same, for it runs."""
         try:
-            await self._accept(begun)
+            await on_disk
         except Unavailable as error:
-            self._unwritten.update(begun)
-            log.error("attempts_not_journaled", attempts=len(begun), reason=error.message)
-
-    async def _accept(self, taken: Mapping[str, tuple[Assignment, Pool]]) -> frozenset[str]:
-        if not taken:
-            return frozenset()
-        return await self._journal.accept([assignment for assignment, _ in taken.values()], self._clock.now())
+            log.error("attempts_not_synced", reason=error.message)
 
     def _give_back(self, pools: Iterable[Pool]) -> None:
         for pool in pools:

@@ -67,7 +67,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
     chosen = settings or load(Settings)
     folder = platform.data_dir / "node_agent"
     observer = PrometheusObserver(platform.metrics)
-    journal = SqliteJournal(folder / "journal.db")
+    journal = SqliteJournal(folder / "journal.db", machine_boot=platform.machine_boot)
     reports = Reports(platform.bus, platform.clock, node_id=platform.node_id, boot_id=platform.boot_id)
     outbox = Outbox(platform.bus, journal, platform.clock, observer)
     draining = Draining(platform.bus, journal, platform.clock, reports, node_id=platform.node_id)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import lru_cache
@@ -102,9 +103,9 @@ def attempt_token(secret: str, boot_id: str | None) -> str:
     return f"{secret}.{boot_id[:_OF_BOOT_ID]}" if boot_id is not None and _TOKEN.fullmatch(boot_id) else secret
 
 
-def is_of_another_run(token: str, boot_id: str) -> bool:
-    """Whether the token was made for another run of an agent than the one that has this boot id."""
-    return "." in token and not token.endswith(f".{boot_id[:_OF_BOOT_ID]}")
+def is_of_another_run(token: str, boot_ids: Iterable[str]) -> bool:
+    """Whether the token was made for a run of an agent, and for none that has one of these boot ids."""
+    return "." in token and not any(token.endswith(f".{boot_id[:_OF_BOOT_ID]}") for boot_id in boot_ids)
 
 
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]

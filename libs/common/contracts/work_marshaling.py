@@ -137,7 +137,7 @@ class AssignmentAnswer(Message):
     reason: str = ""
     short_of_memory: bool = Field(False, description="refused for this alone: what needs less may be taken")
     other_run: bool = Field(
-        False, description="refused since its token is of another run of this agent, which may have begun it"
+        False, description="refused since its token is of a run of the agent that nothing is known of"
     )
 
 

@@ -15,6 +15,7 @@ from libs.common.errors import WrongSetting
 from libs.common.kit.settings import PlatformSettings
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
+_KERNELS_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST_HOST = 48
 
 
@@ -47,6 +48,11 @@ def node_id(settings: PlatformSettings) -> str:
 def new_boot_id() -> str:
     """Tells one run of this process from the next."""
     return uuid.uuid4().hex
+
+
+def machine_boot() -> str:
+    """What the kernel calls the time since it started; where it has no name for it, all starts are one."""
+    return _KERNELS_BOOT_ID.read_text(encoding="ascii").strip() if _KERNELS_BOOT_ID.exists() else "unknown"
 
 
 def _kept(file: Path) -> str | None:

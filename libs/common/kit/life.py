@@ -15,6 +15,7 @@ from libs.common.bus.transport import Transport
 from libs.common.clock import Clock
 from libs.common.contracts.streams import STREAMS
 from libs.common.errors import Disconnected, MeshError, Unavailable, WrongSetting
+from libs.common.kit import identity
 from libs.common.kit.http import http_door, readiness
 from libs.common.kit.http_server import bind, serving
 from libs.common.kit.loops import Periodic
@@ -182,6 +183,7 @@ class Life:
             node_id=process.node_id,
             boot_id=process.boot_id,
             data_dir=process.data_dir,
+            machine_boot=identity.machine_boot(),
             archive=process.archive,
         )
 

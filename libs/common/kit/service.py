@@ -48,7 +48,8 @@ def degraded_while(problem: Callable[[], str | None]) -> Check:
 class Platform:
     """What the kit hands a service to stand on.
 
-    `node_id` names this machine; everything kept on it is under `data_dir`. `metrics` is the service's own registry.
+    `node_id` names this machine, `machine_boot` the time since it was started, `boot_id` that since the process was;
+    everything kept on it is under `data_dir`. `metrics` is the service's own registry.
     `archive` opens the process's archive when a service first asks for it, and connects when it is first used; without
     a kit it is one in memory.
     """
@@ -59,6 +60,7 @@ class Platform:
     node_id: str
     boot_id: str
     data_dir: Path
+    machine_boot: str = "unknown"
     archive: Callable[[], Archive] = MemoryArchive
 
 

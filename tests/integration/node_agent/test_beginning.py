@@ -1,14 +1,14 @@
 """When an attempt begins, and that it does so once, whatever is told again and whatever is lost."""
 
 import asyncio
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from libs.common.contracts.base import attempt_token, is_of_another_run
-from libs.common.contracts.work_marshaling import Assignment, AssignmentAnswer, Assignments
+from libs.common.contracts.work_marshaling import Assignment, AssignmentAnswer, Assignments, WorkFailed
 from libs.common.errors import Unavailable
 from services.node_agent.store_sqlite import SqliteJournal
 from services.node_agent.use_cases import NodeAgent
@@ -18,7 +18,7 @@ from tests.integration.node_agent.mesh import agent, bare_agent, function_job, m
 
 
 class Journal(SqliteJournal):
-    """The real one, on a disk that is slow or full when told to be."""
+    """The real one, on a disk that is slow, full or broken when told to be."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -26,14 +26,20 @@ class Journal(SqliteJournal):
         self.quick.set()
         self.full = False
 
-    def problem(self) -> str | None:
-        return "the disk is full" if self.full else super().problem()
+    def begin(self, assignments: Sequence[Assignment], at: datetime) -> Awaitable[None]:
+        if self.full:
+            raise Unavailable("the disk is full")
+        return self._slowly(super().begin(assignments, at))
 
     async def accept(self, assignments: Sequence[Assignment], at: datetime) -> frozenset[str]:
         await self.quick.wait()
+        return await super().accept(assignments, at)
+
+    async def _slowly(self, done: Awaitable[None]) -> None:
+        await self.quick.wait()
+        await done
         if self.full:
             raise Unavailable("the disk is full")
-        return await super().accept(assignments, at)
 
 
 @pytest.fixture
@@ -55,7 +61,7 @@ async def idle(agent: NodeAgent) -> None:
     await until(lambda: agent.pools()[0].free_slots == agent.pools()[0].slots)
 
 
-async def test_what_was_never_told_before_begins_while_it_is_journaled_and_is_answered_after(
+async def test_what_was_never_told_before_begins_before_it_is_on_disk_and_is_answered_after(
     tmp_path: Path, journal: Journal
 ):
     assignment = job_at("never-told")
@@ -67,7 +73,6 @@ async def test_what_was_never_told_before_begins_while_it_is_journaled_and_is_an
 
         journal.quick.set()
         assert (await answer).accepted
-        assert await journal.known([assignment.attempt_token or ""])
         gate("never-told").set()
         await idle(bare)
 
@@ -87,26 +92,21 @@ async def test_what_may_have_been_told_before_begins_once_it_is_journaled(tmp_pa
         await idle(bare)
 
 
-async def test_what_runs_is_accepted_also_when_it_cannot_be_journaled_and_does_not_begin_again(tmp_path: Path):
-    lines = tmp_path / "lines"
-    journal = Journal(tmp_path / "journal.db")
-    assignment = function_job("append_line", {"file": str(lines), "line": "once"})
+async def test_what_runs_is_accepted_also_when_it_does_not_come_onto_the_disk(tmp_path: Path, journal: Journal):
+    assignment = job_at("unsynced")
     async with bare_agent(tmp_path, slots=1, journal=journal) as bare:
         journal.quick.clear()
         answer = asyncio.create_task(give(bare, assignment))
-        await until(lines.exists)
+        await until(lambda: reached["unsynced"].is_set())
         journal.full = True
         journal.quick.set()
+
         assert (await answer).accepted
-        journal.full = False
+        gate("unsynced").set()
         await idle(bare)
 
-        assert (await give(bare, assignment, again=True)).accepted
-        await idle(bare)
-    assert lines.read_text() == "once\n"
 
-
-async def test_while_nothing_can_be_journaled_nothing_begins(tmp_path: Path, journal: Journal):
+async def test_what_cannot_be_written_does_not_begin(tmp_path: Path, journal: Journal):
     assignment = job_at("full")
     async with bare_agent(tmp_path, slots=1, journal=journal) as bare:
         journal.full = True
@@ -116,41 +116,63 @@ async def test_while_nothing_can_be_journaled_nothing_begins(tmp_path: Path, jou
         assert bare.pools()[0].free_slots == 1
 
 
-async def test_an_attempt_of_another_run_of_the_agent_never_begins(tmp_path: Path):
+async def test_an_attempt_of_a_run_of_the_agent_that_nothing_is_known_of_never_begins(tmp_path: Path):
     lines = tmp_path / "lines"
     job = function_job("append_line", {"file": str(lines), "line": "no"}, attempt_token=attempt_token("s", "earlier"))
     async with bare_agent(tmp_path, slots=1) as bare:
         for again in (False, True):
             answer = await give(bare, job, again=again)
             assert (answer.accepted, answer.other_run) == (False, True)
-            assert "another run" in answer.reason
+            assert "a run of this agent" in answer.reason
     assert not lines.exists()
 
 
-async def test_an_attempt_of_an_earlier_run_that_the_journal_knows_is_accepted_for_it_was_told(tmp_path: Path):
+async def journal_of(folder: Path, *begun: Assignment, machine_boot: str) -> None:
+    """What an earlier run of the agent left, whose boot id was `earlier`."""
+    before = SqliteJournal(folder / "node_agent" / "journal.db", machine_boot=machine_boot)
+    await before.open()
+    await before.runs("earlier")
+    await before.begin(begun, datetime(2030, 1, 1, tzinfo=UTC))
+    await before.close()
+
+
+async def test_an_attempt_that_an_earlier_run_had_begun_is_accepted_and_does_not_begin_again(tmp_path: Path):
     lines = tmp_path / "lines"
     job = function_job("append_line", {"file": str(lines), "line": "no"}, attempt_token=attempt_token("s", "earlier"))
-    before = SqliteJournal(tmp_path / "node_agent" / "journal.db")
-    await before.open()
-    await before.accept([job], datetime.fromisoformat("2030-01-01T00:00:00Z"))
-    await before.close()
+    await journal_of(tmp_path, job, machine_boot="before")
 
     async with marshaling() as other, agent(other.server, tmp_path):
         (answer,) = await other.assign(job, again=True)
         outcome = await other.outcome_of(job)
 
     assert answer.accepted
-    assert outcome.attempt_token == job.attempt_token
+    assert isinstance(outcome, WorkFailed)
     assert not lines.exists()
+
+
+@pytest.mark.parametrize(("machine_boot", "begins"), [("unknown", True), ("before", False)])
+async def test_what_an_earlier_run_did_not_begin_begins_unless_the_machine_was_started_since(
+    tmp_path: Path, machine_boot: str, begins: bool
+):
+    """A machine that was started may have lost what that run wrote last; otherwise the journal tells."""
+    job = function_job("echo", attempt_token=attempt_token("s", "earlier"))
+    await journal_of(tmp_path, machine_boot=machine_boot)
+
+    async with marshaling() as other, agent(other.server, tmp_path):
+        (answer,) = await other.assign(job, again=True)
+        if begins:
+            await other.outcome_of(job)
+
+    assert (answer.accepted, answer.other_run) == (begins, not begins)
 
 
 def test_a_token_is_of_one_run_of_an_agent():
     token = attempt_token("secret", "0123456789abcdef")
 
-    assert not is_of_another_run(token, "0123456789abcdef")
-    assert is_of_another_run(token, "fedcba9876543210")
+    assert not is_of_another_run(token, ["fedcba9876543210", "0123456789abcdef"])
+    assert is_of_another_run(token, ["fedcba9876543210"])
 
 
 @pytest.mark.parametrize("boot_id", [None, "with.dot", "a/b", "x" * 65, ""])
 def test_a_token_without_a_boot_id_that_fits_is_of_any_run(boot_id: str | None):
-    assert not is_of_another_run(attempt_token("secret", boot_id), "fedcba9876543210")
+    assert not is_of_another_run(attempt_token("secret", boot_id), ["fedcba9876543210"])

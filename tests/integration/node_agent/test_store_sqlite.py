@@ -32,7 +32,11 @@ async def main():
     await journal.open()
     for number in itertools.count():
         token = f"t{number}"
-        await journal.accept([function_job("echo", attempt_token=token)], datetime(2030, 1, 1, tzinfo=UTC))
+        job = function_job("echo", attempt_token=token)
+        if number % 3:
+            journal.begin([job], datetime(2030, 1, 1, tzinfo=UTC))
+        else:
+            await journal.accept([job], datetime(2030, 1, 1, tzinfo=UTC))
         print("accepted", token, flush=True)
         await journal.ended(token, Outcome(result=number))
         print("ended", token, flush=True)
@@ -98,6 +102,51 @@ async def test_a_token_is_new_only_once(journal: SqliteJournal):
 
     assert await journal.accept([assignment, assignment], NOW) == {token}
     assert await journal.accept([assignment], NOW) == frozenset()
+
+
+async def test_what_begins_is_known_at_once_and_after_a_crash(tmp_path: Path):
+    assignment = function_job("echo")
+    token = assignment.attempt_token or ""
+    crashed = SqliteJournal(tmp_path / "journal.db")
+    await crashed.open()
+    written = crashed.begin([assignment], NOW)
+    noted = (tmp_path / "journal.db-begun").read_bytes()
+    assert await crashed.known([token]) == {token}
+    assert await crashed.accept([assignment], NOW) == frozenset()
+    await written
+    await crashed.close()
+    (tmp_path / "journal.db").unlink()
+    (tmp_path / "journal.db-begun").write_bytes(noted + b"what a power failure left\n")
+
+    async with journal_at(tmp_path / "journal.db") as journal:
+        (attempt,) = await journal.open_attempts()
+        assert attempt.assignment == assignment.model_copy(update={"payload": None})
+        assert (tmp_path / "journal.db-begun").stat().st_size == 0
+
+
+async def test_what_has_begun_is_written_once_the_database_takes_it(journal: SqliteJournal, tmp_path: Path):
+    first, second = function_job("echo"), function_job("echo")
+    await journal._file.do(lambda database: database.execute("ALTER TABLE attempts RENAME TO away"))
+    with pytest.raises(Unavailable):
+        await journal.begin([first], NOW)
+    assert (tmp_path / "journal.db-begun").stat().st_size > 0
+
+    await journal._file.do(lambda database: database.execute("ALTER TABLE away RENAME TO attempts"))
+    await journal.begin([second], NOW)
+    assert {attempt.token for attempt in await journal.open_attempts()} == {first.attempt_token, second.attempt_token}
+    assert (tmp_path / "journal.db-begun").stat().st_size == 0
+
+
+async def test_runs_are_those_since_the_machine_was_started(tmp_path: Path):
+    for machine_boot, boot_id, runs in (
+        ("monday", "one", {"one"}),
+        ("monday", "two", {"one", "two"}),
+        ("tuesday", "three", {"three"}),
+    ):
+        journal = SqliteJournal(tmp_path / "journal.db", machine_boot=machine_boot)
+        await journal.open()
+        assert await journal.runs(boot_id) == runs
+        await journal.close()
 
 
 async def test_an_outcome_comes_back_as_it_was(journal: SqliteJournal):
