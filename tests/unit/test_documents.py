@@ -46,6 +46,11 @@ def test_no_page_names_a_path_of_somebodys_machine(page: Path):
     assert re.findall(r"/(?:home|Users|root)/\w+", text) == []
 
 
+@each_page
+def test_no_page_has_the_marks_of_a_merge(page: Path):
+    assert not re.search(r"^(<<<<<<<|>>>>>>>) ", page.read_text(), re.MULTILINE)
+
+
 def test_a_dead_link_is_found(tmp_path: Path):
     page = tmp_path / "page.md"
     page.write_text("# Here\n[a](page.md#here) [b](gone.md) [c](#there)\n", encoding="utf-8")
