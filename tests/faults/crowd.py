@@ -17,6 +17,7 @@ from tests.faults.stage import Stage
 from tests.faults.truth import ENDED, Evidence, Lines
 
 BACKLOG = 500
+MORE = 300
 AT_LEAST_RUNNING = 100
 BATCH = 20
 PAUSE_SECONDS = 0.1
@@ -47,6 +48,7 @@ class Crowd:
         self._chance = chance
         self.most = most
         self._enough = asyncio.Event()
+        self._is_last = False
         self._sequences: dict[str, set[int]] = {}
         self._seen: dict[str, Mapping[str, Any]] = {}
         self._http = httpx.AsyncClient(timeout=20, trust_env=False)
@@ -68,6 +70,10 @@ class Crowd:
 
     def enough(self) -> None:
         self._enough.set()
+
+    def all_was_done(self) -> None:
+        """Nothing happens to the mesh any more: what is still to be submitted is the last."""
+        self._is_last = True
 
     def item(self, *, own_id: bool, poison: bool = False) -> dict[str, Any]:
         name = f"i{len(self.names)}"
@@ -91,8 +97,11 @@ class Crowd:
 
     async def _turn(self) -> bool:
         """Wait for one's turn to submit; False when it is enough."""
-        while not self._enough.is_set() and self._promised() < self.most:
-            if self._promised() - len(self.poison) - len(self.lines.read().over) < self._backlog:
+        while not self._enough.is_set():
+            if self._promised() >= self.most:
+                if self._is_last:
+                    return False
+            elif self._promised() - len(self.poison) - len(self.lines.read().over) < self._backlog:
                 return True
             await asyncio.sleep(PAUSE_SECONDS)
         return False
@@ -188,12 +197,17 @@ class Crowd:
             await asyncio.sleep(0.02)
 
     async def busy(self, least: int = AT_LEAST_RUNNING, *, seconds: float = 120, jitter: float = 1.0) -> None:
-        """Wait for a random instant at which so many jobs run; keep the least number there ever was."""
+        """Wait for a random instant at which so many jobs run; keep the least number there ever was.
+
+        Where all has ended before everything was done to the mesh, more is submitted.
+        """
         until = time.monotonic() + seconds
         await asyncio.sleep(self._chance.uniform(0, jitter))
         while (running := self.running()) < least:
-            if time.monotonic() > until or self._nothing_left():
+            if time.monotonic() > until:
                 break
+            if self._nothing_left():
+                self.most += MORE
             await asyncio.sleep(0.02)
         self.least_running = running if self.least_running is None else min(self.least_running, running)
 

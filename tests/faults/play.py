@@ -58,6 +58,7 @@ async def _on(made: Stage, row: Row, seed: int, scale: float) -> dict[str, Any]:
     submitting = asyncio.create_task(crowd.submit())
     try:
         done = await row.act(Scene(stage=made, crowd=crowd, chance=chance, scale=scale))
+        crowd.all_was_done()
         if not row.whole:
             crowd.enough()
         await submitting
