@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -44,9 +45,30 @@ async def test_who_is_stuck_is_not_asked_again_until_it_answers():
 
     free.set()
     async with asyncio.timeout(5):
-        while True:
-            try:
-                assert await aside.call("disk", lambda: "again", seconds=5) == "again"
-                break
-            except TimedOut:
-                await asyncio.sleep(0)
+        while await aside.call("disk", lambda: "again", seconds=5) != "again":
+            await asyncio.sleep(0)
+
+
+async def test_who_asks_while_another_waits_gets_the_same_answer():
+    aside, free, asked = Aside(), threading.Event(), []
+
+    def slow() -> int:
+        asked.append(1)
+        free.wait(10)
+        return len(asked)
+
+    both = [asyncio.create_task(aside.call("memory", slow, seconds=10)) for _ in range(2)]
+    await asyncio.sleep(0)
+    free.set()
+
+    assert await asyncio.gather(*both) == [1, 1]
+
+
+async def test_an_answer_counts_that_came_while_the_loop_stood_still():
+    """Also when it looks again only after the time is over."""
+    waiting = asyncio.create_task(Aside().call("memory", lambda: "so much", seconds=0.05))
+    await asyncio.sleep(0)
+
+    time.sleep(0.2)  # noqa: ASYNC251  # it is meant to stand still
+
+    assert await waiting == "so much"
