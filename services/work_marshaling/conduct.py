@@ -4,7 +4,8 @@
 failed. A few failures prove little: what counts is the lower bound of Wilson's interval for the true rate at 95 %
 (E. B. Wilson, Probable Inference, Journal of the American Statistical Association 22, 1927, 209-212). Above
 `failure_rate` the node is blacklisted, or only for one model when that one model brought it there. From 4 failures
-in a row on it is above one half.
+in a row on it is above one half. A death of the node counts as one failure, and so does a standstill, however many
+attempts it ended; a death counts for nothing where an item was aboard that is suspected of it.
 
 *Terms.* The first one is `term_seconds`, each further one twice as long, up to `term_most_seconds`; a day of good
 conduct after the parole and all is forgotten.
@@ -33,7 +34,7 @@ NODE_FAULTS = frozenset(
 NODE_FAULT_PREFIX = "node_"
 Z = 1.96
 PARTS = 20
-DEATHS_APART_SECONDS = 10.0
+APART_SECONDS = 10.0
 FORGIVEN = timedelta(days=1)
 
 AttemptEnd = Ended | AttemptFailed | Expired
@@ -86,7 +87,7 @@ class Conduct:
     def __init__(self, rules: ConductRules) -> None:
         self._rules = rules
         self._records: dict[Key, _Record] = {}
-        self._died_at: dict[str, float] = {}
+        self._befell: dict[tuple[str, ExpiryReason], float] = {}
         self._quotas: dict[str, int] = {}
         self._trouble: dict[str, int] = {}
         self.failures: Counter[str] = Counter()
@@ -125,18 +126,19 @@ class Conduct:
         died = isinstance(fact, AttemptFailed) and not fact.counted
         if isinstance(fact, Expired):
             if fact.reason is ExpiryReason.LEASE:
-                return True
+                return self._another(attempt.node_id, ExpiryReason.LEASE, fact.at.timestamp()) or None
             died = fact.reason is ExpiryReason.DIED
         if died:
-            return self._died(item, attempt, fact.at.timestamp())
+            suspected = item.deaths > 0
+            return (not suspected and self._another(attempt.node_id, ExpiryReason.DIED, fact.at.timestamp())) or None
         return True if isinstance(fact, AttemptFailed) and is_node_fault(fact.error.code) else None
 
-    def _died(self, item: WorkItem, attempt: Attempt, at: float) -> bool | None:
-        """A death counts once, whatever was aboard, and not for the node when a suspect was."""
-        before = self._died_at.get(attempt.node_id, -math.inf)
-        if item.deaths or at - before < DEATHS_APART_SECONDS:
-            return None
-        self._died_at[attempt.node_id] = at
+    def _another(self, node_id: str, what: ExpiryReason, at: float) -> bool:
+        """A death or a standstill ends all that is aboard, and counts once: what comes soon after is the same one."""
+        before = self._befell.get((node_id, what), -math.inf)
+        if at - before < APART_SECONDS:
+            return False
+        self._befell[node_id, what] = at
         return True
 
     def _count(self, node_id: str, model_name: str | None, at: float, failed: bool) -> None:
@@ -163,7 +165,8 @@ class Conduct:
 
     def forget(self, node_id: str) -> None:
         """It is gone; what its attempts came to is forgotten by itself."""
-        self._died_at.pop(node_id, None)
+        for what in (ExpiryReason.DIED, ExpiryReason.LEASE):
+            self._befell.pop((node_id, what), None)
         self._quotas.pop(node_id, None)
         self.failures.pop(node_id, None)
         self.paces.forget(node_id)

@@ -24,7 +24,7 @@ from libs.common.contracts.work_marshaling import (
     WorkStatus,
 )
 from libs.common.contracts.work_requirements import JobMemory, Requirements
-from libs.common.errors import MeshError, NobodyAnswers, Unavailable
+from libs.common.errors import MeshError, NobodyAnswers, TimedOut, Unavailable
 from libs.common.log.fenced_log import SteppedDown
 from services.work_marshaling.matching import promise
 from services.work_marshaling.model import Effect, NodeRefused, Offer, PayloadLost, Stop, WorkItem
@@ -150,9 +150,11 @@ class Dispatcher:
         except NobodyAnswers:
             self._nobody(node_id, offered, tokens)
             return False
-        except Unavailable:
+        except Unavailable as error:
             for token in tokens:
                 offered[token].certain = False
+            if isinstance(error, TimedOut):
+                self._term.nodes.unheard(node_id, self._clock.monotonic(), ANSWER_SECONDS / 2)
             return False
         except MeshError as error:
             self._refuse(node_id, offered, tokens, f"{error.code}: {error.message}")

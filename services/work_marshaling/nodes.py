@@ -171,6 +171,11 @@ class Nodes:
         for node_id in draining | {node.node_id for node in self._nodes.values() if node.draining}:
             self._put(replace(self[node_id], draining=node_id in draining))
 
+    def unheard(self, node_id: str, now: float, seconds: float) -> None:
+        """It let something lapse. If its agent was not heard for so long either, it is silent until it speaks."""
+        if node_id in self._nodes and self.silent_for(node_id, now) > seconds:
+            self._put(replace(self[node_id], silent=True))
+
     def trust_all(self) -> None:
         """Begin with nobody on the blacklist."""
         for node in self.all():

@@ -134,8 +134,8 @@ class Term:
 
     def happen(self, work_id: str, event: Event) -> tuple[Fact, ...]:
         """Decide what follows from an event, keep it in memory and hand it to the log."""
-        item = self.memory.items.get(work_id)
-        facts = decide(item, event, self.rules.policy, self._clock.now(), self._chances.number())
+        now = self._clock.now()
+        facts = decide(self.memory.items.get(work_id), event, self.rules.policy, now, self._chances.number())
         self.keep(facts)
         return facts
 
@@ -379,13 +379,14 @@ class Term:
             self._timers.add(ends, timer)
             return
         timeout = self.leases.took_too_long(timer.work_id, now)
-        item = self.memory.items[timer.work_id]
-        if item.live is not None and item.live.node_id != EXTERNAL and not timeout:
-            _log.warning("lease_expired", work_id=timer.work_id, node_id=item.live.node_id)
+        live = self.memory.items[timer.work_id].live
+        external = live is None or live.node_id == EXTERNAL
+        if live is not None and not external and not timeout:
+            _log.warning("lease_expired", work_id=timer.work_id, node_id=live.node_id)
+            # It should have renewed at a third: one that stands still was not heard for two at least.
+            self.nodes.unheard(live.node_id, now, self.rules.lease_seconds / 2)
         self.meter.lease_expired()
-        external = item.live is not None and item.live.node_id == EXTERNAL
-        silence = self.rules.node_silence_seconds
-        died = not external and self.leases.node_died(timer.work_id, self.nodes, now, silence)
+        died = not external and self.leases.node_died(timer.work_id, self.nodes, now, self.rules.node_silence_seconds)
         self.happen(timer.work_id, LeaseExpired(token=timer.token, timeout=timeout, died=died))
 
     def _do(self, effect: Effect) -> None:

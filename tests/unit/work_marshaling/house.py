@@ -271,6 +271,7 @@ class Node:
         self.offers: list[Assignments] = []
         self.accepts = True
         self.answers = True
+        self.hangs = False
         self.other_run = False
         self.memory_left: int | None = None
         self._house = house
@@ -287,6 +288,8 @@ class Node:
 
     async def _assign(self, asked: Assignments) -> AssignmentAnswers:
         self.offers.append(asked)
+        if self.hangs:
+            await asyncio.Future()
         if not self.answers:
             raise Unavailable("nothing was heard")
         answers = []

@@ -8,7 +8,7 @@ from libs.common.contracts.streams import WORK_IN
 from libs.common.contracts.work_log import RECORD
 from libs.common.contracts.work_marshaling import SUBMITTED, WorkBatch, WorkItem, WorkStatus
 from libs.common.errors import StreamFull
-from tests.unit.work_marshaling.house import RULES, House, Node, publish_plainly, submit, view_of
+from tests.unit.work_marshaling.house import RULES, House, Node, publish_plainly, status_of, submit, view_of
 
 
 async def test_outcomes_are_read_also_while_as_many_items_are_open_as_may_be(house: House):
@@ -39,6 +39,53 @@ async def test_a_standstill_that_is_shorter_than_a_lease_with_its_renewals_costs
 
         view = await view_of(queue, work_id)
         assert (view.status, len(view.attempts)) == (WorkStatus.RUNNING, 1)
+
+
+async def test_a_node_that_let_a_lease_end_is_given_nothing_until_it_is_heard(house: House):
+    """One that stands still would take more with each lease that ends, and each costs its item an attempt."""
+    async with house.marshaling(replace(RULES, lease_seconds=2.0)) as queue, house.bus("test") as bus:
+        node = Node(house, bus, "n1")
+        await node.open(slots=1)
+        lost, waiting = await submit(queue), await submit(queue)
+        await node.takes()
+        await house.pass_time(4)
+        assert (await view_of(queue, lost)).attempts[0].outcome == "expired"
+        assert [given.work_id for given in node.taken] == [lost]
+
+        await node.announce(slots=1)
+        assert {(await node.takes(2)).work_id} <= {lost, waiting}
+
+
+async def test_a_node_that_is_heard_and_lost_one_lease_is_given_more(house: House):
+    """One job without a word says nothing about the others."""
+    async with house.marshaling(replace(RULES, lease_seconds=2.0)) as queue, house.bus("test") as bus:
+        node = Node(house, bus, "n1")
+        await node.open(slots=1)
+        await submit(queue)
+        await submit(queue)
+        await node.takes()
+        await house.pass_time(1.5)
+        await node.announce(slots=1)
+        await house.pass_time(1.5)
+
+        assert len(node.taken) == 2
+
+
+async def test_a_node_that_leaves_a_request_unanswered_is_given_nothing_more_until_it_is_heard(house: House):
+    async with house.marshaling() as queue, house.bus("test") as bus:
+        node = Node(house, bus, "n1")
+        node.hangs = True
+        await node.open(slots=2)
+        first = await submit(queue)
+        await house.pass_time(6)
+        second = await submit(queue)
+        await house.pass_time(1)
+        assert await status_of(queue, second) is WorkStatus.PENDING
+
+        node.hangs = False
+        await node.announce(slots=2)
+        await node.takes(2)
+        assert {given.work_id for given in node.taken} == {first, second}
 
 
 async def test_a_retry_is_not_put_off_by_a_calendar_that_was_set_back(house: House):

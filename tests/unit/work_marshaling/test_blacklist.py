@@ -153,6 +153,14 @@ def test_a_death_counts_once_and_not_at_all_when_a_suspect_was_aboard():
     assert due(conduct_after(later), {}, later[-1].at) != []
 
 
+def test_a_standstill_counts_once_however_many_leases_it_ended():
+    lost = Expired(work_id="w", attempt=1, at=NOW, reason=ExpiryReason.LEASE)
+    assert due(conduct_after([lost] * 60), {}) == []
+
+    later = [lost.model_copy(update={"at": NOW + timedelta(seconds=20 * number)}) for number in range(4)]
+    assert due(conduct_after(later), {}, later[-1].at) != []
+
+
 async def test_a_node_that_fails_everything_is_blacklisted_told_and_survives_a_restart(house: House, bus: Bus):
     told: list[BlacklistEntry] = []
 
