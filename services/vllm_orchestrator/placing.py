@@ -159,13 +159,18 @@ def _claimed_apart(rows: Sequence[PlannedMemory], first: str) -> tuple[Claim, ..
     )
 
 
+def _free_ram(best: Node | None) -> str:
+    if best is None:
+        return "there is no machine"
+    return f"{best.node_id} has {best.ram // MIB} MiB free" if best.ram else "no machine told of any that is free"
+
+
 def place_of_llama(name: str, generation: int, request: DeployRequest, nodes: Sequence[Node]) -> Place:
     """On the machine with most RAM free. Raises `Conflict` where none has enough."""
     wanted = request.ram_mb or TEST_MODEL_MB
     best = max(nodes, key=lambda node: (node.ram, node.node_id), default=None)
     if best is None or best.ram < wanted * MIB:
-        free = f"{best.node_id} has {best.ram // MIB} MiB free" if best else "there is no machine"
-        raise Conflict(f"it does not fit: {wanted} MiB of RAM are wanted, and {free}")
+        raise Conflict(f"it does not fit: {wanted} MiB of RAM are wanted, and {_free_ram(best)}")
     slots, context = llama_size(request)
     arguments = ["--name", request.model_name or "", "--slots", str(slots), "--context", str(context)]
     arguments += ["--threads", str(max(1, best.threads // 2)) if request.model_path else "1", "--device", "cpu"]

@@ -69,6 +69,6 @@ async def test_an_answer_counts_that_came_while_the_loop_stood_still():
     waiting = asyncio.create_task(Aside().call("memory", lambda: "so much", seconds=0.05))
     await asyncio.sleep(0)
 
-    time.sleep(0.2)  # noqa: ASYNC251  # it is meant to stand still
+    time.sleep(0.2)  # it is meant to stand still
 
     assert await waiting == "so much"

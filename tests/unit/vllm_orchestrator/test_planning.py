@@ -29,7 +29,7 @@ from libs.common.contracts.node_registry import (
 )
 from libs.common.contracts.vllm_instances import DeployRequest, Instance, InstancePart, Replica
 from libs.common.contracts.vllm_orchestrator import PlanGpu, PlanNode, PlanRequest
-from libs.common.errors import Malformed
+from libs.common.errors import Conflict, Malformed
 from libs.inference.planner.architectures import model_facts
 from libs.inference.planner.fields import Unsupported
 from libs.inference.planner.gguf import GgufHeader
@@ -406,6 +406,15 @@ async def test_llama_cpp_claims_what_its_files_header_says(house: House):
     place = await Seeking(house.planning).place(instance, Replica(request=request, since=NOW), 1)
 
     assert 5 * 1024 < place.parts[0].ram_mb < 6 * 1024  # 4 GiB of weights, 1 of cache, and a step
+
+
+async def test_a_machine_that_told_of_no_free_ram_is_not_said_to_have_none(house: House):
+    house.nodes = [_registered(0)]
+    request = DeployRequest(model_name="tiny", instance_name="one", engine="llama.cpp")
+    instance = Instance(name="one", request=request, created_at=NOW, since=NOW)
+
+    with pytest.raises(Conflict, match="256 MiB of RAM are wanted, and no machine told of any that is free"):
+        await Seeking(house.planning).place(instance, Replica(request=request, since=NOW), 1)
 
 
 async def test_parts_of_a_gpu_are_planned_with_what_the_ledger_has_left_of_each(house: House):
