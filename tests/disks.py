@@ -10,12 +10,15 @@ class Disk:
 
     def __init__(self) -> None:
         self.syncs = 0
+        self.waiting = 0
         self.broken = False
         self.let_go = threading.Event()
         self.let_go.set()
 
     def fdatasync(self, file: int) -> None:
+        self.waiting += 1
         self.let_go.wait(10)
+        self.waiting -= 1
         self.syncs += 1
         if self.broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))

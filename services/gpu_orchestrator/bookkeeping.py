@@ -113,11 +113,12 @@ class Bookkeeping:
 
         def ended(error: BaseException | None) -> None:
             then(error is None)
-            del self._writing[held.reservation_id]
+            self._writing.pop(held.reservation_id, None)
             over.set_result(None)
 
         writing = self._journal.write([held], ended, synced=synced)
-        self._writing[held.reservation_id] = over
+        if not over.done():
+            self._writing[held.reservation_id] = over
         return writing
 
     def known(self, reservation_id: str) -> Held:

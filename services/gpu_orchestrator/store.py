@@ -24,7 +24,8 @@ class Journal(Protocol):
         """All of them or none. When this is done it outlives this process, and if `synced` a power failure too. Raises
         `Unavailable`, now or then.
 
-        `then` is called first, with what went wrong or None, also when who waits was cancelled.
+        `then` is called first, maybe before this returns, with what went wrong or None, also when who waits was
+        cancelled.
         """
         ...
 

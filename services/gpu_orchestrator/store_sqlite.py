@@ -64,13 +64,13 @@ class SqliteJournal:
                 self._ended = 0
                 database.execute(_FORGET, (KEPT_ENDED,))
 
-        return self._file.begin(work, then, synced=synced)
+        return self._file.at_once(work, then, synced=synced)
 
     def forget(self, held: Held) -> Future[None]:
         def work(database: sqlite3.Connection) -> None:
             database.execute("DELETE FROM reservations WHERE token = ?", (held.token,))
 
-        return self._file.begin(work, synced=False)
+        return self._file.at_once(work, synced=False)
 
     async def read(self) -> tuple[Sequence[Held], int]:
         def work(database: sqlite3.Connection) -> tuple[Sequence[Held], int]:

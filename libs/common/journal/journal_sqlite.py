@@ -3,6 +3,10 @@
 What is written outlives the process; what is synced, a power failure too. SQLite is told to write its log only
 (`synchronous = NORMAL`: it still syncs around each checkpoint); the log is synced here, so that who needs no more than
 the former need not wait for the latter.
+
+The thread's share of a small change is mostly waiting for its turn with the interpreter. So such a change may be
+written by whoever asks for it, while the thread has nothing to do with the database; what takes as long as the disk
+does, syncs and checkpoints, is the thread's alone.
 """
 
 import asyncio
@@ -20,7 +24,7 @@ from libs.common.errors import Unavailable, WrongSetting
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
-"""Runs on the journal's thread, inside a transaction that others may share."""
+"""Runs inside a transaction that others may share."""
 Unreadable = Callable[[Path, sqlite3.Error], None]
 """What becomes of a file that is no journal: raise, or take it away so that a new one is made."""
 Then = Callable[[BaseException | None], None]
@@ -33,11 +37,15 @@ class _Waiting:
     done: "asyncio.Future[Any]"
     then: Then | None
     synced: bool
+    written: bool = False
+    unsynced: bool = False
     value: Any = None
     error: Exception | None = None
 
 
 MOST_AT_ONCE = 1000
+WRITES_PER_CHECKPOINT = 200
+"""Of those that the thread does not write: so few that SQLite sees no reason for a checkpoint in the midst of them."""
 LOCK_SECONDS = 5.0
 ROOM_BYTES = 4_000_000
 """SQLite's log is written into the database every 1000 pages of 4 KiB."""
@@ -59,6 +67,9 @@ class SqliteFile:
         self._lock_seconds = lock_seconds
         self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._database: sqlite3.Connection | None = None
+        self._handed = self._taken = 0
+        self._since_checkpoint = 0
         self._problem: str | None = "the journal is not open yet"
         self._unsynced: str | None = None
 
@@ -69,15 +80,16 @@ class SqliteFile:
     async def open(self) -> None:
         """Raises `WrongSetting` when another process has it, `Unavailable`, and what `unreadable` raises."""
         loop = asyncio.get_running_loop()
-        opened: asyncio.Future[None] = loop.create_future()
+        opened: asyncio.Future[sqlite3.Connection] = loop.create_future()
         self._thread = threading.Thread(target=self._run, args=(loop, opened), name=self._path.stem, daemon=True)
         self._thread.start()
-        await opened
+        self._database = await opened
         self._problem = None
 
     async def close(self) -> None:
         """Once all that waits is on disk."""
         thread, self._thread = self._thread, None
+        self._database = None
         if thread is None:
             return
         self._waiting.put(None)
@@ -94,13 +106,40 @@ class SqliteFile:
 
         Who is cancelled while waiting cancels nothing: `then` is told what became of it all the same.
         """
+        waiting = self._begun(work, then, synced=synced)
+        self._hand_over(waiting)
+        return waiting.done
+
+    def at_once(self, work: Work[T], then: Then | None = None, *, synced: bool = True) -> "asyncio.Future[T]":
+        """As `begin`, for a change of some rows: written in this step unless others wait to be written before it.
+
+        What need not be synced is then done already, and `then` was told.
+        """
+        waiting = self._begun(work, then, synced=synced)
+        database = self._database
+        # While nothing is handed to the thread, or all that was is taken care of, the thread lets the database alone.
+        if database is None or self._handed != self._taken or self._since_checkpoint >= WRITES_PER_CHECKPOINT:
+            self._hand_over(waiting)
+            return waiting.done
+        self._since_checkpoint += 1
+        self._write(database, [waiting])
+        if waiting.unsynced:
+            self._waiting.put(waiting)
+        else:
+            _resolve([waiting])
+        return waiting.done
+
+    def _begun(self, work: Work[T], then: Then | None, *, synced: bool) -> _Waiting:
+        """Raises `Unavailable`."""
         if self._thread is None:
             raise Unavailable("the journal is closed")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.put(_Waiting(work, done, then, synced))
-        return done
+        return _Waiting(work, asyncio.get_running_loop().create_future(), then, synced)
 
-    def _run(self, loop: asyncio.AbstractEventLoop, opened: "asyncio.Future[None]") -> None:
+    def _hand_over(self, waiting: _Waiting) -> None:
+        self._handed += 1
+        self._waiting.put(waiting)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, opened: "asyncio.Future[sqlite3.Connection]") -> None:
         """The journal's own thread."""
         try:
             database = self._open()
@@ -108,24 +147,21 @@ class SqliteFile:
             loop.call_soon_threadsafe(_settle, opened, None, error)
             return
         with contextlib.closing(database), self._log_file() as log:
-            loop.call_soon_threadsafe(_settle, opened, None, None)
+            loop.call_soon_threadsafe(_settle, opened, database, None)
             while batch := self._next_batch():
-                changes = database.total_changes
-                self._write(database, batch)
-                waiting = self._tell(loop, batch, [each for each in batch if not each.synced])
-                if waiting and database.total_changes > changes:
-                    self._sync(log, waiting)
-                self._tell(loop, waiting, waiting)
+                handed = [each for each in batch if not each.written]
+                if handed:
+                    self._write(database, handed)
+                    self._tell(loop, [each for each in handed if not each.unsynced])
+                self._sync(loop, log, [each for each in batch if each.unsynced])
+                if handed:
+                    self._checkpoint(database)
+                    self._taken += len(handed)
 
-    def _tell(
-        self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Waiting], done: Sequence[_Waiting]
-    ) -> Sequence[_Waiting]:
-        """Returns who still waits."""
-        if not done:
-            return batch
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_resolve, done)
-        return [each for each in batch if each not in done]
+    def _tell(self, loop: asyncio.AbstractEventLoop, done: Sequence[_Waiting]) -> None:
+        if done:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_resolve, done)
 
     def _next_batch(self) -> list[_Waiting]:
         """Empty: it is to be closed."""
@@ -145,6 +181,7 @@ class SqliteFile:
 
     def _write(self, database: sqlite3.Connection, batch: Sequence[_Waiting]) -> None:
         """All in one transaction; if it fails, nothing of it is there and everyone is told."""
+        changes = database.total_changes
         try:
             if self._unsynced is not None:
                 raise OSError(self._unsynced)
@@ -158,14 +195,28 @@ class SqliteFile:
             self._failed(batch, str(error))
             return
         self._problem = None
+        changed = database.total_changes > changes
+        for each in batch:
+            each.written, each.unsynced = True, each.synced and changed
 
-    def _sync(self, log: int, batch: Sequence[_Waiting]) -> None:
-        """A disk that failed at this may have dropped what was written, and says so once: nothing is taken after."""
-        try:
-            os.fdatasync(log)
-        except OSError as error:
-            self._unsynced = f"the disk failed ({error}); see to it, then restart this service"
+    def _sync(self, loop: asyncio.AbstractEventLoop, log: int, batch: Sequence[_Waiting]) -> None:
+        """A disk that failed at this may have dropped what was written, and says so once: nothing is taken after, and
+        what was written meanwhile is not believed either."""
+        if batch and self._unsynced is None:
+            try:
+                os.fdatasync(log)
+            except OSError as error:
+                self._unsynced = f"the disk failed ({error}); see to it, then restart this service"
+        if self._unsynced is not None:
             self._failed(batch, self._unsynced)
+        self._tell(loop, batch)
+
+    def _checkpoint(self, database: sqlite3.Connection) -> None:
+        """Behind many that were written at once. If it fails the log grows on, and SQLite tries again by itself."""
+        if self._since_checkpoint >= WRITES_PER_CHECKPOINT:
+            with contextlib.suppress(sqlite3.Error):
+                database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._since_checkpoint = 0
 
     def _failed(self, batch: Sequence[_Waiting], reason: str) -> None:
         self._problem = f"the journal {self._path} cannot be written: {reason}"

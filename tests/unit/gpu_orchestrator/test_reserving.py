@@ -201,7 +201,10 @@ async def test_a_repeated_request_reserves_once_and_another_of_the_same_id_is_re
         await world.orchestrator.reserve(wish(2000, reservation_id="a/1/n"))
 
 
-async def test_a_release_whose_asker_is_gone_holds_after_a_restart_as_before(tmp_path: Path):
+async def test_a_release_whose_asker_is_gone_holds_after_a_restart_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(journal_sqlite, "WRITES_PER_CHECKPOINT", 0)  # so that the journal's thread writes it
     async with made_world(tmp_path) as world:
         held = await world.orchestrator.reserve(wish())
         asking = asyncio.create_task(world.orchestrator.release(Release(reservation_id=held.reservation_id)))
