@@ -41,7 +41,7 @@ class Aside:
         left = call.since + seconds - loop.time()
         await asyncio.wait([call.answer], timeout=max(0.0, left))
         if call.answer.done():  # also where the time was over first: the loop itself may have stood still
-            return call.answer.result()
+            return call.answer.result()  # type: ignore[no-any-return]  # the same name asks for the same
         if left <= 0:
             raise TimedOut(f"has not answered since it was asked before (more than {seconds:g} s ago)")
         raise TimedOut(f"does not answer within {seconds:g} s")

@@ -15,11 +15,11 @@ from libs.common.contracts.work_events import RunAgain
 from libs.common.contracts.work_explained import WorkExplained
 from libs.common.contracts.work_leading import HandedRequest
 from libs.common.contracts.work_marshaling import (
+    AskedItem,
     CancelWork,
     SubmitAnswers,
     SubmitMany,
     WorkAccepted,
-    WorkItem,
     WorkLookup,
     WorkStats,
     WorkStatus,
@@ -77,7 +77,7 @@ def _submitted(marshaling: WorkMarshaling) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/work/submit", status_code=202)
-    async def submit(item: WorkItem) -> WorkAccepted:
+    async def submit(item: AskedItem) -> WorkAccepted:
         """Submit an item. When this is answered, the item is on disk and counts once."""
         return await marshaling.submit(item)
 

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from libs.common.bus.codec import encode, malformed
 from libs.common.clock import Clock
-from libs.common.contracts.base import ErrorBody
+from libs.common.contracts.base import ErrorBody, Message
 from libs.common.contracts.streams import INLINE_MOST_BYTES
 from libs.common.contracts.work_log import Blacklisted
 from libs.common.contracts.work_marshaling import (
+    AskedItem,
     CancelWork,
     SubmitAnswer,
     SubmitAnswers,
@@ -265,23 +266,24 @@ def _free_slots(term: Term) -> dict[str, int]:
 
 def _read(raw: Mapping[str, Any]) -> Submission:
     try:
-        return Submission.model_validate(raw)
+        return AskedItem.model_validate(raw)
     except ValidationError as error:
         raise malformed("the item", error, values=True) from error
 
 
 def _warned(item: Submission | None, receipt: WorkAccepted | MeshError) -> WorkAccepted | MeshError:
-    unknown = () if item is None else item.requirements.unknown
-    if not unknown or isinstance(receipt, MeshError):
+    if not isinstance(item, AskedItem) or isinstance(receipt, MeshError):
         return receipt
-    return receipt.model_copy(update={"warnings": tuple(map(_ignored, unknown[:MOST_WARNINGS]))})
+    warnings = [_ignored(name, "", "field", Submission) for name in item.unknown]
+    warnings += [_ignored(name, "requirements.", "requirement", Requirements) for name in item.requirements.unknown]
+    return receipt.model_copy(update={"warnings": tuple(warnings[:MOST_WARNINGS])}) if warnings else receipt
 
 
-def _ignored(name: str) -> str:
+def _ignored(name: str, before: str, what: str, kind: type[Message]) -> str:
     short = name[:MOST_NAME].encode("ascii", "backslashreplace").decode()
-    near = get_close_matches(short, Requirements.model_fields, n=1)
+    near = get_close_matches(short, kind.model_fields, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
-    return f"requirements.{short}: there is no such requirement, it was ignored{meant}"
+    return f"{before}{short}: there is no such {what}, it was ignored{meant}"
 
 
 def _known(memory: Memory, item: Submission) -> WorkAccepted | _Ended | None:

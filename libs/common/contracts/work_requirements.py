@@ -1,5 +1,6 @@
 """What an item of work needs of a node, and what it is promised there."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +14,11 @@ def _known(kind: type[StrEnum], name: str | None) -> str | None:
     if name is not None and name.strip().upper() not in (allowed := [str(each) for each in kind]):
         raise ValueError(f"{name!r} is none of {', '.join(allowed)}")
     return name
+
+
+def unknown_in(kind: type[Message], told: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The words of a message that its kind does not have."""
+    return tuple(sorted(map(str, told.keys() - kind.model_fields.keys())))
 
 
 class Requirements(Demands):
@@ -31,8 +37,8 @@ class Requirements(Demands):
     @classmethod
     def _note_what_is_ignored(cls, told: Any, read: ModelWrapValidatorHandler["Requirements"]) -> "Requirements":
         found = read(told)
-        if isinstance(told, dict) and (unknown := told.keys() - cls.model_fields.keys()):
-            found._unknown = tuple(sorted(map(str, unknown)))
+        if isinstance(told, dict):
+            found._unknown = unknown_in(cls, told)
         return found
 
     @property

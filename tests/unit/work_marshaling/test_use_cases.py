@@ -525,6 +525,16 @@ async def test_a_node_that_lacks_memory_for_one_item_is_given_others(house: Hous
         assert (await node.takes(2)).work_id == short
 
 
+async def test_the_receipt_names_a_field_that_does_not_exist(queue) -> None:
+    told = await queue.marshaling.submit_many(SubmitMany(items=({"work_type": "chat", "priorty": 1, "zzz": None},)))
+
+    (answer,) = told.answers
+    assert answer.accepted.warnings == (
+        "priorty: there is no such field, it was ignored; did you mean priority?",
+        "zzz: there is no such field, it was ignored",
+    )
+
+
 async def test_the_receipt_names_a_requirement_that_does_not_exist(queue) -> None:
     told = await queue.marshaling.submit_many(
         SubmitMany(
