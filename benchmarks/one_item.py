@@ -60,7 +60,7 @@ STAMPS: Mapping[str, Sequence[Stamp]] = {
         ),
     ),
     "node_agent": (
-        ("read, and given a slot", listening._Served, "answer", lambda served, _: ASSIGN.subject in served.subject),
+        ("read, and given a slot", listening._Served, "take", lambda served, _: ASSIGN.subject in served.subject),
         ("the function: into a thread", runner_function._Threads, "submit", lambda *_: True),
     ),
 }

@@ -88,9 +88,10 @@ class Bus:
 
         if at_once == 1:
             deliver = self._handlers.in_turn(topic.subject, handle)
+            await self._transport.subscribe(topic.subject, deliver, group=group)
         else:
-            deliver = self._handlers.gate(topic.subject, handle, at_once)
-        await self._transport.subscribe(topic.subject, deliver, group=group)
+            gate = self._handlers.gate(topic.subject, handle, at_once)
+            await self._transport.subscribe(topic.subject, gate, group=group, start=gate.start)
 
     async def catch_up(self, *topics: Topic[Any], timeout: float = 2.0) -> None:
         """Return once what the server had told of these topics before is handled, by handlers that run one at once.
@@ -128,7 +129,8 @@ class Bus:
         endpoint = Endpoint(
             name=subject.replace(".", "_"), subject=subject, group=call.owner, metadata={"summary": call.summary}
         )
-        await self._transport.serve(endpoint, self._handlers.gate(call.subject, handle, at_once))
+        gate = self._handlers.gate(call.subject, handle, at_once)
+        await self._transport.serve(endpoint, gate, start=gate.start)
 
     async def append(
         self,

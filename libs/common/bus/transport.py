@@ -112,6 +112,11 @@ class Delivery(Protocol):
 
 
 Deliver = Callable[[Incoming], Awaitable[None]]
+Start = Callable[[Incoming], bool]
+"""What `Deliver` would do, if it can be done without waiting; else false, and the message is delivered.
+
+It may be called where no task is around it, and must take microseconds.
+"""
 
 
 class Transport(Protocol):
@@ -160,7 +165,9 @@ class Transport(Protocol):
         """Raises `NobodyAnswers` at once when nobody listens, `TimedOut`, `Forbidden`, `TooLarge`, `Disconnected`."""
         ...
 
-    async def subscribe(self, subject: str, deliver: Deliver, *, group: str | None = None) -> None:
+    async def subscribe(
+        self, subject: str, deliver: Deliver, *, group: str | None = None, start: Start | None = None
+    ) -> None:
         """When this returns, the server knows of it: a message published next will come."""
         ...
 
@@ -169,7 +176,7 @@ class Transport(Protocol):
         receiver. Raises `TimedOut`, `Disconnected`."""
         ...
 
-    async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
+    async def serve(self, endpoint: Endpoint, deliver: Deliver, *, start: Start | None = None) -> None:
         """Like `subscribe`, and shown by `nats micro ls|info|stats`."""
         ...
 

@@ -264,3 +264,21 @@ async def test_catching_up_takes_no_longer_than_it_may(mesh: Mesh) -> None:
 
     with pytest.raises(TimedOut):
         await bus.catch_up(topic, timeout=0.05)
+
+
+async def test_handlers_begin_in_the_order_in_which_they_were_told_also_while_some_wait_for_a_place(mesh: Mesh) -> None:
+    topic, begun = mesh.topic(), list[int]()
+
+    async def hear(note: Note) -> None:
+        begun.append(note.number)
+        await asyncio.sleep(0.001 * (note.number % 3))
+
+    await (await mesh.bus("ear")).subscribe(topic, hear, at_once=2)
+    mouth = await mesh.bus("mouth")
+    for number in range(200):
+        await mouth.publish(topic, Note(text="", number=number))
+        if number % 20 == 0:
+            await until(lambda number=number: len(begun) > number)  # then there is a place again
+
+    await until(lambda: len(begun) == 200)
+    assert begun == list(range(200))

@@ -62,6 +62,35 @@ async def test_the_figures_are_those_of_the_answers_and_not_of_the_handing_over(
     assert figures["average_processing_time"] >= SLOW_SECONDS * 1e9
 
 
+async def test_what_is_started_at_once_counts_as_what_is_handed_over(ours: NatsTransport) -> None:
+    waiting: list[Incoming] = []
+    started: list[Incoming] = []
+
+    async def hand_over(incoming: Incoming) -> None:
+        waiting.append(incoming)
+        await ours.publish(str(incoming.reply), b"handed over", {})
+
+    def start(incoming: Incoming) -> bool:
+        if incoming.payload == b"full":
+            return False
+        started.append(incoming)
+        answering.append(asyncio.create_task(ours.publish(str(incoming.reply), b"started", {})))
+        return True
+
+    answering: list[asyncio.Task[None]] = []
+    endpoint = Endpoint(name="start", subject="test.start.v1", group="starters")
+    await ours.serve(endpoint, hand_over, start=start)
+
+    assert [await ask(ours, "test.start.v1", word) for word in (b"free", b"full", b"free")] == [
+        b"started",
+        b"handed over",
+        b"started",
+    ]
+    assert (len(started), len(waiting)) == (2, 1)
+    (figures,) = [one for one in (await _told(ours, "STATS"))["endpoints"] if one["name"] == "start"]
+    assert (figures["num_requests"], figures["data"]) == (3, {"answered": 3})
+
+
 async def test_figures_and_identity_outlive_the_server(server: NatsProcess, ours: NatsTransport) -> None:
     await ask(ours, "test.ask.v1")
     before = await _told(ours, "STATS")

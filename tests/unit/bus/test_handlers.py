@@ -65,6 +65,59 @@ async def test_what_is_delivered_after_the_end_is_not_begun() -> None:
     assert await handlers.finish(1) == ()
 
 
+async def test_what_finds_a_place_is_started_at_once_and_what_finds_none_is_not() -> None:
+    handlers, handled, release = Handlers(), list[Incoming](), asyncio.Event()
+
+    async def handle(incoming: Incoming) -> None:
+        handled.append(incoming)
+        await release.wait()
+
+    gate = handlers.gate("a.v1", handle, 2)
+    assert [gate.start(ANYTHING) for _ in range(3)] == [True, True, False]
+    await _nothing_more_to_run()
+    assert len(handled) == 2
+
+    release.set()
+    await _nothing_more_to_run()
+    assert gate.start(ANYTHING)
+    assert await handlers.finish(5) == ()
+    assert len(handled) == 3
+
+
+async def test_nobody_is_started_before_who_waits_for_a_place() -> None:
+    handlers, handled, release = Handlers(), list[bytes](), asyncio.Event()
+
+    async def handle(incoming: Incoming) -> None:
+        handled.append(incoming.payload)
+        await release.wait()
+
+    gate = handlers.gate("a.v1", handle, 1)
+    assert gate.start(ANYTHING)
+    waiting = [asyncio.ensure_future(gate(Incoming(subject="a.v1", payload=word))) for word in (b"1", b"2")]
+    await _nothing_more_to_run()
+    release.set()
+    while gate.start(Incoming(subject="a.v1", payload=b"3")) is False:
+        await asyncio.sleep(0)
+
+    await asyncio.gather(*waiting)
+    assert await handlers.finish(5) == ()
+    assert handled == [b"", b"1", b"2", b"3"]
+
+
+async def test_what_is_started_after_the_end_is_not_begun() -> None:
+    handlers, begun = Handlers(), list[Incoming]()
+
+    async def handle(incoming: Incoming) -> None:
+        begun.append(incoming)
+
+    gate = handlers.gate("a.v1", handle, 1)
+    await handlers.finish(1)
+
+    assert gate.start(ANYTHING)
+    assert await handlers.finish(1) == ()
+    assert begun == []
+
+
 async def test_a_receiver_that_is_cancelled_while_it_waits_holds_up_nothing() -> None:
     handlers, release = Handlers(), asyncio.Event()
 

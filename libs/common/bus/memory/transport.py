@@ -21,6 +21,7 @@ from libs.common.bus.transport import (
     Headers,
     Incoming,
     Receipt,
+    Start,
     Stored,
     StreamMadeAnew,
     StreamState,
@@ -144,7 +145,9 @@ class MemoryTransport:
             raise TimedOut(f"no answer on {subject} within {timeout:g} s")
         return answer.result()
 
-    async def subscribe(self, subject: str, deliver: Deliver, *, group: str | None = None) -> None:
+    async def subscribe(
+        self, subject: str, deliver: Deliver, *, group: str | None = None, start: Start | None = None
+    ) -> None:
         await self._core.reach()
         subscription = Subscription(subject, group)
         self._core.listen(subscription)
@@ -159,7 +162,7 @@ class MemoryTransport:
             taken.cancel()
             raise TimedOut(f"what was told is not handled within {timeout:g} s")
 
-    async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
+    async def serve(self, endpoint: Endpoint, deliver: Deliver, *, start: Start | None = None) -> None:
         await self.subscribe(endpoint.subject, deliver, group=endpoint.group)
 
     async def stop_listening(self) -> None:

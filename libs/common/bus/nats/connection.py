@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from libs.common.bus.nats.address import Address, sign_in
+from libs.common.bus.nats.inlet import take_over
 from libs.common.bus.transport import Headers
 from libs.common.errors import Disconnected, Malformed, MeshError, TooLarge, Unauthorized, WrongSetting
 
@@ -28,6 +29,7 @@ PING_SECONDS = 10
 PINGS_UNANSWERED = 2
 
 Hear = Callable[[Msg], Awaitable[None]]
+Take = Callable[[Msg], bool]
 Denied = Callable[[str, str], None]
 """Called with `publish` or `subscription`, and the subject; that of a publish comes in lower case."""
 
@@ -39,14 +41,15 @@ _log = structlog.get_logger()
 
 
 class _Client(Client):
-    """Shortcuts, which save each message a queue, a turn of the event loop and a dozen calls on its way out and in.
+    """Shortcuts, which save each message a queue, turns of the event loop and a dozen calls on its way out and in.
 
     And an ear for the last words of a server that refuses us.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard_at_once: dict[int, Hear] = {}
+        self.taken_at_once: dict[int, Take] = {}
+        self.on_dropped: Callable[[str], None] = lambda _subject: None
         self._writes_soon = False
 
     async def flush(self, timeout: int = 0) -> None:
@@ -65,8 +68,15 @@ class _Client(Client):
             # Its `read` raises the same error, whatever came before.
             last_words = bytes(getattr(heard, "_buffer", b"")).decode(errors="replace").strip()
             raise errors.Error(last_words or str(error)) from error
+        self._read_at_once()
 
-    async def send(self, subject: str, payload: bytes, reply: str, headers: Headers | None) -> None:
+    def _read_at_once(self) -> None:
+        """nats-py's own reader goes on, and gets what is no message."""
+        reader, writer = getattr(self._transport, "_io_reader", None), getattr(self._transport, "_io_writer", None)
+        if reader is not None and writer is not None:
+            take_over(reader, writer.transport, hear=self._hear, unreadable=lambda reason: _end(reader, reason))
+
+    def send(self, subject: str, payload: bytes, reply: str, headers: Headers | None) -> None:
         """`publish`, and raises what that does."""
         if _BLANK.search(subject + reply) or not subject:
             raise errors.BadSubjectError
@@ -78,19 +88,26 @@ class _Client(Client):
         self._pending.append(command)
         self._pending_data_size += len(command)
         if not self._writes_soon and self._flush_queue is not None and self._flush_queue.empty():
-            await self._flush_pending()
+            self._flush_soon(self._flush_queue)
 
     async def _flush_pending(self, force_flush: bool = False) -> None:
+        if force_flush or self._flush_queue is None:
+            await super()._flush_pending(force_flush)
+        else:
+            self._flush_soon(self._flush_queue)
+
+    def _flush_soon(self, flusher: "asyncio.Queue[asyncio.Future[None]]") -> None:
         """All of one turn of the event loop is written together, without waking nats-py's flusher for it.
 
         That one is needed only where the transport has no room: it waits for some.
         """
         writer = getattr(self._transport, "_io_writer", None)
-        if force_flush or writer is None or writer.transport.get_write_buffer_size() > WRITE_AT_ONCE_BYTES:
-            await super()._flush_pending(force_flush)
+        loop = asyncio.get_running_loop()
+        if writer is None or writer.transport.get_write_buffer_size() > WRITE_AT_ONCE_BYTES:
+            flusher.put_nowait(loop.create_future())
         elif not self._writes_soon:
             self._writes_soon = True
-            asyncio.get_running_loop().call_soon(self._write, writer)
+            loop.call_soon(self._write, writer)
 
     def _write(self, writer: asyncio.StreamWriter) -> None:
         self._writes_soon = False
@@ -99,17 +116,24 @@ class _Client(Client):
             self._pending = []
             self._pending_data_size = 0
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        hear = self.heard_at_once.get(sid)
-        if hear is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
+    def _hear(self, number: int, subject: str, reply: str, payload: bytes, headers: dict[str, str] | None) -> None:
+        subscription = self._subs.get(number)
+        if subscription is None:
             return
-        told = await self._process_headers(headers) if headers else None
-        message = Msg(self, subject.decode(), reply.decode(), data, told)
+        message = Msg(self, subject, reply, payload, headers)
+        take = self.taken_at_once.get(number)
         try:
-            await hear(message)
-        except Exception as error:  # noqa: BLE001  # a bug of the hearer must not end the reader
-            await self._error_cb(error)
+            if take is not None and not subscription.pending_msgs and take(message):
+                return
+        except Exception as error:  # noqa: BLE001  # a bug of the receiver must not end the reading
+            _log.error("nats_callback_failed", subject=subject, exc_info=error)
+            return
+        size = subscription._pending_size + len(payload)
+        if size >= subscription._pending_bytes_limit or subscription._pending_queue.full():
+            self.on_dropped(subject)
+        else:
+            subscription._pending_size = size
+            subscription._pending_queue.put_nowait(message)
 
 
 class Connection:
@@ -119,6 +143,7 @@ class Connection:
         self.number = number
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._client = _Client()
+        self._client.on_dropped = self._note_dropped
         self._on_denied = on_denied
         self._last_error = ""
         self._dropped = 0
@@ -208,8 +233,14 @@ class Connection:
 
     async def publish(self, subject: str, payload: bytes, headers: Headers | None, reply: str = "") -> None:
         """Raises `Disconnected` when it was not sent, `Malformed`."""
+        self.tell(subject, payload, headers, reply)
+        if self._client._pending_data_size > WRITE_AHEAD_BYTES:
+            await self._written(None)
+
+    def tell(self, subject: str, payload: bytes, headers: Headers | None, reply: str = "") -> None:
+        """`publish` for the little that may be said without waiting for room."""
         try:
-            await self._client.send(subject, payload, reply, headers)
+            self._client.send(subject, payload, reply, headers)
         except errors.ConnectionClosedError as error:
             self.end("closed")
             raise Disconnected("The connection to NATS was lost") from error
@@ -217,25 +248,27 @@ class Connection:
             raise TooLarge(f"{len(payload)} bytes are more than the nats-server takes", subject=subject) from error
         except (errors.BadSubjectError, errors.BadHeaderError) as error:
             raise Malformed(f"Cannot be published on {subject!r}: {error}", subject=subject) from error
-        if self._client._pending_data_size > WRITE_AHEAD_BYTES:
-            await self._written(None)
 
     async def subscribe(
-        self, subject: str, hear: Hear, *, group: str | None = None, at_once: bool = False
+        self, subject: str, hear: Hear | None = None, *, group: str | None = None, at_once: Take | None = None
     ) -> Subscription:
-        """The server knows of it after the next `flush`.
-
-        `at_once`: `hear` is called by whoever reads the socket, before it reads on. For what takes microseconds.
-        """
+        """The server knows of it after the next `flush`. What arrives waits for `hear`."""
         try:
             subscription = await self._client.subscribe(subject, queue=group or "", cb=hear)
-            if at_once:
-                self._client.heard_at_once[subscription._id] = hear
-            return subscription
         except errors.ConnectionClosedError as error:
             raise Disconnected("The connection to NATS was lost") from error
         except errors.BadSubjectError as error:
             raise Malformed(f"{subject!r} is no subject", subject=subject) from error
+        if at_once is not None:
+            self.take_at_once(subscription, at_once)
+        return subscription
+
+    def take_at_once(self, subscription: Subscription, take: Take) -> None:
+        """Call `take` with what arrives while nothing waits: false sends the message after all to where it would wait.
+
+        It is called by whoever reads the socket, before that reads on: for what takes microseconds, and needs no task.
+        """
+        self._client.taken_at_once[subscription._id] = take
 
     async def unsubscribe(self, subscription: Subscription, *, handle_pending_within: float = 0) -> None:
         """End it. With `handle_pending_within`, what has arrived is still handled."""
@@ -247,7 +280,7 @@ class Connection:
             await self.handled([subscription], handle_pending_within)
         subscription._stop_processing()
         self._client._remove_sub(subscription._id)
-        self._client.heard_at_once.pop(subscription._id, None)
+        self._client.taken_at_once.pop(subscription._id, None)
 
     async def handled(self, subscriptions: Sequence[Subscription], within: float) -> bool:
         """Whether all that has arrived for them was handled in time."""
@@ -300,14 +333,15 @@ class Connection:
         told = str(error)
         if (found := _DENIED.search(told)) is not None:
             self._on_denied(found[1], self._as_written(found[2]))
-        elif isinstance(error, errors.SlowConsumerError):
-            self._dropped += 1
-            if self._dropped.bit_count() == 1:  # the 1st, 2nd, 4th …: a flood must not become a flood of lines
-                _log.warning("nats_messages_dropped", subject=error.subject, dropped=self._dropped)
         elif isinstance(error, errors.Error | OSError | TimeoutError):
             self._last_error = told or type(error).__name__
         else:
             _log.error("nats_callback_failed", exc_info=error)
+
+    def _note_dropped(self, subject: str) -> None:
+        self._dropped += 1
+        if self._dropped.bit_count() == 1:  # the 1st, 2nd, 4th …: a flood must not become a flood of lines
+            _log.warning("nats_messages_dropped", subject=subject, dropped=self._dropped)
 
     def _as_written(self, lowered: str) -> str:
         """nats-py lowers the server's refusals; this finds how a subscription wrote its subject."""
@@ -316,6 +350,11 @@ class Connection:
 
     async def _hear_closed(self) -> None:
         self.end(str(self._client.last_error or "") or "the server closed it")
+
+
+def _end(reader: asyncio.StreamReader, reason: str) -> None:
+    """As when nats-py itself cannot read on."""
+    reader.set_exception(errors.ProtocolError(f"nats: {reason}"))
 
 
 def _command(subject: str, payload: bytes, reply: str, headers: Headers | None) -> bytes:

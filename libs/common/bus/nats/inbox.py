@@ -39,7 +39,7 @@ class Inbox:
         self._drawn = 0
 
     async def attach(self, connection: Connection) -> None:
-        await connection.subscribe(self._subject, self._hear, at_once=True)
+        await connection.subscribe(self._subject, at_once=self._hear)
 
     def attached(self) -> None:
         """Questions are not asked again; who appends sees to it himself."""
@@ -87,11 +87,12 @@ class Inbox:
             raise NobodyAnswers(f"Nobody answers on {subject}", subject=subject)
         return message
 
-    async def _hear(self, message: Msg) -> None:
+    def _hear(self, message: Msg) -> bool:
         number = message.subject[self._cut :]
         waiting = self._waiting.get(int(number)) if number.isdecimal() else None
         if waiting is not None:
             waiting.answered(message)
+        return True
 
 
 class _Question:

@@ -16,7 +16,7 @@ from nats.micro.service import EndpointStats, Service, ServiceConfig
 from libs.common.bus.nats.connection import Connection
 from libs.common.bus.nats.inbox import incoming
 from libs.common.bus.nats.link import Link
-from libs.common.bus.transport import Deliver, Endpoint, Headers
+from libs.common.bus.transport import Deliver, Endpoint, Headers, Start
 from libs.common.errors import Disconnected, TimedOut
 
 UNANSWERED_KEPT = 8192
@@ -27,10 +27,11 @@ _log = structlog.get_logger()
 class _Wanted:
     """A subscription that is to exist. `on` is the number of the connection it was made on."""
 
-    def __init__(self, subject: str, group: str | None, deliver: Deliver) -> None:
+    def __init__(self, subject: str, group: str | None, deliver: Deliver, start: Start | None) -> None:
         self.subject = subject
         self.group = group
         self.deliver = deliver
+        self.start = start
         self.on = 0
         self.subscription: Subscription | None = None
 
@@ -40,26 +41,37 @@ class _Wanted:
         except Exception:  # noqa: BLE001  # a bug of the receiver must not end the subscription
             _log.exception("delivery_failed", subject=self.subject)
 
+    def take(self, message: Msg) -> bool:
+        return self.start is not None and self.start(incoming(message))
+
     async def open(self, connection: Connection, micro: "Micro") -> None:
-        self.subscription = await connection.subscribe(self.subject, self.hear, group=self.group)
+        self.subscription = await connection.subscribe(self.subject, self.hear, group=self.group, at_once=self.take)
 
 
 class _Served(_Wanted):
     """An endpoint. It counts for itself, because requests are answered later than nats-py thinks."""
 
-    def __init__(self, endpoint: Endpoint, deliver: Deliver, unanswered: "Unanswered") -> None:
-        super().__init__(endpoint.subject, endpoint.group, deliver)
+    def __init__(self, endpoint: Endpoint, deliver: Deliver, start: Start | None, unanswered: "Unanswered") -> None:
+        super().__init__(endpoint.subject, endpoint.group, deliver, start)
         self.endpoint = endpoint
         self.requests = self.answers = self.errors = self.nanoseconds = 0
         self.last_error = ""
         self._unanswered = unanswered
 
     async def answer(self, request: Request) -> None:
-        message = request._msg
+        self._note(request._msg)
+        await self.hear(request._msg)
+
+    def take(self, message: Msg) -> bool:
+        taken = super().take(message)
+        if taken:
+            self._note(message)
+        return taken
+
+    def _note(self, message: Msg) -> None:
         self.requests += 1
         if message.reply:
             self._unanswered.note(message.reply, self)
-        await self.hear(message)
 
     async def open(self, connection: Connection, micro: "Micro") -> None:
         try:
@@ -123,6 +135,8 @@ class Micro:
             metadata=dict(served.endpoint.metadata),
         )
         served.subscription = self._service._endpoints[-1]._subscription
+        if served.subscription is not None:
+            connection.take_at_once(served.subscription, served.take)
 
     def remove(self, served: _Served) -> None:
         self._served.pop(served.subject, None)
@@ -161,11 +175,11 @@ class Listening:
     def detach(self) -> None:
         """What is wanted stays; the next connection gets it."""
 
-    async def subscribe(self, subject: str, deliver: Deliver, group: str | None) -> None:
-        await self._establish(_Wanted(subject, group, deliver))
+    async def subscribe(self, subject: str, deliver: Deliver, group: str | None, start: Start | None) -> None:
+        await self._establish(_Wanted(subject, group, deliver, start))
 
-    async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
-        await self._establish(_Served(endpoint, deliver, self.unanswered))
+    async def serve(self, endpoint: Endpoint, deliver: Deliver, start: Start | None) -> None:
+        await self._establish(_Served(endpoint, deliver, start, self.unanswered))
 
     async def catch_up(self, subjects: Sequence[str], timeout: float) -> None:
         """Raises `TimedOut`, `Disconnected`."""

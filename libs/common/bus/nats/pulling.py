@@ -88,9 +88,9 @@ class Pulling:
     async def start(self) -> None:
         """Raises `Disconnected`."""
         self._connection.ended.add_done_callback(self._lost)
-        self._subscription = await self._connection.subscribe(self._inbox, self._hear, at_once=True)
+        self._subscription = await self._connection.subscribe(self._inbox, at_once=self._hear)
         if self._ahead:
-            await self.ask()
+            self.ask()
 
     async def stop(self) -> None:
         self._connection.ended.remove_done_callback(self._lost)
@@ -108,7 +108,7 @@ class Pulling:
             return
         self._awaited = True
         try:
-            await self.ask()
+            self.ask()
             async with asyncio.timeout_at(self._heard + SILENCE_SECONDS):
                 await self._news.wait()
         except TimeoutError:
@@ -117,7 +117,7 @@ class Pulling:
         finally:
             self._awaited = False
 
-    async def ask(self) -> None:
+    def ask(self) -> None:
         """Ask for more when half is used up."""
         missing = self._batch - self._asked - self._waiting()
         if missing * 2 < self._batch or self._broken:
@@ -133,11 +133,11 @@ class Pulling:
             self._heard = asyncio.get_running_loop().time()
         self._asked += missing
         try:
-            await self._connection.publish(self._next, json.dumps(request).encode(), None, self._inbox)
+            self._connection.tell(self._next, json.dumps(request).encode(), None, self._inbox)
         except Disconnected as error:
             self._broken = str(error)
 
-    async def _hear(self, message: Msg) -> None:
+    def _hear(self, message: Msg) -> bool:
         self._heard = asyncio.get_running_loop().time()
         if message.reply.startswith("$JS.ACK."):
             self._asked -= 1
@@ -147,7 +147,8 @@ class Pulling:
         if self._waiting() or self._broken:
             self._news.set()
         if self._ahead or self._awaited:
-            await self.ask()
+            self.ask()
+        return True
 
     def _hear_status(self, message: Msg) -> None:
         headers = message.headers or NO_HEADERS

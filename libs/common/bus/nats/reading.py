@@ -71,19 +71,19 @@ class OrderedReader:
         """
         while True:
             if self._buffer:
-                return await self._fetch()
+                return self._fetch()
             if self._pulling is None or self._pulling.broken is not None:
                 if await self._restart() and not self._pending:
                     return Batch((), self._restarts, 0, self._made)
             else:
                 await self._pulling.news()
 
-    async def _fetch(self) -> Batch:
+    def _fetch(self) -> Batch:
         batch = Batch(self._buffer, self._restarts, self._pending, self._made)
         self._buffer = []
         self._buffered_bytes = 0
         if self._pulling is not None and self._pulling.broken is None:
-            await self._pulling.ask()
+            self._pulling.ask()
         return batch
 
     async def close(self) -> None:

@@ -34,6 +34,7 @@ from libs.common.bus.transport import (
     Headers,
     Incoming,
     Receipt,
+    Start,
     Stored,
     StreamState,
 )
@@ -98,14 +99,16 @@ class NatsTransport:
         check_size(self.max_payload, subject, payload, headers)
         return incoming(await self._inbox.request(subject, payload, headers, timeout))
 
-    async def subscribe(self, subject: str, deliver: Deliver, *, group: str | None = None) -> None:
-        await self._listening.subscribe(subject, deliver, group)
+    async def subscribe(
+        self, subject: str, deliver: Deliver, *, group: str | None = None, start: Start | None = None
+    ) -> None:
+        await self._listening.subscribe(subject, deliver, group, start)
 
     async def catch_up(self, subjects: Sequence[str], *, timeout: float) -> None:
         await self._listening.catch_up(subjects, timeout)
 
-    async def serve(self, endpoint: Endpoint, deliver: Deliver) -> None:
-        await self._listening.serve(endpoint, deliver)
+    async def serve(self, endpoint: Endpoint, deliver: Deliver, *, start: Start | None = None) -> None:
+        await self._listening.serve(endpoint, deliver, start)
 
     async def stop_listening(self) -> None:
         await self._listening.stop()
