@@ -150,9 +150,10 @@ class Inspector:
             return Reading(())
         return await self._blocking("apple", read_apple, _no_gpus)
 
-    async def used_mb(self) -> Mapping[str, int | None]:
-        """VRAM in use now, of the NVIDIA GPUs and parts of them that were told last. Raises `Unavailable`."""
-        return await self._nvidia.used_mb()
+    def used_mb(self) -> Awaitable[Mapping[str, int | None]]:
+        """VRAM in use now, of the NVIDIA GPUs and parts of them that were told last: asked when this returns. Raises
+        `Unavailable` when awaited."""
+        return self._nvidia.used_mb()
 
     def memory_now(self) -> Memory:
         """RAM and swap from the kernel's own tables, at once: a fraction of a millisecond, less than a thread takes.

@@ -1,7 +1,7 @@
 """NVIDIA GPUs, as the NVML process tells them, and what must be remembered about them between two questions."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,12 @@ class NvidiaProbe:
         except Unavailable as error:
             return self._without_answer(error)
 
-    async def used_mb(self) -> Mapping[str, int | None]:
-        """Of each GPU and each part of one that the last reading told, quickly. Raises `Unavailable`."""
+    def used_mb(self) -> Awaitable[Mapping[str, int | None]]:
+        """Of each GPU and each part of one that the last reading told, quickly: asked when this returns. Raises
+        `Unavailable` when awaited."""
         if self._absent is not None or not self._last.gpus:
-            return {}
-        answer = await self._helper.ask("used")
-        return {uuid: mib(used) for uuid, used in answer.get("used", {}).items()}
+            return _used(None)
+        return _used(self._helper.begin("used"))
 
     async def _ask(self, now: float, devices: int) -> Nvidia:
         answer = await self._helper.ask()
@@ -130,3 +130,8 @@ class NvidiaProbe:
 
     async def close(self) -> None:
         await self._helper.close()
+
+
+async def _used(asked: Awaitable[dict[str, Any]] | None) -> Mapping[str, int | None]:
+    answer = {} if asked is None else await asked
+    return {uuid: mib(used) for uuid, used in answer.get("used", {}).items()}

@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
-import json
+import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping, Sequence
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from libs.common.errors import TimedOut, Unavailable
+from libs.hardware.asking import Questions
 
 log = structlog.get_logger()
 
@@ -18,12 +19,11 @@ PROGRAM = (sys.executable, "-m", "libs.hardware.nvml_program")
 ANSWER_SECONDS = 2.0
 START_SECONDS = 20.0
 """The driver may need many seconds to wake up when nothing else keeps it awake."""
-LONGEST_LINE = 8 * 1024 * 1024
 LONGEST_PAUSE_SECONDS = 60.0
 
 
 class NvmlHelper:
-    """One question at a time. `environment` replaces the inherited one."""
+    """Started when it is first asked. `environment` replaces the inherited one."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class NvmlHelper:
         self._start_seconds = start_seconds
         self._environment = environment
         self._child: Process | None = None
+        self._questions: Questions | None = None
         self._first: asyncio.Task[dict[str, Any]] | None = None
         self._turn = asyncio.Lock()
-        self._asked = 0
         self._failures = 0
         self._not_before = 0.0
         self._pause = 0.0
@@ -65,15 +65,20 @@ class NvmlHelper:
             now = asyncio.get_running_loop().time()
             if now < self._not_before:
                 raise Unavailable(f"{self._name} did not answer; it is asked again in at most {self._pause:.0f} s")
-            if self._child is None:
-                self._child = await self._start()
-                first = self._talk(self._child, "gpus", self._start_seconds)
+            if self._questions is None:
+                self._questions = await self._start()
+                first = self._told(self._questions.ask("gpus"), self._start_seconds)
                 self._first = asyncio.create_task(first, name="nvml-start")
             if not await self._is_started():
                 raise TimedOut(f"{self._name} is still starting")
-            answer = await self._answer(self._child, what)
-            self._failures = 0
-            return answer
+            return await self._answer(self._questions, what)
+
+    def begin(self, what: str) -> Awaitable[dict[str, Any]]:
+        """As `ask`; where the process runs the question is on its way when this returns. What it returns must be
+        awaited."""
+        if self._questions is None or self._first is not None:
+            return self.ask(what)
+        return self._begun(self._questions, self._questions.ask(what))
 
     async def restart(self) -> None:
         """NVML sees GPUs that were added only when it is started anew."""
@@ -91,52 +96,53 @@ class NvmlHelper:
         done, _ = await asyncio.wait({self._first}, timeout=self._answer_seconds)
         return bool(done)
 
-    async def _answer(self, child: Process, what: str) -> dict[str, Any]:
+    async def _begun(self, questions: Questions, asked: "asyncio.Future[dict[str, Any]]") -> dict[str, Any]:
+        try:
+            return await self._told(asked, self._answer_seconds)
+        except Unavailable:
+            async with self._turn:
+                if self._questions is questions:
+                    await self._give_up()
+            raise
+
+    async def _answer(self, questions: Questions, what: str) -> dict[str, Any]:
         first, self._first = self._first, None
         try:
             if first is not None and what == "gpus":
                 return first.result()
-            return await self._talk(child, what, self._answer_seconds)
-        except TimedOut:
+            return await self._told(questions.ask(what), self._answer_seconds)
+        except Unavailable:
             await self._give_up()
             raise
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            asyncio.IncompleteReadError,
-            asyncio.LimitOverrunError,
-        ) as error:
-            await self._give_up()
-            raise Unavailable(f"the {self._name} process ended: {error or type(error).__name__}") from None
 
-    async def _talk(self, child: Process, what: str, seconds: float) -> dict[str, Any]:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        self._asked += 1
-        number = self._asked
+    async def _told(self, asked: "asyncio.Future[dict[str, Any]]", seconds: float) -> dict[str, Any]:
+        """Raises `Unavailable`."""
         try:
             async with asyncio.timeout(seconds):
-                child.stdin.write(json.dumps({"id": number, "ask": what}).encode() + b"\n")
-                await child.stdin.drain()
-                while True:
-                    answer: dict[str, Any] = json.loads(await child.stdout.readuntil(b"\n"))
-                    if answer["id"] == number:  # the answer to a question that was given up may come first
-                        return answer
+                answer = await asked
         except TimeoutError:
             raise TimedOut(f"{self._name} does not answer within {seconds:g} s") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Unavailable(f"the {self._name} process ended: {error or type(error).__name__}") from None
+        self._failures = 0
+        return answer
 
-    async def _start(self) -> Process:
-        return await asyncio.create_subprocess_exec(
-            *self._program,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=DEVNULL,
-            limit=LONGEST_LINE,
-            start_new_session=True,
-            env=self._environment,
-        )
+    async def _start(self) -> Questions:
+        ours, its = socket.socketpair()
+        with its:
+            try:
+                self._child = await asyncio.create_subprocess_exec(
+                    *self._program,
+                    stdin=its.fileno(),
+                    stdout=its.fileno(),
+                    stderr=DEVNULL,
+                    start_new_session=True,
+                    env=self._environment,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return Questions(ours)
 
     async def _give_up(self) -> None:
         """Kill it; each failure in a row doubles the pause before the next try."""
@@ -151,15 +157,16 @@ class NvmlHelper:
     async def _stop(self) -> None:
         first, self._first = self._first, None
         child, self._child = self._child, None
+        questions, self._questions = self._questions, None
         if first is not None:
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
+        if questions is not None:
+            questions.close()
         if child is None:
             return
         with contextlib.suppress(ProcessLookupError):
             child.kill()
-        if child.stdin is not None:
-            child.stdin.close()
         with contextlib.suppress(TimeoutError):  # a process stuck in the kernel dies when the kernel lets it
             async with asyncio.timeout(1.0):
                 await child.wait()

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -22,6 +23,13 @@ log = structlog.get_logger()
 
 UNKNOWN: Mapping[str, int | None] = {"": None}
 """A look that saw nothing."""
+
+
+class Look(NamedTuple):
+    """At what is in use, on its way. What it shows is of a time after it was begun."""
+
+    gpus: "asyncio.Future[Mapping[str, int | None]] | None"
+    ram: bool
 
 
 class Measuring:
@@ -56,7 +64,7 @@ class Measuring:
         self.problems: tuple[Problem, ...] = ()
         self.refresh = Shared(self._measure)
         """Measure everything; the measurement began after the call."""
-        self._look_at_gpus = Shared(self._gpus_used)
+        self._look_at_gpus = Shared(self._gpus_used, eager=True)
 
     @property
     def has_measured(self) -> bool:
@@ -74,38 +82,29 @@ class Measuring:
         for shared in (self.refresh, self._look_at_gpus):
             await shared.close()
 
-    async def current(self, *, gpus: bool, ram: bool) -> bool:
-        """Make the ledger that of now: by a look at what is in use, which costs little, or a whole measurement where
-        that does not do. Those who wait at the same time share the slow ones.
+    def begin(self, *, gpus: bool, ram: bool) -> Look:
+        """Ask what is in use, in this step if nobody else is waiting for an answer. Those who wait share the next."""
+        return Look(self._look_at_gpus.begin() if gpus else None, ram)
+
+    async def current(self, look: Look) -> bool:
+        """Make the ledger that of a time after `look` was begun: by what it shows, which costs little, or by a whole
+        measurement where that does not do.
 
         Returns whether all is as it was measured; if not, what grew is kept from everybody. Raises `Unavailable`.
         """
         if self._clock.monotonic() - self._measured_at >= self._measure_seconds:
             await self.refresh()
             return True
-        used = await self._look(gpus=gpus, ram=ram)
+        used = {} if look.gpus is None else await look.gpus
+        if look.ram:  # read last: who waits for the GPUs' answer has something on its way to the disk meanwhile
+            used = {**used, RAM: self._ram_used()}
         if self._book.knows(used):
             return self._book.looked_at(used)
         await self.refresh()
         return True
 
-    async def _look(self, *, gpus: bool, ram: bool) -> Mapping[str, int | None]:
-        """The kernel is read while the driver's process answers."""
-        if not gpus:
-            return {RAM: self._ram_used()} if ram else {}
-        looking = self._look_at_gpus.begin()
-        if not ram:
-            return await looking
-        await asyncio.sleep(0)  # so that the question is on its way
-        used = self._ram_used()
-        return {**await looking, RAM: used}
-
-    async def _gpus_used(self) -> Mapping[str, int | None]:
-        try:
-            used_mb = await self._meters.used_mb()
-        except Unavailable:
-            return UNKNOWN
-        return UNKNOWN if used_mb is None else used_mb
+    def _gpus_used(self) -> Awaitable[Mapping[str, int | None]]:
+        return _seen(self._meters.used_mb())
 
     def _ram_used(self) -> int | None:
         memory = self._meters.memory_now()
@@ -185,3 +184,11 @@ class Measuring:
     async def _apply(self, decide: Callable[[Held], Held]) -> None:
         over = [held for held in self._book.open_ones() if decide(held) is not held]
         await asyncio.gather(*(self._bookkeeping.change(held.reservation_id, decide) for held in over))
+
+
+async def _seen(asked: Awaitable[Mapping[str, int | None] | None]) -> Mapping[str, int | None]:
+    try:
+        used_mb = await asked
+    except Unavailable:
+        return UNKNOWN
+    return UNKNOWN if used_mb is None else used_mb

@@ -1,6 +1,6 @@
 """What the GPU orchestrator needs of the machine it is on."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,10 +44,10 @@ class Meters(Protocol):
         """Every GPU and its users, measured now."""
         ...
 
-    async def used_mb(self) -> Mapping[str, int | None] | None:
+    def used_mb(self) -> Awaitable[Mapping[str, int | None] | None]:
         """VRAM in use now, by GPU and part of one, quickly; None where only a whole measurement tells.
 
-        Raises `Unavailable`.
+        Where it can be, it is asked for in the step of the call. Raises `Unavailable` when awaited.
         """
         ...
 

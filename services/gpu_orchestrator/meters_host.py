@@ -1,7 +1,7 @@
 """The machine itself, through `libs.hardware`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from libs.common.contracts.gpu_orchestrator import GpuProcess, GpuState
@@ -26,8 +26,8 @@ class HostMeters:
         states = (GpuState(gpu=gpu, processes=_processes(graphics.processes.get(gpu.uuid))) for gpu in graphics.gpus)
         return Graphics(states=tuple(states), links=graphics.links, problems=graphics.problems)
 
-    async def used_mb(self) -> Mapping[str, int | None] | None:
-        return None if self._others else await self._inspector.used_mb()
+    def used_mb(self) -> Awaitable[Mapping[str, int | None] | None]:
+        return _untold() if self._others else self._inspector.used_mb()
 
     def stalled_ratio(self) -> float | None:
         return self._inspector.stalled_ratio()
@@ -51,6 +51,10 @@ class HostMeters:
             yield
         finally:
             await self._inspector.close()
+
+
+async def _untold() -> None:
+    """Other vendors' GPUs are measured whole."""
 
 
 def _processes(found: tuple[nvidia_answer.GpuProcess, ...] | None) -> tuple[GpuProcess, ...] | None:

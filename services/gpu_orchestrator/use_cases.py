@@ -35,7 +35,7 @@ from services.gpu_orchestrator.choosing import Choice
 from services.gpu_orchestrator.copying import read_copy
 from services.gpu_orchestrator.devices import named
 from services.gpu_orchestrator.machine import Held, Holder, committed, released, renewed
-from services.gpu_orchestrator.measuring import Measuring
+from services.gpu_orchestrator.measuring import Look, Measuring
 from services.gpu_orchestrator.meters import Meters, Processes
 from services.gpu_orchestrator.model import RAM
 from services.gpu_orchestrator.observer import Observer
@@ -146,7 +146,7 @@ class GpuOrchestrator:
         """Whether it would fit now. Raises `Malformed` when a GPU is named that is not here."""
         if self._is_elsewhere(asked.node_id):
             return await self._bus.request(CAN_FIT, asked, node_id=asked.node_id)
-        as_measured = await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
+        as_measured = await self._measuring.current(self._look(asked))
         choice = self._book.choice(asked)
         if not choice.fits and not as_measured:
             await self._measuring.refresh()
@@ -235,7 +235,7 @@ class GpuOrchestrator:
         held = await self._at_a_guess(name, asked)
         if held is not None:
             return held
-        as_measured = await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
+        as_measured = await self._measuring.current(self._look(asked))
         try:
             return await self._bookkeeping.add(name, make)
         except Conflict:
@@ -247,20 +247,27 @@ class GpuOrchestrator:
     async def _at_a_guess(self, name: str, asked: ReserveRequest) -> Held | None:
         """Claimed by what was known before the question; the look that must come after it is taken while the claim is
         written. None: it does not fit what was known, or what grew since is in the way."""
+        looks: list[Look] = []
 
         def make(before: Held | None) -> Held | None:
             if before is not None:
                 return self._same(before, asked)
             with suppress(Malformed):  # of GPUs that were not measured yet
                 choice = self._book.choice(asked)
-                return self._granted(name, asked, choice) if choice.fits else None
+                if choice.fits:
+                    # First, and in the step that claims: nothing that is claimed now can be released in between.
+                    looks.append(self._look(asked))
+                    return self._granted(name, asked, choice)
             return None
 
         async def prove(held: Held) -> bool:
-            await self._measuring.current(gpus=asked.count > 0, ram=asked.ram_mb > 0)
+            await self._measuring.current(looks[0])
             return self._book.bears(held)
 
         return await self._bookkeeping.attempt(name, make, prove)
+
+    def _look(self, asked: FitQuestion) -> Look:
+        return self._measuring.begin(gpus=asked.count > 0, ram=asked.ram_mb > 0)
 
     def _granted(self, name: str, asked: ReserveRequest, choice: Choice) -> Held:
         if self._book.open_count >= MOST_OPEN:

@@ -337,6 +337,31 @@ async def test_the_process_that_asks_nvml_may_be_killed_at_any_time(simulator: S
         assert len((await helper.ask())["gpus"]) == 1
 
 
+async def test_questions_that_are_on_their_way_together_are_all_answered(simulator: Simulator):
+    simulator.show(machines.T4)
+    async with probing(simulator) as (_, helper):
+        await _answered(helper)
+        used = [helper.begin("used") for _ in range(3)]
+        told = await asyncio.gather(helper.ask(), *used)
+
+    assert [sorted(each.keys() & {"gpus", "used"}) for each in told] == [["gpus"], *[["used"]] * 3]
+
+
+async def test_all_who_wait_for_a_process_that_is_killed_are_told_and_it_is_started_anew_once(simulator: Simulator):
+    simulator.show(machines.T4)
+    async with probing(simulator) as (_, helper):
+        await _answered(helper)
+        assert helper.pid is not None
+        psutil.Process(helper.pid).suspend()
+        waiting = [asyncio.ensure_future(helper.begin("used")) for _ in range(3)]
+        psutil.Process(helper.pid).kill()
+
+        told = await asyncio.gather(*waiting, return_exceptions=True)
+
+        assert [type(each) for each in told] == [Unavailable] * 3
+        assert len((await _answered(helper))["gpus"]) == 1  # a second failure in a row would have been a pause
+
+
 @pytest.mark.parametrize("machine", [machines.T4, replace(machines.T4, hang_seconds=60)])
 def test_it_ends_when_nobody_asks_any_more_even_when_it_is_stuck(simulator: Simulator, machine: Machine):
     simulator.show(machine)

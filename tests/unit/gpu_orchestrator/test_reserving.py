@@ -1,7 +1,7 @@
 """Reserving memory on one node, and through it on another."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from pathlib import Path
 
 import pytest
@@ -89,11 +89,47 @@ async def test_a_process_that_came_between_question_and_reservation_is_seen(worl
     assert fits
 
 
-async def test_many_who_reserve_at_once_share_one_look_and_measure_nothing_anew(world: World):
+async def test_many_who_reserve_at_once_share_a_look_and_measure_nothing_anew(world: World):
     await world.orchestrator.refresh()
     await asyncio.gather(*(world.orchestrator.reserve(wish(10)) for _ in range(100)))
 
-    assert (world.meters.measured, world.meters.looked) == (1, 1)
+    assert (world.meters.measured, world.meters.looked) == (1, 2)  # the first one's, and that of all behind it
+
+
+async def test_a_look_that_was_begun_before_somebody_asked_gives_him_nothing(world: World):
+    await world.orchestrator.refresh()
+    world.meters.sees.clear()
+    world.meters.shows_begin = True
+    first = asyncio.create_task(world.orchestrator.reserve(wish(1000, gpu_indices=[0])))
+    await asyncio.sleep(0)
+    world.meters.states = (idle(0, GpuProcess(pid=7, kind="compute", used_mb=15_000)), idle(1))
+    second = asyncio.create_task(world.orchestrator.reserve(wish(20_000, gpu_indices=[0])))
+    while len(world.orchestrator.reservations(only_open=True).reservations) < 2:
+        await asyncio.sleep(0)
+    world.meters.sees.set()
+
+    assert (await first).required_mb == 1000
+    with pytest.raises(Conflict):
+        await second
+
+
+async def test_the_look_is_begun_in_the_step_that_claims(world: World):
+    await world.orchestrator.refresh()
+    seen: list[tuple[int, int]] = []
+    original = world.meters.used_mb
+
+    def used_mb() -> Awaitable[Mapping[str, int | None]]:
+        asyncio.get_running_loop().call_soon(
+            lambda: seen.append(
+                (world.meters.looked, len(world.orchestrator.reservations(only_open=True).reservations))
+            )
+        )
+        return original()
+
+    world.meters.used_mb = used_mb  # type: ignore[method-assign]  # to look at the book behind that step
+    await world.orchestrator.reserve(wish())
+
+    assert seen == [(1, 1)]
 
 
 async def test_what_grew_since_the_measurement_is_kept_from_others_without_measuring_anew(world: World):

@@ -47,6 +47,22 @@ async def test_who_asks_while_one_is_on_its_way_gets_the_next_and_shares_it():
     assert (begun, await first, await asyncio.gather(*late)) == (1, 1, [2] * 10)
 
 
+async def test_an_eager_run_begins_in_the_step_of_who_asks_first_and_is_of_nobody_behind():
+    begun: list[int] = []
+
+    def run() -> asyncio.Future[int]:
+        begun.append(len(begun) + 1)
+        outcome = asyncio.get_running_loop().create_future()
+        outcome.set_result(begun[-1])
+        return outcome
+
+    shared = Shared(run, eager=True)
+    asked = [shared.begin() for _ in range(3)]
+    at_once = len(begun)
+
+    assert (at_once, await asyncio.gather(*asked), len(begun)) == (1, [1, 2, 2], 2)
+
+
 async def test_a_failure_is_that_of_all_who_waited_and_the_next_try_is_anew():
     outcomes = iter([ValueError("broken"), None])
 

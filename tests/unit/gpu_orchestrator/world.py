@@ -1,7 +1,7 @@
 """A GPU orchestrator with made-up hardware, a real journal and a clock that stands still."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +47,8 @@ class MadeUpMeters:
     ram: Memory = field(default_factory=lambda: Memory(total_mb=65536, available_mb=60000))
     sees: asyncio.Event = field(default_factory=asyncio.Event)
     """Set: a look is answered."""
+    shows_begin: bool = False
+    """A look shows what was in use when it was begun, not when it is answered."""
 
     def __post_init__(self) -> None:
         self.sees.set()
@@ -55,10 +57,14 @@ class MadeUpMeters:
         self.measured += 1
         return Graphics(states=self.states, problems=self.problems)
 
-    async def used_mb(self) -> Mapping[str, int | None]:
+    def used_mb(self) -> Awaitable[Mapping[str, int | None]]:
         self.looked += 1
+        return self._used_mb(self.states)
+
+    async def _used_mb(self, begun: tuple[GpuState, ...]) -> Mapping[str, int | None]:
         await self.sees.wait()
-        return {state.gpu.uuid: state.gpu.vram_used_mb for state in self.states}
+        states = begun if self.shows_begin else self.states
+        return {state.gpu.uuid: state.gpu.vram_used_mb for state in states}
 
     stalled: float | None = None
 
