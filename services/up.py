@@ -1,6 +1,7 @@
 """`make up`: NATS, all seven services and the main job, in one process, until Ctrl-C.
 
-`--demo` ends after the main job, with exit code 0 when everything came out right. `--background` returns when the mesh
+A main job that does not come through is said, and takes nothing down. `--demo` ends after it, with exit code 0 when
+everything came out right. `--background` returns when the mesh
 is up; `--down` ends that mesh; `--reset` forgets all it kept.
 """
 
@@ -34,6 +35,7 @@ from services.node_agent.process_posix import rest_of_session
 from services.suite import SUITE, addresses
 
 UP = "The mesh is up."
+READY_SECONDS = 15.0
 STOP_SECONDS = 40.0
 _CHILDREN = {"nats-server": "nats-server", "services.node_agent.llama_server": "engine"}
 
@@ -76,8 +78,8 @@ async def _up(settings: PlatformSettings, console: Console, *, demo: bool) -> in
 
     async def show(nats_url: str) -> None:
         nonlocal good
-        await ready.wait()
-        console.print(f"{len(SUITE)} services are ready after {time.monotonic() - started:.1f} s.", highlight=False)
+        if await _ready(ready, settings, console):
+            console.print(f"{len(SUITE)} services are ready after {time.monotonic() - started:.1f} s.", highlight=False)
         good = await _self_check(settings, nats_url, console)
         if demo:
             stop.set()
@@ -89,6 +91,30 @@ async def _up(settings: PlatformSettings, console: Console, *, demo: bool) -> in
         await runner.run(SUITE, settings, stop=stop, ready=ready, alongside=show)
     console.print("Stopped.")
     return 0 if good or not demo else 1
+
+
+async def _ready(ready: asyncio.Event, settings: PlatformSettings, console: Console) -> bool:
+    """Whether all became ready in time. If not, what keeps them from it is said."""
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await ready.wait()
+        return True
+    except TimeoutError:
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
+            for service, url in addresses(settings.http_host).items():
+                for check, problem in (await _checks(http, url)).items():
+                    if problem != "ok":
+                        console.print(f"{service} is not ready: {check}: {problem}", style="red", markup=False)
+        return False
+
+
+async def _checks(http: httpx.AsyncClient, url: str) -> dict[str, str]:
+    try:
+        answer = await http.get(f"{url}/readyz")
+    except httpx.HTTPError as error:
+        return {url: str(error) or type(error).__name__}
+    checks: dict[str, str] = answer.json()["checks"] if answer.status_code != httpx.codes.OK else {}
+    return checks
 
 
 async def _self_check(settings: PlatformSettings, nats_url: str, console: Console) -> bool:
@@ -106,7 +132,13 @@ async def _self_check(settings: PlatformSettings, nats_url: str, console: Consol
             node_id=identity.node_id(settings),
             urls=addresses(settings.http_host),
         )
-        return (await main_job(mesh, console)).good
+        try:
+            report = await main_job(mesh, console)
+        except (MeshError, httpx.HTTPError) as error:
+            told = error.message if isinstance(error, MeshError) else f"{type(error).__name__}: {error}"
+            console.print(f"The main job did not come through: {told}", style="red", markup=False, highlight=False)
+            return False
+    return report is None or report.good
 
 
 def _where(settings: PlatformSettings) -> str:

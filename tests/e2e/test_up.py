@@ -16,6 +16,7 @@ from tests.deploying import Deploying, runs
 from tests.e2e.test_deployments import TINY
 from tests.fake_engine import begun, fake_vllm
 from tests.mesh_process import MeshProcess, mesh_process
+from tools.free_ports import free_port
 
 UP = ("-m", "services.up")
 
@@ -153,6 +154,33 @@ def test_after_a_kill_the_next_start_finishes_what_was_open_and_then_its_own_job
         assert mesh.run((*UP, "--demo"), timeout=180) == 0, mesh.output
         assert "40 of 40 items completed" in mesh.output
         assert mesh.left_behind() == []
+
+
+def test_what_waits_for_something_that_is_not_there_keeps_no_mesh_from_starting(tmp_path):
+    with mesh_process(tmp_path / "data") as mesh:
+        mesh.start().wait_ready()
+        work = {"work_type": "function", "payload": {"function": "nowhere"}}
+        httpx.post(f"{mesh.url('work_marshaling')}/api/v1/work/submit", json=work).raise_for_status()
+        mesh.stop()
+
+        assert mesh.run((*UP, "--demo"), timeout=60) == 0, mesh.output
+        assert "1 of them stay open" in mesh.output
+        assert "40 of 40 items completed" in mesh.output
+
+
+def test_a_machine_without_an_engine_comes_up(tmp_path):
+    with mesh_process(tmp_path / "data", ENGINE="none") as mesh:
+        assert mesh.run((*UP, "--demo"), timeout=60) == 0, mesh.output
+        assert "This machine runs no engine" in mesh.output
+
+
+def test_a_main_job_that_does_not_come_through_takes_nothing_down(tmp_path):
+    with mesh_process(tmp_path / "data", ENGINE="openai", ENGINE_URL=f"http://127.0.0.1:{free_port()}") as mesh:
+        mesh.start(UP)
+        wait_for(mesh, "The mesh is up.")
+        assert "node_agent is not ready: engine openai-1: FAILED" in mesh.output
+        assert "The main job did not come through: openai-1: " in mesh.output
+        assert httpx.get(f"{mesh.url('node_registry')}/healthz").is_success
 
 
 def until_something_was_accepted(mesh: MeshProcess) -> None:
