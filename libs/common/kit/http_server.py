@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from libs.common.errors import WrongSetting
+from libs.common.kit.http_reading import Reading
 
 _BACKLOG = 512
 _DATE_SECONDS = 1.0
@@ -69,7 +70,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=Reading,
                 ws="none",
                 loop="none",
                 lifespan="off",

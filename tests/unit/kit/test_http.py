@@ -255,7 +255,7 @@ async def test_requests_are_counted_by_template_never_by_path(client: httpx.Asyn
     await client.get("/api/v1/orders/1")
     await client.get("/api/v1/orders/2")
     await client.get("/surprise")
-    await client.request("BREW", "/surprise")
+    await client.request("PROPFIND", "/surprise")
     page = (await client.get("/metrics")).text
     assert 'mesh_http_requests_total{method="GET",route="/api/v1/orders/{number}",status="200"} 2.0' in page
     assert 'mesh_http_requests_total{method="GET",route="unmatched",status="404"} 1.0' in page
