@@ -1,7 +1,7 @@
 # The verbs of this repository. `make up` and `make test` need nothing but: git make python3-venv libgomp1;
 # tests of the archive in PostgreSQL and Supabase are skipped without: postgresql npm
 .DEFAULT_GOAL := help
-.PHONY: help up demo down reset test test-engines check lint types docs docs-check migrations benchmarks peers faults
+.PHONY: help up node demo down reset test test-engines check lint types docs docs-check migrations benchmarks peers faults
 
 PYTHON ?= python3
 # Most tests wait for a process or a clock: more of them at once than there are processors.
@@ -15,6 +15,10 @@ help: ## show this list
 
 up: .venv/ready ## start NATS and all services, run the main job, stay until Ctrl-C (BACKGROUND=1: return; MODEL=file.gguf)
 	@exec $(BIN)/python -m services.up $(if $(BACKGROUND),--background)
+
+node: .venv/ready ## let this machine join a mesh: make node NATS_URL=nats://TOKEN@HOST:4222
+	$(if $(NATS_URL),,$(error NATS_URL must say which mesh: make node NATS_URL=nats://TOKEN@HOST:4222))
+	@exec $(BIN)/python -m services resource_detector gpu_orchestrator node_agent
 
 demo: .venv/ready ## the same, but stop after the main job; exits 0 when every item ended as it should
 	@exec $(BIN)/python -m services.up --demo

@@ -19,6 +19,7 @@ from tests.mesh_process import MeshProcess, mesh_process
 from tools.free_ports import free_port
 
 UP = ("-m", "services.up")
+NODE_SIDE = ("resource_detector", "gpu_orchestrator", "node_agent")
 
 
 def wait_for(mesh: MeshProcess, words: str, *, timeout: float = 90) -> None:
@@ -101,6 +102,21 @@ def test_down_ends_the_deployed_engines_of_a_killed_mesh_and_no_others(tmp_path)
             other.kill()
             other.wait()
         assert mesh.left_behind() == []
+
+
+def test_another_machine_joins_with_the_token(tmp_path):
+    with mesh_process(tmp_path / "first", ENGINE="none", NATS_TOKEN="let-me-in") as first:
+        first.start().wait_ready().wait_until_listed()
+        address = first.nats_url.replace("nats://", "nats://let-me-in@")
+        with mesh_process(tmp_path / "second", NODE_ID="second", NATS_URL=address) as second:
+            second.start(("-m", "services", *NODE_SIDE)).wait_ready(NODE_SIDE)
+            work = {"work_type": "inference", "payload": {"prompt": "Hello", "max_tokens": 2}}
+            url = f"{first.url('work_marshaling')}/api/v1/work"
+            work_id = httpx.post(f"{url}/submit", json=work).json()["work_id"]
+            result = httpx.get(f"{url}/{work_id}/result", params={"wait_seconds": 30}, timeout=40).json()
+
+    assert (result["status"], result["node_id"]) == ("completed", "second")
+    assert "let-me-in" not in first.output + second.output
 
 
 def test_a_second_mesh_in_the_same_place_is_refused_with_what_to_do(tmp_path):

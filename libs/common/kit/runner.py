@@ -212,7 +212,13 @@ async def _nats(
     else:
         from libs.common.bus.nats.server import ServerOptions, nats_server
 
-        async with nats_server(ServerOptions(directory=data_dir / "nats", port=settings.nats_port)) as server:
+        options = ServerOptions(
+            directory=data_dir / "nats",
+            host=settings.nats_host,
+            port=settings.nats_port,
+            token=settings.nats_token.get_secret_value() if settings.nats_token else None,
+        )
+        async with nats_server(options) as server:
             yield server.url, _connecting(server.url, settings)
 
 

@@ -25,6 +25,16 @@ def _fits_a_header(key: SecretStr) -> SecretStr:
 HeaderKey = Annotated[SecretStr, AfterValidator(_fits_a_header)]
 """A secret that is said in a header."""
 
+
+def _fits_an_address(token: SecretStr) -> SecretStr:
+    if not fullmatch(r"[A-Za-z0-9_-]{8,128}", token.get_secret_value()):
+        raise ValueError("it must be 8 to 128 letters, digits, `_` and `-`")
+    return token
+
+
+AddressToken = Annotated[SecretStr, AfterValidator(_fits_an_address)]
+"""A secret that stands in the address of a server."""
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -40,6 +50,16 @@ class PlatformSettings(BaseSettings):
         description="The NATS server to use, several separated by commas. Not set: one is started as a child process.",
     )
     nats_credentials: Path | None = Field(None, description="A credentials file for `NATS_URL`.")
+    nats_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Where the NATS server that is started here listens; 0.0.0.0: for other machines too.",
+    )
+    nats_token: AddressToken | None = Field(
+        None,
+        json_schema_extra={"allowed": "8 to 128 letters, digits, `_` and `-`"},
+        description="When set, whoever connects to the NATS server that is started here must know it.",
+    )
     nats_port: int = Field(4222, ge=0, le=65535, description="Where the NATS server that is started here listens.")
     stream_replicas: int = Field(1, ge=1, le=5, description="Copies of every stream; 3 in a cluster.")
     work_in_max_mb: int = Field(1024, ge=1, le=1_048_576, description="The most that `WORK_IN` keeps, in MiB.")
@@ -91,6 +111,11 @@ class PlatformSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
+        if self.nats_host not in LOOPBACK and self.nats_token is None and self.nats_url is None:
+            raise ValueError(
+                f"NATS_HOST is {self.nats_host!r}, which other machines can reach; set NATS_TOKEN, "
+                "or leave NATS_HOST at 127.0.0.1."
+            )
         if self.http_host not in LOOPBACK and self.api_token is None and not self.http_private_network:
             raise ValueError(
                 f"HTTP_HOST is {self.http_host!r}, which other machines can reach; set API_TOKEN, or "

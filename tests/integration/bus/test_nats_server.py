@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,8 @@ import pytest
 
 from libs.common.bus.nats import server as module
 from libs.common.bus.nats.server import ServerOptions, nats_server
-from libs.common.errors import WrongSetting
+from libs.common.bus.nats.transport import connect
+from libs.common.errors import Unauthorized, WrongSetting
 from tests.nats_process import nats_process
 
 LEAVE_A_SERVER_BEHIND = """
@@ -33,6 +35,15 @@ asyncio.run(main())
 
 def options(directory: Path, port: int = 0) -> ServerOptions:
     return ServerOptions(directory=directory, port=port)
+
+
+def left_behind(directory: Path) -> tuple[str, str]:
+    """The address and the pid of a server whose starter was killed."""
+    killed = subprocess.run(
+        [sys.executable, "-c", LEAVE_A_SERVER_BEHIND, str(directory)], stdout=subprocess.PIPE, text=True, timeout=30
+    )
+    url, pid = killed.stdout.splitlines()[-1].split()
+    return url, pid
 
 
 async def accepts(url: str) -> bool:
@@ -67,14 +78,30 @@ async def test_a_server_of_somebody_else_is_adopted_and_left_running(tmp_path):
 
 
 async def test_a_server_that_a_killed_process_of_ours_left_behind_is_ours_again(tmp_path):
-    killed = subprocess.run(
-        [sys.executable, "-c", LEAVE_A_SERVER_BEHIND, str(tmp_path)], stdout=subprocess.PIPE, text=True, timeout=30
-    )
-    url, pid = killed.stdout.splitlines()[-1].split()
+    url, pid = left_behind(tmp_path)
     assert await accepts(url)
     async with nats_server(options(tmp_path, int(url.rsplit(":", 1)[1]))) as server:
         assert (server.adopted, server.ours, server.pid) == (True, True, int(pid))
     assert not await accepts(url)
+
+
+async def test_with_a_token_nobody_is_let_in_who_does_not_know_it(tmp_path):
+    async with nats_server(replace(options(tmp_path), token="let-me-in")) as server:
+        assert server.url == f"nats://let-me-in@127.0.0.1:{server.port}"
+        assert (tmp_path / "nats.conf").stat().st_mode & 0o077 == 0
+        async with connect(server.url, name="ours") as transport:
+            await transport.publish("x", b"", {})
+        with pytest.raises(Unauthorized):
+            async with connect(server.url.replace("let-me-in", "somebody"), name="a stranger"):
+                pass
+
+
+async def test_a_server_that_was_left_behind_with_other_settings_is_started_again(tmp_path):
+    url, pid = left_behind(tmp_path)
+    async with nats_server(replace(options(tmp_path, int(url.rsplit(":", 1)[1])), host="0.0.0.0")) as server:
+        assert (server.adopted, server.url) == (False, url)
+        assert 'listen: "0.0.0.0:' in (tmp_path / "nats.conf").read_text()
+        assert server.pid != int(pid)
 
 
 async def test_a_server_that_dies_is_started_again_on_the_same_port(tmp_path):

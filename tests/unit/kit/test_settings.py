@@ -124,6 +124,13 @@ def test_an_open_address_without_a_token_is_refused(host: str) -> None:
     assert load(PlatformSettings, {"HTTP_HOST": host, "HTTP_PRIVATE_NETWORK": "true"}).http_host == host
 
 
+def test_nats_is_opened_to_other_machines_with_a_token_only() -> None:
+    told = refusal(PlatformSettings, NATS_HOST="0.0.0.0")
+    assert told.startswith("NATS_HOST is '0.0.0.0', which other machines can reach; set NATS_TOKEN,")
+    assert load(PlatformSettings, {"NATS_HOST": "0.0.0.0", "NATS_TOKEN": "long-enough"}).nats_host == "0.0.0.0"
+    assert "8 to 128 letters" in refusal(PlatformSettings, NATS_TOKEN="not enough")
+
+
 def test_the_reference_of_settings_names_type_default_and_what_is_allowed() -> None:
     by_name = {variable.name: variable for variable in environment_names(Work)}
     assert list(by_name)[:3] == ["WORK_MARSHALING_PORT", "WORK_RETRY_MAX", "WORK_RETRY_DELAY"]

@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from string import Template
@@ -29,7 +29,8 @@ log = structlog.get_logger()
 OLDEST = (2, 15, 0)
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
+ANYWHERE = ("0.0.0.0", "::")
 
 _CONFIGURATION = Template("""\
 server_name: "$name"
@@ -48,6 +49,7 @@ jetstream {
   max_buffered_msgs: 1000000
   max_buffered_size: 512MB
 }
+$authorization
 # The newer acknowledgement format makes nats-py's reader stop.
 feature_flags { js_ack_fc_v2: false }
 """)
@@ -55,19 +57,34 @@ feature_flags { js_ack_fc_v2: false }
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """`directory` holds everything the server keeps. `port` 0 lets the system choose.
+    """`directory` holds everything the server keeps. `port` 0: the system chooses. With a `token`, of letters, digits,
+    `_` and `-`, it lets nobody in who does not know it.
 
     `sync_interval` is `always` or a duration such as `2m`: how long acknowledged messages may wait for the disk.
     """
 
     directory: Path
+    host: str = LOOPBACK
     port: int = 4222
+    token: str | None = field(default=None, repr=False)
     sync_interval: str = "always"
+
+    @property
+    def near(self) -> str:
+        """The address by which this machine itself reaches it."""
+        return LOOPBACK if self.host in ANYWHERE else self.host
+
+    def url(self, port: int) -> str:
+        sign_in = f"{self.token}@" if self.token else ""
+        return f"nats://{sign_in}{_in_url(self.near)}:{port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningServer:
-    url: str
+    """`url` holds the token, where there is one."""
+
+    url: str = field(repr=False)
+    port: int
     pid: int | None
     version: str
     adopted: bool
@@ -109,9 +126,9 @@ async def nats_server(options: ServerOptions) -> AsyncIterator[RunningServer]:
     """
     options.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     children = _Children()
-    server = await _adopt(options) or await _start(options, children)
+    server = await _adopt(options, children) or await _start(options, children)
     if server.adopted:
-        log.info("nats_server_adopted", url=server.url, ours=server.ours, version=server.version)
+        log.info("nats_server_adopted", port=server.port, ours=server.ours, version=server.version)
     guard = asyncio.create_task(_keep_alive(server, options, children), name="nats-server") if server.ours else None
     try:
         yield server
@@ -122,24 +139,32 @@ async def nats_server(options: ServerOptions) -> AsyncIterator[RunningServer]:
             await _stop(options, children)
 
 
-async def _adopt(options: ServerOptions) -> RunningServer | None:
+async def _adopt(options: ServerOptions, children: _Children) -> RunningServer | None:
     if options.port == 0:
         return None
+    pid = _left_behind(options)
+    if pid is not None and not _as_configured(options):
+        await _stop(options, children)
+        return None
     try:
-        answer = await _ask(options.port)
+        answer = await _ask(options.near, options.port)
     except OSError:
         return None
     if answer is None:
         raise WrongSetting(
-            f"Port {options.port} on {HOST} is taken by something that is not a nats-server; "
+            f"Port {options.port} on {options.near} is taken by something that is not a nats-server; "
             "stop it, or set NATS_PORT to a free port.",
         )
     _require_usable(answer, options.port)
-    pid = _left_behind(options)
     if pid is not None:
         _write_state(options, pid)
     return RunningServer(
-        url=f"nats://{HOST}:{options.port}", pid=pid, version=answer.version, adopted=True, ours=pid is not None
+        url=options.url(options.port),
+        port=options.port,
+        pid=pid,
+        version=answer.version,
+        adopted=True,
+        ours=pid is not None,
     )
 
 
@@ -156,9 +181,9 @@ def _require_usable(answer: _Answer, port: int) -> None:
         )
 
 
-async def _ask(port: int) -> _Answer | None:
+async def _ask(host: str, port: int) -> _Answer | None:
     """What answers on the port; None when it is no nats-server. Raises `OSError` when nothing listens."""
-    reader, writer = await asyncio.open_connection(HOST, port, limit=1024 * 1024)
+    reader, writer = await asyncio.open_connection(host, port, limit=1024 * 1024)
     try:
         async with asyncio.timeout(2):
             line = await reader.readline()
@@ -173,16 +198,9 @@ async def _ask(port: int) -> _Answer | None:
 
 
 async def _start(options: ServerOptions, children: _Children) -> RunningServer:
-    configuration = options.directory / "nats.conf"
-    configuration.write_text(
-        _CONFIGURATION.substitute(
-            name=_server_name(options),
-            host=HOST,
-            port=options.port or -1,
-            directory=options.directory.resolve(),
-            sync_interval=options.sync_interval,
-        )
-    )
+    configuration = _configuration_file(options)
+    configuration.write_text(_configuration(options))
+    configuration.chmod(0o600)
     with (options.directory / "nats.out").open("wb") as out:
         process = children.start([server_binary(), "-c", str(configuration)], out)
     try:
@@ -193,7 +211,9 @@ async def _start(options: ServerOptions, children: _Children) -> RunningServer:
         raise
     _write_state(options, process.pid)
     log.info("nats_server_started", port=port, pid=process.pid, version=answer.version)
-    return RunningServer(url=f"nats://{HOST}:{port}", pid=process.pid, version=answer.version, adopted=False, ours=True)
+    return RunningServer(
+        url=options.url(port), port=port, pid=process.pid, version=answer.version, adopted=False, ours=True
+    )
 
 
 async def _until_ready(process: subprocess.Popen[bytes], options: ServerOptions) -> tuple[int, _Answer]:
@@ -205,7 +225,7 @@ async def _until_ready(process: subprocess.Popen[bytes], options: ServerOptions)
                     raise Unavailable(f"nats-server ended at once: {_last_words(options)}")
                 with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
                     port = int(json.loads(ports_file.read_text())["nats"][0].rsplit(":", 1)[1])
-                    answer = await _ask(port)
+                    answer = await _ask(options.near, port)
                     if answer is not None:
                         return port, answer
                 await asyncio.sleep(0.02)
@@ -217,9 +237,7 @@ async def _until_ready(process: subprocess.Popen[bytes], options: ServerOptions)
 
 async def _keep_alive(server: RunningServer, options: ServerOptions, children: _Children) -> None:
     """Start the server again, on the same port, whenever it has ended without being asked to."""
-    fixed = ServerOptions(
-        directory=options.directory, port=int(server.url.rsplit(":", 1)[1]), sync_interval=options.sync_interval
-    )
+    fixed = replace(options, port=server.port)
     while True:
         await asyncio.sleep(0.2)
         children.bury()
@@ -305,6 +323,31 @@ def _write_state(options: ServerOptions, pid: int) -> None:
 
 def _state_file(options: ServerOptions) -> Path:
     return options.directory / "server.json"
+
+
+def _configuration(options: ServerOptions) -> str:
+    return _CONFIGURATION.substitute(
+        name=_server_name(options),
+        host=_in_url(options.host),
+        port=options.port or -1,
+        directory=options.directory.resolve(),
+        authorization=f'authorization {{ token: "{options.token}" }}' if options.token else "",
+        sync_interval=options.sync_interval,
+    )
+
+
+def _as_configured(options: ServerOptions) -> bool:
+    """Whether the server was started with these settings; its port may have been the system's choice."""
+    kept = _configuration_file(options).read_text()
+    return kept in (_configuration(options), _configuration(replace(options, port=0)))
+
+
+def _configuration_file(options: ServerOptions) -> Path:
+    return options.directory / "nats.conf"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _server_name(options: ServerOptions) -> str:
