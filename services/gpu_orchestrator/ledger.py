@@ -4,7 +4,7 @@ free = total - driver - margin - for each claim max(claim, its processes' use) -
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.gpu_orchestrator.model import RAM, Claim, Device, Entry, Event, Ledger, Mark, Orphan, Process, Rules, Use
 
@@ -91,8 +91,8 @@ def _balanced(
     if free is not None and entry.total_mb is not None:
         left = entry.total_mb - entry.driver_mb - entry.margin_mb - foreign_mb - grown_mb - held
         free, short = max(0, left), max(0, -left)
-    return replace(
-        entry, uses=uses, foreign_mb=foreign_mb, grown_mb=grown_mb, held_mb=held, free_mb=free, short_mb=short
+    return entry._replace(
+        uses=uses, foreign_mb=foreign_mb, grown_mb=grown_mb, held_mb=held, free_mb=free, short_mb=short
     )
 
 

@@ -1,8 +1,9 @@
 """The nouns of the ledger: claims, what was measured, and what follows. Sizes are MiB, times monotonic seconds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 RAM = "RAM"
 """The machine's memory is a device of the ledger like each GPU, under this name."""
@@ -90,8 +91,7 @@ class Use:
         return (self.measured_mb or 0) > self.claim_mb
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """One device in the ledger. `free_mb` is None when it cannot be known; `attributed` says whether use is known by
     process; `grown_mb` is what more is used since the measurement, nobody knows yet by whom; `short_mb` is what more is
     promised and used than may be given. A device with a `problem` is not given to anybody."""
@@ -100,7 +100,7 @@ class Entry:
     total_mb: int | None
     margin_mb: int
     driver_mb: int = 0
-    uses: Mapping[str, Use] = field(default_factory=lambda: MappingProxyType({}))
+    uses: Mapping[str, Use] = MappingProxyType({})
     held_mb: int = 0
     ours_mb: int | None = None
     used_mb: int | None = None
@@ -111,9 +111,9 @@ class Entry:
     attributed: bool = True
     problem: str | None = None
     ill_until: float | None = None
-    marks: Mapping[int, Mark] = field(default_factory=lambda: MappingProxyType({}))
+    marks: Mapping[int, Mark] = MappingProxyType({})
     baseline_mb: int | None = None
-    owners: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    owners: Mapping[int, tuple[str, ...]] = MappingProxyType({})
     orphans: tuple[Orphan, ...] = ()
 
     @property
