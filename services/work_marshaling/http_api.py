@@ -10,12 +10,12 @@ from pydantic import AwareDatetime
 from starlette.responses import Response
 
 from libs.common.contracts.base import Identifier
+from libs.common.contracts.work_asked import AskedItem
 from libs.common.contracts.work_blacklist import Blacklist, BlacklistEntry, BlacklistNode
 from libs.common.contracts.work_events import RunAgain
 from libs.common.contracts.work_explained import WorkExplained
 from libs.common.contracts.work_leading import HandedRequest
 from libs.common.contracts.work_marshaling import (
-    AskedItem,
     CancelWork,
     SubmitAnswers,
     SubmitMany,

@@ -13,9 +13,9 @@ from libs.common.bus.codec import encode, malformed
 from libs.common.clock import Clock
 from libs.common.contracts.base import ErrorBody, Message
 from libs.common.contracts.streams import INLINE_MOST_BYTES
+from libs.common.contracts.work_asked import AskedItem
 from libs.common.contracts.work_log import Blacklisted
 from libs.common.contracts.work_marshaling import (
-    AskedItem,
     CancelWork,
     SubmitAnswer,
     SubmitAnswers,

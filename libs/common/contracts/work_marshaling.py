@@ -6,14 +6,7 @@ How these messages together never lose and never double an item: `docs/work-prot
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, StringConstraints
 
 from libs.common.contracts.base import (
     AttemptToken,
@@ -30,7 +23,7 @@ from libs.common.contracts.base import (
     Topic,
 )
 from libs.common.contracts.work_leading import FromLeader
-from libs.common.contracts.work_requirements import NO_REQUIREMENTS, JobMemory, Requirements, unknown_in
+from libs.common.contracts.work_requirements import NO_REQUIREMENTS, JobMemory, Requirements
 
 RESERVED_WORK_IDS = frozenset({"dead", "by-sequence", "submit", "submit-batch"})
 SERVER_PREFIX = "srv-"
@@ -93,25 +86,6 @@ class WorkItem(Message):
     refuse_unsatisfiable: bool = Field(
         False, description="refuse it when no node that is known could ever run it, instead of waiting for one"
     )
-
-
-class AskedItem(WorkItem):
-    """A work item as it comes to the REST door, whose receipt names what was ignored in it."""
-
-    _unknown: tuple[str, ...] = PrivateAttr(())
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _note_what_is_ignored(cls, told: Any, read: ModelWrapValidatorHandler["AskedItem"]) -> "AskedItem":
-        found = read(told)
-        if isinstance(told, dict):
-            found._unknown = unknown_in(cls, told)
-        return found
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """Its fields that do not exist."""
-        return self._unknown
 
 
 class WorkBatch(Message):
