@@ -28,6 +28,7 @@ import psutil
 from benchmarks.registry import report, until_good
 from benchmarks.reservers import Ask, Crowd, Observer, over_http, over_nats
 from libs.common.bus.nats.server import ServerOptions, nats_server
+from libs.common.kit.runner import run_on_uvloop
 from tests.nvml import machines
 from tests.nvml.machines import Machine
 from tests.nvml.simulator import Simulator, build
@@ -210,7 +211,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        measured = asyncio.run(measure(asked.seconds, asked.reservers, Path(directory)))
+        measured = run_on_uvloop(measure(asked.seconds, asked.reservers, Path(directory)))
     told = {"reservers": asked.reservers, "seconds": asked.seconds, "load_average": os.getloadavg()[0], **measured}
     if asked.json is not None:
         asked.json.write_text(json.dumps(told, indent=2) + "\n")

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import nats
+from nats.micro.request import ERROR_CODE_HEADER
 
+from libs.common.bus.nats.transport import connect
 from tests.nvml.machines import Machine
 
 Ask = Callable[[str, dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
@@ -104,12 +105,13 @@ class Crowd:
 
 @asynccontextmanager
 async def over_nats(url: str, node_token: str) -> AsyncIterator[Ask]:
-    async with await nats.connect(url) as client:
+    async with connect(url, name="reservers") as client:
 
         async def ask(what: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-            reply = await client.request(f"compute.gpu.{what}.v1.{node_token}", json.dumps(body).encode(), timeout=30)
-            failed = (reply.headers or {}).get("Nats-Service-Error-Code")
-            return int(failed) if failed else 200, json.loads(reply.data)
+            subject = f"compute.gpu.{what}.v1.{node_token}"
+            reply = await client.request(subject, json.dumps(body).encode(), {}, timeout=30)
+            failed = reply.headers.get(ERROR_CODE_HEADER)
+            return int(failed) if failed else 200, json.loads(reply.payload)
 
         yield ask
 
