@@ -124,6 +124,10 @@ class Archiving:
         except MeshError as error:
             log.debug("archive_away", reason=error.message)
 
+    def untried(self) -> bool:
+        """Whether the archive was not asked for the first time yet."""
+        return self._writer.untried
+
     def problem(self) -> str | None:
         lost = f"; {self._lost} events were lost, for too many waited" if self._lost else ""
         reason = self._writer.problem() or self._archive.problem()

@@ -1,7 +1,7 @@
 """The only place where the registry's parts meet."""
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from libs.common.archive.migrations import read_schema
 from libs.common.archive.writer import ArchiveWriter
 from libs.common.contracts.streams import NODE_REGISTRY
 from libs.common.kit.loops import every
-from libs.common.kit.service import Check, Degraded, Platform, Service
+from libs.common.kit.service import Platform, Service, degraded_while
 from libs.common.kit.settings import load
 from services.node_registry import http_api, nats_api
 from services.node_registry.administration import Administration
@@ -80,7 +80,10 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
             administration.follow,
         ],
         router=http_api.router(registry, administration, publishing),
-        checks={"archive": _degraded(archiving.problem), "nodes": _degraded(lambda: registry.full)},
+        checks={
+            "archive": degraded_while(archiving.problem, untried=archiving.untried),
+            "nodes": degraded_while(lambda: registry.full),
+        },
     )
 
 
@@ -100,13 +103,3 @@ async def _leaving_in_order(election: Election, writer: ArchiveWriter) -> AsyncI
     """What is known is archived, then the next registry may begin."""
     async with election.released(), writer.draining(DRAIN_SECONDS):
         yield
-
-
-def _degraded(problem: Callable[[], str | None]) -> Check:
-    """The registry works on without this."""
-
-    async def check() -> str | None:
-        reason = problem()
-        return None if reason is None else Degraded(reason)
-
-    return check

@@ -120,6 +120,10 @@ class Archiving:
         oldest = next(iter(self._places.values()), None)
         return 0.0 if oldest is None else max(0.0, (self._clock.now() - oldest.at).total_seconds())
 
+    def untried(self) -> bool:
+        """Whether the archive was not asked for the first time yet."""
+        return self.writer.untried
+
     def problem(self) -> str | None:
         """Why finished work waits. Everything else goes on."""
         return self._stuck or self.writer.problem() or self._archive.problem()

@@ -74,6 +74,11 @@ class ArchiveWriter:
         """How many rows are still to be written."""
         return len(self._waiting)
 
+    @property
+    def untried(self) -> bool:
+        """Whether nothing is known yet: neither that its tables are there nor why not."""
+        return not self._prepared and self._problem is None
+
     def problem(self) -> str | None:
         """Why rows wait, and that some were put aside; None when all are written. Fit for a check: the service works
         on, degraded."""

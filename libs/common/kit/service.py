@@ -34,10 +34,12 @@ class Remark(str):
     __slots__ = ()
 
 
-def degraded_while(problem: Callable[[], str | None]) -> Check:
-    """A check of something that a service works on without, such as the archive."""
+def degraded_while(problem: Callable[[], str | None], *, untried: Callable[[], bool] = lambda: False) -> Check:
+    """A check of something that a service works on without, such as the archive; it only waits for the first try."""
 
     async def check() -> str | None:
+        if untried():
+            return "it is being asked for the first time"
         reason = problem()
         return None if reason is None else Degraded(reason)
 

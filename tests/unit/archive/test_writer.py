@@ -116,6 +116,20 @@ async def test_the_problem_is_told_before_there_is_a_row_to_write():
     assert writer.problem() == "not yet (0 rows wait)"
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_an_archive_is_untried_until_its_tables_are_there_or_it_is_known_why_not(away: bool):
+    archive = MemoryArchive()
+    if away:
+        archive.go_away("not yet")
+    writer = ArchiveWriter(archive, SCHEMA, ManualClock())
+    assert writer.untried
+
+    async with running(writer):
+        await settled()
+
+    assert not writer.untried
+
+
 async def test_what_has_no_room_is_refused_whole():
     writer = ArchiveWriter(MemoryArchive(), SCHEMA, SystemClock(), most_rows=3)
 

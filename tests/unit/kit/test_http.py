@@ -106,6 +106,15 @@ async def test_a_degraded_service_is_ready_and_says_what_is_wrong() -> None:
     assert answer.json() == {"ready": True, "checks": {"archive": "degraded: the archive is away", "other": "ok"}}
 
 
+async def test_a_service_is_not_ready_before_it_tried_what_it_can_work_without() -> None:
+    tried: list[str] = []
+    check = degraded_while(lambda: None, untried=lambda: not tried)
+
+    assert (await readiness({"archive": check})).ready is False
+    tried.append("the archive")
+    assert (await readiness({"archive": check})).ready is True
+
+
 async def test_a_check_that_hangs_does_not_hang_readiness() -> None:
     async def hangs() -> str | None:
         await asyncio.Event().wait()
