@@ -110,10 +110,7 @@ def build(platform: Platform, settings: Settings | None = None) -> Service:
         subscriptions=partial(nats_api.open_door, marshaling, asking, explanations, hearing, handing, bus),
         loops=_loops(bus, clock, leading, submissions, archiving),
         router=router,
-        checks={
-            "leader": marshaling.problem,
-            "archive": degraded_while(archiving.problem, untried=archiving.untried),
-        },
+        checks={"leader": marshaling.problem, "archive": degraded_while(archiving.problem, untried=archiving.untried)},
     )
 
 
